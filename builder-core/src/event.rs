@@ -1,0 +1,156 @@
+//! What a build tells while it runs. The library never prints.
+
+use std::time::Duration;
+
+use crate::dockerfile::Finding;
+use crate::oci::{BlobDigest, DiffId};
+
+/// Receives build events from any thread. Must return quickly: workers wait for it.
+pub trait Observer: Sync + Send {
+    /// One event.
+    fn event(&self, event: Event<'_>);
+}
+
+/// An observer that drops everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _event: Event<'_>) {}
+}
+
+/// Number of a step within one build, in plan order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepId(pub usize);
+
+/// Which output of a process a line came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Direction and kind of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transfer {
+    /// From a registry or layout.
+    Pull,
+    /// Into a registry, layout or archive.
+    Push,
+    /// Bytes of a new layer going through the compressor.
+    Compress,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The plan is made; `steps` is the number of steps that follow.
+    Planned {
+        /// Number of steps.
+        steps: usize,
+        /// Number of stages that are built.
+        stages: usize,
+    },
+    /// A base image is known.
+    BaseResolved {
+        /// As the Dockerfile names it, normalised.
+        reference: &'a str,
+        /// Digest of its manifest.
+        digest: BlobDigest,
+    },
+    /// A lint rule or the planner found something.
+    Warning {
+        /// The finding.
+        finding: &'a Finding,
+        /// First line, counted from 1.
+        line: usize,
+    },
+    /// Something the user should know that has no place in the Dockerfile.
+    Notice {
+        /// One sentence.
+        message: &'a str,
+    },
+    /// A step begins (or is found in the cache at once).
+    StepStarted {
+        /// Which.
+        step: StepId,
+        /// `[stage 2/5] RUN make`
+        title: &'a str,
+    },
+    /// Why a step was not found in the cache.
+    CacheMiss {
+        /// Which.
+        step: StepId,
+        /// One line: what changed.
+        reason: &'a str,
+    },
+    /// A line of a RUN's output, without its line end; not necessarily UTF-8.
+    Output {
+        /// Which.
+        step: StepId,
+        /// Which output.
+        stream: Stream,
+        /// The bytes.
+        line: &'a [u8],
+    },
+    /// A step ended well.
+    StepFinished {
+        /// Which.
+        step: StepId,
+        /// Whether its result came from the cache.
+        cached: bool,
+        /// Its layer, if it has one.
+        layer: Option<DiffId>,
+        /// Wall time from start to end.
+        elapsed: Duration,
+    },
+    /// A step failed; the error itself is the result of the build.
+    StepFailed {
+        /// Which.
+        step: StepId,
+        /// Wall time from start to end.
+        elapsed: Duration,
+    },
+    /// A step was ended or never begun because another failed or the build was cancelled.
+    StepCancelled {
+        /// Which.
+        step: StepId,
+    },
+    /// Bytes of a blob moved.
+    Progress {
+        /// Direction.
+        transfer: Transfer,
+        /// What is moved: a digest, or a step's title for a layer being compressed.
+        id: &'a str,
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all, if known.
+        total: Option<u64>,
+    },
+    /// A blob needed no transfer.
+    Exists {
+        /// Direction.
+        transfer: Transfer,
+        /// Digest.
+        id: &'a str,
+    },
+    /// Something was tried again.
+    Retry {
+        /// What, for people.
+        what: &'a str,
+        /// Which attempt comes next, counted from 1.
+        attempt: u32,
+        /// How long it waits before.
+        delay: Duration,
+    },
+    /// An output is complete.
+    Exported {
+        /// Reference, path or `-`.
+        target: &'a str,
+        /// Digest of the manifest or index; `None` for file exporters.
+        digest: Option<BlobDigest>,
+    },
+}

@@ -1,0 +1,1 @@
+//! The distribution protocol over [`crate::http`]; blobs as streams.

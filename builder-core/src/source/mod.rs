@@ -1,0 +1,1 @@
+//! Name + platform → resolved base image, from a registry, a layout directory or `scratch`.
