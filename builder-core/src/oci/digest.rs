@@ -58,7 +58,7 @@ impl fmt::Debug for Sha256 {
 }
 
 /// A running SHA-256.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Hasher(sha2::Sha256);
 
 impl Hasher {
