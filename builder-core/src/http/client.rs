@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use reqwest::header::{HeaderName, HeaderValue};
 use url::Url;
@@ -9,7 +10,7 @@ use url::Url;
 use super::body::{Uploaded, stopped, upload};
 use super::error::{find_cause, innermost};
 use super::request::{HeaderText, RequestBody};
-use super::retry::{is_temporary, retry_after, sleep};
+use super::retry::{is_temporary, sleep};
 use super::runtime::Runtime;
 use super::{BodyReader, ClientOptions, HostOptions, HttpError, Method, Request, Response, redacted, tls};
 use crate::cancel::Cancel;
@@ -78,6 +79,17 @@ impl Client {
         Err(HttpError::RedirectLoop { url: redacted(&first), limit: REDIRECT_LIMIT })
     }
 
+    /// Tells about a retry and sleeps before it; for callers that repeat what [`Client::send`] cannot.
+    ///
+    /// # Errors
+    /// [`HttpError::Cancelled`]
+    pub fn pause(&self, url: &Url, attempt: u32, delay: Duration, cancel: &Cancel) -> Result<(), HttpError> {
+        if let Some(notice) = &self.inner.options.on_retry {
+            notice.0(&redacted(url), attempt, delay);
+        }
+        if sleep(delay, cancel) { Ok(()) } else { Err(HttpError::Cancelled) }
+    }
+
     /// One URL, several attempts.
     fn send_hop(&self, request: &mut Request<'_>, cancel: &Cancel) -> Result<Response, HttpError> {
         let options = &self.inner.options;
@@ -85,9 +97,7 @@ impl Client {
         loop {
             let result = self.attempt(request, attempt, cancel);
             let asked = match &result {
-                Ok(response) if is_temporary(response.status) => {
-                    retry_after(response.header("Retry-After"), response.header("Date"))
-                }
+                Ok(response) if is_temporary(response.status) => response.retry_after(),
                 Err(error) if error.is_temporary() => None,
                 _ => return result,
             };
@@ -97,12 +107,7 @@ impl Client {
             };
             drop(result);
             attempt += 1;
-            if let Some(notice) = &options.on_retry {
-                notice.0(&redacted(&request.url), attempt, delay);
-            }
-            if !sleep(delay, cancel) {
-                return Err(HttpError::Cancelled);
-            }
+            self.pause(&request.url, attempt, delay, cancel)?;
         }
     }
 

@@ -32,6 +32,7 @@ pub use client::{Client, is_loopback};
 pub use error::HttpError;
 pub use options::{ClientOptions, HostOptions, ProxyOptions, RetryNotice, RetryOptions, Timeouts};
 pub use request::{Method, Request, Response};
+pub(crate) use request::{basic, excerpt};
 pub use secret::{Secret, redacted};
 
 pub use url::Url;

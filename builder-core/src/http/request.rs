@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io::Read;
+use std::time::Duration;
 
 use url::Url;
 
 use super::error::HttpError;
+use super::retry::retry_after;
 use super::{BodyReader, Secret, redacted};
 
 /// Bytes of an error body that are quoted.
@@ -166,6 +168,11 @@ impl Response {
     /// How often the last hop was tried.
     pub fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// How long the server asks to wait before the next attempt.
+    pub fn retry_after(&self) -> Option<Duration> {
+        retry_after(self.header("Retry-After"), self.header("Date"))
     }
 
     /// Announced length of the body in bytes.

@@ -1,0 +1,10 @@
+//! Who we are to a registry: credentials from the user's configuration, challenges, tokens.
+
+mod challenge;
+mod config;
+mod helper;
+mod token;
+
+pub(super) use challenge::Challenge;
+pub use config::{Credential, CredentialOptions, Credentials, Identity};
+pub(super) use token::{Scopes, Token, TokenRequest};
