@@ -4,6 +4,8 @@
 
 mod tree;
 mod trees;
+mod users;
 
 pub use tree::*;
 pub use trees::*;
+pub use users::*;

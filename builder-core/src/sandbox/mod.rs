@@ -3,6 +3,8 @@
 //! Architecture invariant: Dockerfiles, layers and network protocols are not known here; all system calls that need
 //! `unsafe` are in [`sys`].
 
+pub mod users;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
