@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What the tests of the built binary share: the conformance corpus with its comparer, a real registry, and finding and
+//! running `slipway` itself.
+//!
+//! Nothing here links `builder-core`: what these tests know of an image they read from its bytes, so that a mistake in
+//! slipway's own reader cannot hide one in its writer.
+
+pub mod conformance;
+pub mod process;
+pub mod registry;
+pub mod slipway;
+pub mod user;
