@@ -2,10 +2,18 @@
 //!
 //! Architecture invariant: who runs in a tree, and what a change becomes in a layer, is not known here.
 
+mod attributes;
+mod listing;
+mod remove;
+mod resolve;
+mod sparse;
+mod stat;
 mod tree;
 mod trees;
 mod users;
 
+pub use listing::{ListError, Listed, Listing, path_order};
+pub use resolve::clean;
 pub use tree::*;
 pub use trees::*;
 pub use users::*;

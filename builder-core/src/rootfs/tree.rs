@@ -3,8 +3,18 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
+use rustix::io::Errno;
+
+use super::attributes::{Handle, Target, is_overlays_own, tolerate};
+use super::remove::remove_entry;
+use super::resolve::{Dir, PLACE, Root};
+use super::sparse::write_sparse;
+use super::stat::Stat;
 
 /// Kind of a file, without its permission bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +36,7 @@ pub enum FileKind {
 }
 
 /// What `lstat` says, with pretended owners and devices in place of real ones where ids are recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metadata {
     /// Kind.
     pub kind: FileKind,
@@ -82,9 +92,11 @@ pub enum NewFile<'a> {
 ///
 /// All paths are of the image: a leading `/` is the tree's root, `..` and symbolic links never leave it. Unless said
 /// otherwise parents are followed and the last component is not. Not kept open: any descriptor but the root's.
+///
+/// Attributes in which overlayfs keeps its state (`trusted.overlay.*`, `user.overlay.*`) are neither shown nor set.
 #[derive(Debug)]
 pub struct Rootfs {
-    _root: OwnedFd,
+    root: Root,
 }
 
 impl Rootfs {
@@ -92,13 +104,20 @@ impl Rootfs {
     ///
     /// # Errors
     /// If it is not a directory that can be opened.
-    pub fn open(_directory: &Path) -> io::Result<Self> {
-        todo!()
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self::from_fd(rustix::fs::open(directory, flags, Mode::empty())?))
     }
 
-    /// The root directory itself, for `sandbox` to mount.
+    /// Takes a directory or detached mount that is open already.
+    pub(super) fn from_fd(fd: OwnedFd) -> Self {
+        Self { root: Root::new(fd) }
+    }
+
+    /// The root directory itself, for `sandbox` to mount. In overlay mode it is a detached mount (fsmount(2)), which
+    /// kernels before 6.15 let nobody copy, only move (move_mount(2)).
     pub fn root_fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.root.fd()
     }
 
     /// Follows every symbolic link in `path`, the last one only if `follow_last`, and gives the plain path within the
@@ -106,56 +125,131 @@ impl Rootfs {
     ///
     /// # Errors
     /// `ELOOP` after 40 links (path_resolution(7)), `ENOTDIR`, `EACCES`.
-    pub fn resolve(&self, _path: &Path, _follow_last: bool) -> io::Result<PathBuf> {
-        todo!()
+    pub fn resolve(&self, path: &Path, follow_last: bool) -> io::Result<PathBuf> {
+        self.root.resolve(path, follow_last)
     }
 
     /// Metadata of `path` itself.
     ///
     /// # Errors
     /// `NotFound` and what the kernel says.
-    pub fn lstat(&self, _path: &Path) -> io::Result<Metadata> {
-        todo!()
+    pub fn lstat(&self, path: &Path) -> io::Result<Metadata> {
+        Ok(self.stat_place(path, PLACE | OFlags::NOFOLLOW)?.metadata())
     }
 
     /// Metadata of what `path` leads to.
     ///
     /// # Errors
     /// `NotFound` and what the kernel says.
-    pub fn stat(&self, _path: &Path) -> io::Result<Metadata> {
-        todo!()
+    pub fn stat(&self, path: &Path) -> io::Result<Metadata> {
+        Ok(self.stat_place(path, PLACE)?.metadata())
+    }
+
+    fn stat_place(&self, path: &Path, flags: OFlags) -> io::Result<Stat> {
+        let place = self.root.open(path, flags, Mode::empty())?;
+        Ok(self.shown(Stat::of(&place)?))
+    }
+
+    /// Opens a place for the other parts of this module.
+    pub(super) fn open_place(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        self.root.open(path, flags, mode)
+    }
+
+    /// What the image sees of a file.
+    #[allow(clippy::unused_self, reason = "recorded owners will be looked up here")]
+    pub(super) fn shown(&self, stat: Stat) -> Stat {
+        stat
     }
 
     /// Text of a symbolic link.
     ///
     /// # Errors
     /// `InvalidInput` if it is not one.
-    pub fn read_link(&self, _path: &Path) -> io::Result<PathBuf> {
-        todo!()
+    pub fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        let place = self.root.open(path, PLACE | OFlags::NOFOLLOW, Mode::empty())?;
+        match rustix::fs::readlinkat(&place, "", Vec::new()) {
+            Ok(text) => Ok(OsString::from_vec(text.into_bytes()).into()),
+            // readlinkat(2) on a descriptor says ENOENT for what is not a link.
+            Err(Errno::NOENT | Errno::INVAL) => Err(Errno::INVAL.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Names in a directory in byte order, with kinds; `path` is followed.
     ///
     /// # Errors
     /// `NotADirectory` and what the kernel says.
-    pub fn read_dir(&self, _path: &Path) -> io::Result<Vec<(OsString, FileKind)>> {
-        todo!()
+    pub fn read_dir(&self, path: &Path) -> io::Result<Vec<(OsString, FileKind)>> {
+        let dir = self.root.open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        let mut names = Vec::new();
+        let mut buffer = Vec::with_capacity(32 * 1024);
+        let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let kind = match FileKind::of(entry.file_type()) {
+                Some(kind) => kind,
+                // Some file systems do not store kinds in directories.
+                None => match Stat::entry(&dir, name) {
+                    Ok(stat) => stat.kind,
+                    Err(Errno::NOENT) => continue,
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            names.push((name.to_owned(), kind));
+        }
+        names.sort_unstable();
+        Ok(names)
     }
 
     /// Opens a regular file for reading; the last component is not followed, and never blocks on a fifo or device.
     ///
     /// # Errors
-    /// `NotFound` and what the kernel says.
-    pub fn open_file(&self, _path: &Path) -> io::Result<File> {
-        todo!()
+    /// `NotFound` and what the kernel says; `InvalidInput` if it is not a regular file.
+    pub fn open_file(&self, path: &Path) -> io::Result<File> {
+        let Some((dir, name)) = self.root.parent(path)? else { return Err(Errno::INVAL.into()) };
+        // Looked at first, because opening a device is already an action.
+        if Stat::entry(&dir, &name)?.kind != FileKind::File {
+            return Err(Errno::INVAL.into());
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&dir, &*name, flags, Mode::empty())?.into())
     }
 
     /// Extended attributes of `path` itself, sorted by name, without those that the tree uses for its own ends.
     ///
     /// # Errors
     /// What the kernel says, except that a file system without attributes has none.
-    pub fn xattrs(&self, _path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-        todo!()
+    pub fn xattrs(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+        self.handle(path)?.target().xattrs()
+    }
+
+    /// One extended attribute of `path` itself, by full name; `None` if it is not set.
+    ///
+    /// # Errors
+    /// What the kernel says, except that a file system without attributes has none.
+    pub fn xattr(&self, path: &Path, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        if is_overlays_own(name) {
+            return Ok(None);
+        }
+        self.handle(path)?.target().xattr(name)
+    }
+
+    fn handle(&self, path: &Path) -> io::Result<Handle> {
+        let (dir, name) = self.place(path)?;
+        let kind = if name.is_empty() { FileKind::Directory } else { Stat::entry(&dir, &name)?.kind };
+        Ok(Handle::entry(&dir, &name, kind)?)
+    }
+
+    /// Parent and name; the name is empty for the root itself.
+    fn place<'p>(&self, path: &'p Path) -> io::Result<(Dir<'_>, std::borrow::Cow<'p, OsStr>)> {
+        Ok(match self.root.parent(path)? {
+            Some(place) => place,
+            None => (Dir::Root(self.root.fd()), OsStr::new("").into()),
+        })
     }
 
     /// Creates `path`, replacing whatever is there unless both are directories (then attributes are applied to it).
@@ -163,62 +257,242 @@ impl Rootfs {
     ///
     /// # Errors
     /// `NotFound` if the parent is missing, `DirectoryNotEmpty` never: a directory in the way is removed whole.
-    pub fn create(&self, _path: &Path, _file: NewFile<'_>, _attributes: &Attributes) -> io::Result<()> {
-        todo!()
+    pub fn create(&self, path: &Path, file: NewFile<'_>, attributes: &Attributes) -> io::Result<()> {
+        let Some((dir, name)) = self.root.parent(path)? else {
+            return match file {
+                NewFile::Directory => self.set_attributes(path, attributes),
+                _ => Err(Errno::BUSY.into()),
+            };
+        };
+        self.create_at(&dir, &name, file, attributes)
+    }
+
+    /// Like [`Rootfs::create`] in an open directory.
+    pub(super) fn create_at(
+        &self,
+        dir: &impl AsFd,
+        name: &OsStr,
+        file: NewFile<'_>,
+        attributes: &Attributes,
+    ) -> io::Result<()> {
+        let kind = file.kind();
+        match file {
+            NewFile::File(data) => {
+                let fd = replacing(dir, name, || new_file(dir, name))?;
+                let file = File::from(fd);
+                let written = write_sparse(data, &file)
+                    .and_then(|()| apply(Target::Open(file.as_fd()), kind, attributes, Existing::New));
+                if written.is_err() {
+                    // Half a file is worse than none. If even this fails, the first error says more.
+                    _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+                }
+                return written;
+            }
+            NewFile::Directory => match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => {
+                    if Stat::entry(dir, name)?.kind == FileKind::Directory {
+                        let handle = Handle::entry(dir, name, kind)?;
+                        return apply(handle.target(), kind, attributes, Existing::Changed);
+                    }
+                    replacing(dir, name, || rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)))?;
+                }
+                Err(error) => return Err(error.into()),
+            },
+            NewFile::Symlink(text) => replacing(dir, name, || rustix::fs::symlinkat(text, dir, name))?,
+            NewFile::Fifo => make_node(dir, name, FileType::Fifo, (0, 0))?,
+            NewFile::CharDevice(major, minor) => make_node(dir, name, FileType::CharacterDevice, (major, minor))?,
+            NewFile::BlockDevice(major, minor) => make_node(dir, name, FileType::BlockDevice, (major, minor))?,
+        }
+        let handle = Handle::entry(dir, name, kind)?;
+        apply(handle.target(), kind, attributes, Existing::New)
     }
 
     /// Opens the regular file `path` for writing from its beginning without replacing it (same inode), following a
     /// symbolic link at the end; created 0644 if missing.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub fn overwrite(&self, _path: &Path) -> io::Result<File> {
-        todo!()
+    /// What the kernel says; `InvalidInput` if it is neither missing nor a regular file.
+    pub fn overwrite(&self, path: &Path) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match self.stat_place(path, PLACE) {
+            Ok(stat) if stat.kind == FileKind::File => {
+                Ok(self.root.open(path, flags | OFlags::TRUNC, Mode::empty())?.into())
+            }
+            Ok(_) => Err(Errno::INVAL.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let fd = self.root.open(path, flags | OFlags::CREATE, Mode::from_raw_mode(0o644))?;
+                let attributes = Attributes::default();
+                apply(Target::Open(fd.as_fd()), FileKind::File, &attributes, Existing::New)?;
+                Ok(fd.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    /// Makes `path` a hard link to `existing`; replaces what is there.
+    /// Makes `path` a hard link to `existing`; replaces what is there. Neither last component is followed.
     ///
     /// # Errors
-    /// `NotFound` if `existing` is missing.
-    pub fn hard_link(&self, _existing: &Path, _path: &Path) -> io::Result<()> {
-        todo!()
+    /// `NotFound` if `existing` is missing; `PermissionDenied` if it is a directory.
+    pub fn hard_link(&self, existing: &Path, path: &Path) -> io::Result<()> {
+        let (Some((from, old)), Some((to, new))) = (self.root.parent(existing)?, self.root.parent(path)?) else {
+            return Err(Errno::PERM.into());
+        };
+        match rustix::fs::linkat(&from, &*old, &to, &*new, AtFlags::empty()) {
+            Err(Errno::EXIST) => {}
+            other => return Ok(other?),
+        }
+        let (source, target) = (Stat::entry(&from, &old)?, Stat::entry(&to, &new)?);
+        if source.kind == FileKind::Directory {
+            return Err(Errno::PERM.into());
+        }
+        if source.inode == target.inode && target.kind == source.kind {
+            return Ok(());
+        }
+        remove_entry(&to, &new)?;
+        Ok(rustix::fs::linkat(&from, &*old, &to, &*new, AtFlags::empty())?)
     }
 
     /// Creates missing directories down to `path`, following links, each with `attributes`; returns those it made.
     ///
     /// # Errors
     /// `NotADirectory` if something else is in the way.
-    pub fn create_dir_all(&self, _path: &Path, _attributes: &Attributes) -> io::Result<Vec<PathBuf>> {
-        todo!()
+    pub fn create_dir_all(&self, path: &Path, attributes: &Attributes) -> io::Result<Vec<PathBuf>> {
+        let plain = self.root.resolve(path, true)?;
+        let mut missing = Vec::new();
+        for ancestor in plain.ancestors() {
+            match self.stat_place(ancestor, PLACE | OFlags::NOFOLLOW) {
+                Ok(stat) if stat.kind == FileKind::Directory => break,
+                Ok(_) => return Err(Errno::NOTDIR.into()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(ancestor.to_owned()),
+                Err(error) => return Err(error),
+            }
+        }
+        missing.reverse();
+        for directory in &missing {
+            self.create(directory, NewFile::Directory, attributes)?;
+        }
+        Ok(missing)
     }
 
     /// Changes attributes of `path` itself.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn set_attributes(&self, _path: &Path, _attributes: &Attributes) -> io::Result<()> {
-        todo!()
+    pub fn set_attributes(&self, path: &Path, attributes: &Attributes) -> io::Result<()> {
+        let (dir, name) = self.place(path)?;
+        self.set_attributes_at(&dir, &name, attributes)
     }
 
-    /// Removes `path` and all below it; missing is fine.
+    /// Like [`Rootfs::set_attributes`] in an open directory, or of the directory itself if the name is empty.
+    pub(super) fn set_attributes_at(&self, dir: &impl AsFd, name: &OsStr, attributes: &Attributes) -> io::Result<()> {
+        let kind = if name.is_empty() { FileKind::Directory } else { Stat::entry(dir, name)?.kind };
+        let handle = Handle::entry(dir, name, kind)?;
+        apply(handle.target(), kind, attributes, Existing::Changed)
+    }
+
+    /// Removes `path` and all below it; missing is fine. Of the root itself only the content goes.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn remove(&self, _path: &Path) -> io::Result<()> {
-        todo!()
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        match self.root.parent(path) {
+            Ok(Some((dir, name))) => remove_entry(&dir, &name),
+            Ok(None) => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                super::remove::remove_content(self.root.open(Path::new("/"), flags, Mode::empty())?)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads a small file, following links: `/etc/passwd` and the like.
     ///
     /// # Errors
     /// `NotFound`; `InvalidData` if it is not a regular file or is longer than `limit` bytes.
-    pub fn read_small(&self, _path: &Path, _limit: u64) -> io::Result<Vec<u8>> {
-        todo!()
+    pub fn read_small(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        let stat = self.stat_place(path, PLACE)?;
+        if stat.kind != FileKind::File || stat.size > limit {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let file = File::from(self.root.open(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?);
+        let mut bytes = Vec::new();
+        if file.take(limit.saturating_add(1)).read_to_end(&mut bytes)? as u64 > limit {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(bytes)
     }
 }
 
-/// Joins and cleans lexically: `.` and `..` and double slashes vanish, the result begins with `/`.
-pub fn clean(path: &OsStr) -> PathBuf {
-    let _ = path;
-    todo!()
+impl NewFile<'_> {
+    fn kind(&self) -> FileKind {
+        match self {
+            Self::File(_) => FileKind::File,
+            Self::Directory => FileKind::Directory,
+            Self::Symlink(_) => FileKind::Symlink,
+            Self::Fifo => FileKind::Fifo,
+            Self::CharDevice(..) => FileKind::CharDevice,
+            Self::BlockDevice(..) => FileKind::BlockDevice,
+        }
+    }
 }
+
+/// Whether attributes that are not given have a default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// Just made: 0:0, 0644 or 0755.
+    New,
+    /// Was there: left alone.
+    Changed,
+}
+
+/// Applies attributes in the order in which none undoes another: a change of owner clears setuid, setgid and file
+/// capabilities (chown(2), capabilities(7)); the time comes last.
+pub(super) fn apply(target: Target<'_>, kind: FileKind, attributes: &Attributes, existing: Existing) -> io::Result<()> {
+    let new = existing == Existing::New;
+    // A directory with setgid passes its group on, so even a new file of our own is not surely 0:0.
+    if let Some((uid, gid)) = attributes.owner.or(new.then_some((0, 0))) {
+        target.chown(uid, gid)?;
+    }
+    // The umask has been at work on new files.
+    let default = if kind == FileKind::Directory { 0o755 } else { 0o644 };
+    if let Some(mode) = attributes.mode.or(new.then_some(default)) {
+        target.chmod(mode)?;
+    }
+    for (name, value) in &attributes.xattrs {
+        if !is_overlays_own(name) {
+            tolerate(name, target.set_xattr(name, value))?;
+        }
+    }
+    if let Some(mtime) = attributes.mtime {
+        target.set_mtime(mtime)?;
+    }
+    Ok(())
+}
+
+/// Makes something under a name; what has the name already gives way.
+pub(super) fn replacing<T>(dir: &impl AsFd, name: &OsStr, make: impl Fn() -> rustix::io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(Errno::EXIST) => {
+            remove_entry(dir, name)?;
+            Ok(make()?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Opens a file that must not exist, for writing.
+pub(super) fn new_file(dir: &impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
+}
+
+fn make_node(dir: &impl AsFd, name: &OsStr, kind: FileType, (major, minor): (u32, u32)) -> io::Result<()> {
+    let device = rustix::fs::makedev(major, minor);
+    replacing(dir, name, || rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(0o600), device))
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::Rootfs;
+use super::{ListError, Listing, Rootfs};
 use crate::cancel::Cancel;
 use crate::oci::{ChainId, Descriptor, DiffId};
 
@@ -169,6 +169,39 @@ impl WorkTree {
 impl TreeStep<'_> {
     /// The tree to change.
     pub fn rootfs(&self) -> &Rootfs {
+        todo!()
+    }
+
+    /// Overlay mode: the raw upper directory: what the step wrote, with whiteouts as character devices 0:0 and opaque
+    /// directories marked by the attribute that [`TreeStep::is_opaque`] reads. `None` in directory mode.
+    pub fn upper(&self) -> Option<&Rootfs> {
+        todo!()
+    }
+
+    /// Overlay mode: the tree before the step, read-only. `None` in directory mode.
+    pub fn lower(&self) -> Option<&Rootfs> {
+        todo!()
+    }
+
+    /// Overlay mode: whether this directory of [`TreeStep::upper`] hides everything below it in the lower layers.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn is_opaque(&self, _path: &Path) -> io::Result<bool> {
+        todo!()
+    }
+
+    /// Directory mode: everything in the tree before the step. `None` in overlay mode.
+    pub fn before(&self) -> Option<&Listing> {
+        todo!()
+    }
+
+    /// Directory mode: everything in the tree now. Kept as the next step's [`TreeStep::before`], so nothing may change
+    /// after the last call before [`TreeStep::commit`].
+    ///
+    /// # Errors
+    /// The first path that could not be examined.
+    pub fn scan(&self) -> Result<std::sync::Arc<Listing>, ListError> {
         todo!()
     }
 
