@@ -1,19 +1,68 @@
-//! `.dockerignore` patterns (checklist D-03 to D-05).
+//! `.dockerignore` patterns (checklist D-01 to D-07), also used for `--exclude` and `--parents`.
+//!
+//! The rules are those of moby's pattern matcher, its corners included, because the ignore files of the world are
+//! written against it: a pattern is exact, a prefix (`x/**`), a suffix (`**/x`) or else what its translation into a
+//! regular expression of Go means. [`regex`] reads that translation into the automaton of [`super::glob`], which
+//! cannot backtrack.
+//!
+//! # Limitations
+//! In patterns with a backslash before a letter, moby's translation hands the pair to the regular expression: `\d` is
+//! a digit there, and here. `\A`, `\b`, `\B`, `\z`, `\Q` and `\p` mean positions and classes that nobody asks an
+//! ignore file for; patterns with them match nothing here.
+
+mod file;
+mod regex;
+
+pub use file::{IgnoreFile, IgnoreFileError, find_ignore_file};
+
+use super::glob::{Glob, wildcard};
 
 /// A list of patterns; the last match decides.
 #[derive(Debug, Clone, Default)]
 pub struct Patterns {
-    _private: (),
+    patterns: Vec<Pattern>,
 }
 
 /// A pattern that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct IgnoreError {
-    /// Line in the ignore file, counted from 1.
+    /// Line in the ignore file (or position in a list of patterns), counted from 1.
     pub line: usize,
     /// BuildKit's words.
     pub reason: String,
+}
+
+#[derive(Debug, Clone)]
+struct Pattern {
+    /// Begins with `!`: brings back what earlier patterns matched.
+    exception: bool,
+    rule: Rule,
+}
+
+#[derive(Debug, Clone)]
+enum Rule {
+    Exact(Vec<u8>),
+    /// `x/**`: what begins with `x/`.
+    Prefix(Vec<u8>),
+    /// `**x`: what ends with `x`, or is `x` without its leading slash.
+    Suffix(Vec<u8>),
+    Glob(Box<Glob>),
+}
+
+/// What a list of patterns says about one path, with what the paths below it need to know.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Matched {
+    /// Whether the list as a whole matches.
+    pub(crate) yes: bool,
+    /// One bit per pattern: whether it matched this path or a directory above. Empty at the root.
+    patterns: Vec<u64>,
+}
+
+impl Matched {
+    fn has(&self, pattern: usize) -> bool {
+        self.patterns.get(pattern / 64).is_some_and(|word| word >> (pattern % 64) & 1 == 1)
+    }
 }
 
 impl Patterns {
@@ -21,12 +70,171 @@ impl Patterns {
     ///
     /// # Errors
     /// A lone `!` or malformed brackets.
-    pub fn parse(_text: &str) -> Result<Self, IgnoreError> {
-        todo!()
+    pub fn parse(text: &str) -> Result<Self, IgnoreError> {
+        let mut patterns = Vec::new();
+        for (i, line) in text.strip_prefix('\u{feff}').unwrap_or(text).lines().enumerate() {
+            if line.starts_with('#') {
+                continue;
+            }
+            let line = line.trim();
+            let (exception, line) = match line.strip_prefix('!') {
+                Some(rest) => ("!", rest.trim()),
+                None => ("", line),
+            };
+            if exception.is_empty() && line.is_empty() {
+                continue;
+            }
+            let mut cleaned = if line.is_empty() { String::new() } else { clean(line) };
+            if cleaned.len() > 1 && cleaned.starts_with('/') {
+                cleaned.remove(0);
+            }
+            patterns.extend(Pattern::new(&format!("{exception}{cleaned}"), i + 1)?);
+        }
+        Ok(Self { patterns })
+    }
+
+    /// Takes patterns that stand alone, as those of `--exclude`: neither comments nor leading slashes are special.
+    ///
+    /// # Errors
+    /// A lone `!` or malformed brackets; `line` is the position in the list.
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, IgnoreError> {
+        let mut compiled = Vec::new();
+        for (i, pattern) in patterns.into_iter().enumerate() {
+            compiled.extend(Pattern::new(pattern, i + 1)?);
+        }
+        Ok(Self { patterns: compiled })
+    }
+
+    /// Whether there is no pattern.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// Whether a pattern begins with `!`.
+    pub fn has_exceptions(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.exception)
     }
 
     /// Whether `path` (relative, `/` between components) is hidden, its parents' matches included.
-    pub fn is_ignored(&self, _path: &[u8]) -> bool {
-        todo!()
+    pub fn is_ignored(&self, path: &[u8]) -> bool {
+        self.matched(path).yes
+    }
+
+    /// Follows `path` down from the root.
+    pub(crate) fn matched(&self, path: &[u8]) -> Matched {
+        let mut matched = Matched::default();
+        if self.patterns.is_empty() || path.is_empty() {
+            return matched;
+        }
+        for (i, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+            matched = self.below(&matched, &path[..i]);
+        }
+        self.below(&matched, path)
+    }
+
+    /// What the patterns say about `path`, given what they said about the directory it is in.
+    pub(crate) fn below(&self, parent: &Matched, path: &[u8]) -> Matched {
+        let mut patterns = vec![0; self.patterns.len().div_ceil(64)];
+        let yes = self.evaluate(parent, path, |i| patterns[i / 64] |= 1 << (i % 64));
+        Matched { yes, patterns }
+    }
+
+    /// [`Patterns::below`] for what is no directory: nothing to remember.
+    pub(crate) fn hides_file(&self, parent: &Matched, path: &[u8]) -> bool {
+        self.evaluate(parent, path, |_| {})
+    }
+
+    fn evaluate(&self, parent: &Matched, path: &[u8], mut note: impl FnMut(usize)) -> bool {
+        let mut matched = false;
+        for (i, pattern) in self.patterns.iter().enumerate() {
+            // A pattern that could not change the answer is not looked at, and its match not noted: moby's way, and
+            // visible below when a later pattern turns the answer round again.
+            if parent.has(i) || pattern.exception == matched && pattern.rule.matches(path) {
+                note(i);
+                matched = !pattern.exception;
+            }
+        }
+        matched
+    }
+
+    /// Whether something below the directory `path` could get another answer than the directory itself.
+    pub(crate) fn may_change_below(&self, matched: &Matched, path: &[u8]) -> bool {
+        self.patterns.iter().enumerate().any(|(i, pattern)| {
+            pattern.exception == matched.yes && !matched.has(i) && pattern.rule.may_match_below(path)
+        })
     }
 }
+
+impl Pattern {
+    fn new(text: &str, line: usize) -> Result<Option<Self>, IgnoreError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let bad = |reason: String| IgnoreError { line, reason };
+        let cleaned = clean(text);
+        let (exception, pattern) = match cleaned.strip_prefix('!') {
+            Some("") => return Err(bad("illegal exclusion pattern: \"!\"".to_owned())),
+            Some(rest) => (true, rest),
+            None => (false, &*cleaned),
+        };
+        // moby lets filepath.Match judge the syntax, and another grammar do the matching.
+        wildcard(pattern).map_err(|error| bad(error.to_string()))?;
+        let rule = Rule::new(pattern).map_err(|error| bad(error.to_string()))?;
+        Ok(Some(Self { exception, rule }))
+    }
+}
+
+impl Rule {
+    fn new(pattern: &str) -> Result<Self, super::glob::BadPattern> {
+        let (kind, expression) = regex::translate(pattern);
+        Ok(match kind {
+            regex::Kind::Exact => Self::Exact(pattern.as_bytes().to_vec()),
+            regex::Kind::Prefix => Self::Prefix(pattern.as_bytes()[..pattern.len() - 2].to_vec()),
+            regex::Kind::Suffix => Self::Suffix(pattern.as_bytes()[2..].to_vec()),
+            regex::Kind::Expression => Self::Glob(Box::new(Glob::new(&regex::parse(&expression)?))),
+        })
+    }
+
+    fn matches(&self, path: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => path.starts_with(prefix),
+            Self::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix(b"/") == Some(path),
+            Self::Glob(glob) => glob.matches(path),
+        }
+    }
+
+    fn may_match_below(&self, directory: &[u8]) -> bool {
+        let leads_to = |path: &[u8]| path.strip_prefix(directory).is_some_and(|rest| rest.starts_with(b"/"));
+        match self {
+            Self::Exact(exact) => leads_to(exact),
+            Self::Prefix(prefix) => leads_to(prefix) || directory.starts_with(prefix),
+            Self::Suffix(_) => true,
+            Self::Glob(glob) => glob.may_match_below(directory),
+        }
+    }
+}
+
+/// `filepath.Clean` of Go: `.`, inner `..` and double slashes vanish; an empty path is `.`.
+pub(crate) fn clean(path: &str) -> String {
+    let rooted = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => _ = parts.pop(),
+            ".." if rooted => {}
+            part => parts.push(part),
+        }
+    }
+    let joined = parts.join("/");
+    match (rooted, joined.is_empty()) {
+        (true, _) => format!("/{joined}"),
+        (false, true) => ".".to_owned(),
+        (false, false) => joined,
+    }
+}
+
+#[cfg(test)]
+mod tests;

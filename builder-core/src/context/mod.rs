@@ -2,9 +2,10 @@
 //!
 //! Architecture invariant: stages and root filesystems are not known here.
 
+pub(crate) mod glob;
 mod ignore;
 
-pub use ignore::{IgnoreError, Patterns};
+pub use ignore::{IgnoreError, IgnoreFile, IgnoreFileError, Patterns, find_ignore_file};
 
 use std::path::{Path, PathBuf};
 
