@@ -30,6 +30,7 @@ pub use error::{CredentialError, RegistryError};
 pub(crate) use host::ErrorBody;
 pub use options::{MapTarget, MapTargetParseError, RegistryMap, RegistryOptions};
 pub use pull::Manifest;
+pub(crate) use pull::classify;
 pub use push::{BlobToPush, Pushed};
 
 use crate::http;

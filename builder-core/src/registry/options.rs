@@ -79,7 +79,9 @@ impl FromStr for MapTarget {
         let dummy = if prefix.is_empty() { "x".to_owned() } else { format!("{prefix}/x") };
         let known_as_host = registry.contains(['.', ':']) || registry == "localhost";
         let name = if known_as_host { format!("{registry}/{dummy}") } else { format!("{registry}.x/{dummy}") };
-        let valid = !registry.is_empty() && name.parse::<Reference>().is_ok();
+        let port = registry.rsplit_once(':').filter(|(_, after)| !after.contains(']')).map(|(_, port)| port);
+        let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok());
+        let valid = !registry.is_empty() && port_ok && name.parse::<Reference>().is_ok();
         if !valid {
             return Err(error());
         }
