@@ -1,12 +1,28 @@
 //! Changes → deterministic tar → compressor → two hashes → spill file → [`SealedLayer`], in one pass.
 //!
+//! [`write`] is the whole of it; [`recompress`] sends an existing tar through the same line. The parts: [`entry`] makes
+//! headers, [`tar`] reads files behind them, `pipeline` cuts blocks, `compress` and `deflate` shrink them.
+//!
 //! Architecture invariant: where a layer is pushed is not known here, and no layer is ever whole in memory.
+//!
+//! # Limitations
+//! A file is read once, so a change of its content that keeps its length is not noticed. Extended attributes other than
+//! `security.capability` are not stored (checklist T-03).
 
-use std::path::PathBuf;
+mod compress;
+mod deflate;
+pub mod entry;
+mod pipeline;
+pub mod tar;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use crate::cancel::Cancel;
 use crate::limits::Limits;
-use crate::oci::{Descriptor, DiffId};
+use crate::oci::{Descriptor, DiffId, MediaType};
 use crate::rootfs::Rootfs;
 use crate::snapshot::Change;
 use crate::store::Store;
@@ -91,13 +107,117 @@ pub enum LayerError {
 /// # Errors
 /// [`LayerError`]; nothing is left in the store then.
 pub fn write(
-    _changes: &[Change],
-    _rootfs: &Rootfs,
-    _store: &Store,
-    _options: &LayerOptions,
-    _limits: &Limits,
-    _cancel: &Cancel,
-    _progress: &(dyn Fn(u64) + Sync),
+    changes: &[Change],
+    rootfs: &Rootfs,
+    store: &Store,
+    options: &LayerOptions,
+    limits: &Limits,
+    cancel: &Cancel,
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<SealedLayer, LayerError> {
-    todo!()
+    write_tree(changes, rootfs, store, options, &settings(options, limits, cancel, progress))
+}
+
+/// Sends a plain tar through compression: a layer that exists, in another form. The diff_id of the result is that of
+/// what was read; whoever knows which it must be compares.
+///
+/// # Errors
+/// [`LayerError::Read`] if `tar` fails, else as [`write`].
+pub fn recompress(
+    tar: &mut dyn Read,
+    store: &Store,
+    options: &LayerOptions,
+    limits: &Limits,
+    cancel: &Cancel,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<SealedLayer, LayerError> {
+    let settings = settings(options, limits, cancel, progress);
+    let ((), totals) = pipeline::run(settings, store.writer()?, |sink| {
+        loop {
+            let read = match tar.read(tar::Sink::spare(sink)?) {
+                Ok(0) => return Ok(()),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(LayerError::Read { path: Path::new("/").to_owned(), source }),
+            };
+            tar::Sink::advance(sink, read);
+        }
+    })?;
+    // Entries are not counted: the tar is not looked into.
+    Ok(sealed(totals, 0, options))
+}
+
+impl Compression {
+    /// What a new layer gets if nothing else is asked for. Measured over 500 MB of a Debian `/usr` on two cores, `gzip -6`
+    /// being 0.364 at 26 MB/s of one core: level 3 is 2.0 % larger than that, 4 is 1.5 % larger, 5 is 0.6 % smaller but a
+    /// seventh slower than 4.
+    pub const DEFAULT: Self = Self::Gzip { level: 4 };
+
+    /// Default level for zstd, that of the `zstd` command.
+    pub const DEFAULT_ZSTD: Self = Self::Zstd { level: 3 };
+
+    /// Media type of a layer compressed like this (image-spec, media-types.md).
+    pub fn media_type(self, docker: bool) -> MediaType {
+        match (self, docker) {
+            (Self::None, false) => MediaType::OciLayer,
+            (Self::Gzip { .. }, false) => MediaType::OciLayerGzip,
+            (Self::Zstd { .. }, false) => MediaType::OciLayerZstd,
+            (Self::None, true) => MediaType::DockerLayer,
+            (Self::Gzip { .. }, true) => MediaType::DockerLayerGzip,
+            (Self::Zstd { .. }, true) => MediaType::DockerLayerZstd,
+        }
+    }
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+fn settings<'a>(
+    options: &LayerOptions,
+    limits: &Limits,
+    cancel: &'a Cancel,
+    progress: &'a (dyn Fn(u64) + Sync),
+) -> pipeline::Settings<'a> {
+    pipeline::Settings {
+        compression: options.compression,
+        threads: limits.cpu_threads,
+        block_bytes: pipeline::BLOCK_BYTES,
+        cancel,
+        progress,
+    }
+}
+
+fn write_tree(
+    changes: &[Change],
+    tree: &dyn tar::Tree,
+    store: &Store,
+    options: &LayerOptions,
+    settings: &pipeline::Settings<'_>,
+) -> Result<SealedLayer, LayerError> {
+    let (entries, totals) = pipeline::run(*settings, store.writer()?, |sink| {
+        let mut tar = tar::TarWriter::new(sink, options.clamp_mtime);
+        for change in changes {
+            if settings.cancel.is_cancelled() {
+                return Err(LayerError::Cancelled);
+            }
+            tar.change(change, tree)?;
+        }
+        let entries = tar.entries();
+        tar.finish()?;
+        Ok(entries)
+    })?;
+    Ok(sealed(totals, entries, options))
+}
+
+fn sealed(totals: pipeline::Totals, entries: u64, options: &LayerOptions) -> SealedLayer {
+    let media_type = options.compression.media_type(options.docker_media_types);
+    SealedLayer {
+        diff_id: totals.diff_id,
+        blob: Descriptor::new(media_type, totals.digest, totals.blob_bytes),
+        uncompressed_bytes: totals.uncompressed_bytes,
+        entries,
+    }
 }

@@ -1,0 +1,172 @@
+//! One block of a layer → compressed bytes that concatenate to one valid stream.
+//!
+//! gzip: every block becomes deflate blocks that end on a byte boundary ([`super::deflate`]); all of them together are
+//! one member. zstd: every block is a frame of its own (RFC 8878 section 3.1: frames concatenate). Blocks do not see
+//! each other, so the result depends on their size alone and not on who compresses them.
+//!
+//! # Limitations
+//! No history is carried from one block to the next: at [`super::pipeline::BLOCK_BYTES`] this costs 0.2 % of the size with
+//! gzip and 2 % with zstd.
+
+use std::io;
+
+use flate2::Crc;
+
+use super::{Compression, deflate};
+
+/// Order-0 entropy, in bits a byte, above which a block is suspected not to compress. Text has 4 to 5, machine code 6,
+/// compressed files 7.9 and more.
+const SUSPICIOUS_ENTROPY: f64 = 7.8;
+/// Bytes at each of two places that are compressed for a try before a suspicious block is stored.
+const SAMPLE_BYTES: usize = 32 * 1024;
+/// Every this many bytes one is counted for the entropy.
+const ENTROPY_STRIDE: usize = 13;
+/// Stored if the samples keep more than this part of their size, in thousandths.
+const STORE_ABOVE: usize = 985;
+
+/// gzip member header (RFC 1952 section 2.3): no name, no time, unknown system, as Go writes it.
+const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+
+/// Compresses blocks; one for each thread.
+pub(super) enum BlockCompressor {
+    None,
+    Gzip { compressor: libdeflater::Compressor, trial: libdeflater::Compressor, sample: Vec<u8> },
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl BlockCompressor {
+    pub(super) fn new(compression: Compression) -> io::Result<Self> {
+        let deflate = |level: i32| {
+            let level = libdeflater::CompressionLvl::new(level).expect("a level from 0 to 12");
+            libdeflater::Compressor::new(level)
+        };
+        Ok(match compression {
+            Compression::None => Self::None,
+            Compression::Gzip { level } => Self::Gzip {
+                compressor: deflate(i32::try_from(level.min(9)).expect("at most 9")),
+                trial: deflate(1),
+                sample: Vec::new(),
+            },
+            Compression::Zstd { level } => Self::Zstd(zstd::bulk::Compressor::new(level.clamp(1, 22))?),
+        })
+    }
+
+    /// Appends the compressed form of `block` to `out` and gives its CRC-32 (of gzip only; empty otherwise).
+    pub(super) fn block(&mut self, block: &[u8], out: &mut Vec<u8>) -> io::Result<Crc> {
+        let mut crc = Crc::new();
+        match self {
+            Self::None => out.extend_from_slice(block),
+            Self::Gzip { compressor, trial, sample } => {
+                crc.update(block);
+                if is_incompressible(block, trial, sample) {
+                    deflate::store(block, out);
+                    return Ok(crc);
+                }
+                let start = out.len();
+                out.resize(start + compressor.deflate_compress_bound(block.len()), 0);
+                let length = compressor
+                    .deflate_compress(block, &mut out[start..])
+                    .map_err(|libdeflater::CompressionError::InsufficientSpace| io::ErrorKind::OutOfMemory)?;
+                out.truncate(start + length);
+                deflate::open_end(out, start).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                // Not less than stored blocks would take.
+                if out.len() - start > block.len() + block.len() / 1000 {
+                    out.truncate(start);
+                    deflate::store(block, out);
+                }
+            }
+            Self::Zstd(compressor) => {
+                let start = out.len();
+                let bound = zstd::zstd_safe::compress_bound(block.len());
+                out.resize(start + bound, 0);
+                let length = compressor.compress_to_buffer(block, &mut out[start..])?;
+                out.truncate(start + length);
+            }
+        }
+        Ok(crc)
+    }
+}
+
+/// What stands before the first block.
+pub(super) fn header(compression: Compression) -> &'static [u8] {
+    match compression {
+        Compression::Gzip { .. } => &GZIP_HEADER,
+        Compression::None | Compression::Zstd { .. } => &[],
+    }
+}
+
+/// Appends what stands after the last block; `crc` covers all of them.
+pub(super) fn trailer(compression: Compression, crc: &Crc, out: &mut Vec<u8>) {
+    if let Compression::Gzip { .. } = compression {
+        out.extend_from_slice(&deflate::END);
+        out.extend_from_slice(&crc.sum().to_le_bytes());
+        out.extend_from_slice(&crc.amount().to_le_bytes());
+    }
+}
+
+/// Whether compressing `block` would be time lost: its bytes are spread evenly, and two samples of it do not shrink.
+fn is_incompressible(block: &[u8], trial: &mut libdeflater::Compressor, sample: &mut Vec<u8>) -> bool {
+    if block.len() < 2 * SAMPLE_BYTES || entropy(block) < SUSPICIOUS_ENTROPY {
+        return false;
+    }
+    let middle = block.len() / 2;
+    [&block[..SAMPLE_BYTES], &block[middle..middle + SAMPLE_BYTES]].iter().all(|piece| {
+        sample.resize(trial.deflate_compress_bound(SAMPLE_BYTES), 0);
+        trial.deflate_compress(piece, sample).is_ok_and(|length| length * 1000 > SAMPLE_BYTES * STORE_ABOVE)
+    })
+}
+
+/// Order-0 entropy of a part of the bytes of `block`, in bits a byte.
+fn entropy(block: &[u8]) -> f64 {
+    let mut counts = [0_u32; 256];
+    for &byte in block.iter().step_by(ENTROPY_STRIDE) {
+        counts[usize::from(byte)] += 1;
+    }
+    let total = f64::from(counts.iter().sum::<u32>());
+    counts
+        .iter()
+        .filter(|count| **count > 0)
+        .map(|&count| f64::from(count))
+        .map(|c| -c / total * (c / total).log2())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 88_172_645_463_325_252_u64;
+        (0..length)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 24) as u8
+            })
+            .collect()
+    }
+
+    #[test]
+    fn only_what_does_not_shrink_is_stored() {
+        let mut trial = libdeflater::Compressor::new(libdeflater::CompressionLvl::new(1).expect("a level"));
+        let mut check = |block: &[u8], expected: bool, what: &str| {
+            assert_eq!(is_incompressible(block, &mut trial, &mut Vec::new()), expected, "{what}");
+        };
+        check(&noise(1 << 20), true, "noise");
+        check(&noise(1000), false, "little noise");
+        check(&[0; 1 << 20], false, "zeros");
+        check(&noise(4096).repeat(256), false, "noise that repeats");
+        check(&b"some text, and more of it\n".repeat(40_000), false, "text");
+        let compressed = zstd::bulk::compress(&b"some text, and more of it\n".repeat(400), 3).expect("in memory");
+        check(&compressed, false, "short");
+    }
+
+    #[test]
+    fn noise_grows_by_less_than_a_thousandth() {
+        let mut compressor = BlockCompressor::new(Compression::Gzip { level: 4 }).expect("no memory limit");
+        let mut out = Vec::new();
+        compressor.block(&noise(1 << 20), &mut out).expect("in memory");
+        assert!(out.len() < (1 << 20) + 1024);
+    }
+}

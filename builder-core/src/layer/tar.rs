@@ -1,0 +1,377 @@
+//! Changes and files → bytes of a tar, read straight into the buffers that are hashed and compressed.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::SeekFrom;
+
+use super::LayerError;
+use super::entry::{Entry, EntryKind, TAR_BLOCK, padding};
+use crate::rootfs::{FileKind, Metadata, Rootfs};
+use crate::snapshot::Change;
+
+/// Takes bytes into buffers of its own, so that files are read to where they are needed.
+pub trait Sink {
+    /// Room for more bytes; never empty.
+    ///
+    /// # Errors
+    /// Whatever stopped the sink.
+    fn spare(&mut self) -> Result<&mut [u8], LayerError>;
+
+    /// Says that the first `bytes` of the room are filled.
+    fn advance(&mut self, bytes: usize);
+
+    /// Takes all of `bytes`.
+    ///
+    /// # Errors
+    /// Whatever stopped the sink.
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), LayerError> {
+        while !bytes.is_empty() {
+            let room = self.spare()?;
+            let length = room.len().min(bytes.len());
+            room[..length].copy_from_slice(&bytes[..length]);
+            self.advance(length);
+            bytes = &bytes[length..];
+        }
+        Ok(())
+    }
+
+    /// Takes `count` zeros.
+    ///
+    /// # Errors
+    /// Whatever stopped the sink.
+    fn zeros(&mut self, mut count: u64) -> Result<(), LayerError> {
+        while count > 0 {
+            let room = self.spare()?;
+            let length = usize::try_from(count).map_or(room.len(), |count| count.min(room.len()));
+            room[..length].fill(0);
+            self.advance(length);
+            count -= length as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A [`Sink`] in front of a plain writer.
+#[derive(Debug)]
+pub struct WriteSink<W> {
+    inner: W,
+    buffer: Box<[u8]>,
+    filled: usize,
+}
+
+/// Bytes that [`WriteSink`] collects; one write of this size costs less than copying it.
+const WRITE_SINK_BYTES: usize = 128 * 1024;
+
+impl<W: io::Write> WriteSink<W> {
+    /// Collects bytes for `inner`.
+    pub fn new(inner: W) -> Self {
+        Self { inner, buffer: vec![0; WRITE_SINK_BYTES].into(), filled: 0 }
+    }
+
+    /// Writes what is left and gives the writer back.
+    ///
+    /// # Errors
+    /// [`LayerError::Write`]
+    pub fn finish(mut self) -> Result<W, LayerError> {
+        self.drain()?;
+        self.inner.flush().map_err(LayerError::Write)?;
+        Ok(self.inner)
+    }
+
+    fn drain(&mut self) -> Result<(), LayerError> {
+        self.inner.write_all(&self.buffer[..self.filled]).map_err(LayerError::Write)?;
+        self.filled = 0;
+        Ok(())
+    }
+}
+
+impl<W: io::Write> Sink for WriteSink<W> {
+    fn spare(&mut self) -> Result<&mut [u8], LayerError> {
+        if self.filled == self.buffer.len() {
+            self.drain()?;
+        }
+        Ok(&mut self.buffer[self.filled..])
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.filled += bytes;
+    }
+}
+
+impl<S: Sink> Sink for &mut S {
+    fn spare(&mut self) -> Result<&mut [u8], LayerError> {
+        (**self).spare()
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        (**self).advance(bytes);
+    }
+}
+
+/// What a tar writer reads of a tree.
+pub trait Tree {
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn open_file(&self, path: &Path) -> io::Result<File>;
+
+    /// Text of a symbolic link.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// The extended attribute `security.capability` of a regular file.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
+}
+
+impl Tree for Rootfs {
+    fn open_file(&self, path: &Path) -> io::Result<File> {
+        Self::open_file(self, path)
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        Self::read_link(self, path)
+    }
+
+    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let mut all = self.xattrs(path)?;
+        Ok(all.iter().position(|(name, _)| name == "security.capability").map(|index| all.swap_remove(index).1))
+    }
+}
+
+/// Writes tar entries into a [`Sink`].
+pub struct TarWriter<S> {
+    sink: S,
+    header: Vec<u8>,
+    entries: u64,
+    clamp_mtime: Option<i64>,
+}
+
+impl<S: Sink> TarWriter<S> {
+    /// Writes into `sink`; times later than `clamp_mtime` become that.
+    pub fn new(sink: S, clamp_mtime: Option<i64>) -> Self {
+        Self { sink, header: Vec::new(), entries: 0, clamp_mtime }
+    }
+
+    /// Entries so far.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Writes what `change` of `tree` is in a layer.
+    ///
+    /// # Errors
+    /// [`LayerError`]
+    pub fn change(&mut self, change: &Change, tree: &dyn Tree) -> Result<(), LayerError> {
+        match change {
+            Change::Entry { path, metadata, link_to } => self.file(path, metadata, link_to.as_deref(), tree),
+            Change::Removed { path } => self.whiteout(path),
+        }
+    }
+
+    /// Writes an entry without content, or the header of one whose content follows.
+    ///
+    /// # Errors
+    /// [`LayerError`]
+    pub fn header(&mut self, entry: &Entry<'_>) -> Result<(), LayerError> {
+        self.header.clear();
+        entry.encode(&mut self.header);
+        self.sink.write(&self.header)?;
+        self.entries += 1;
+        Ok(())
+    }
+
+    /// Writes a regular file whose content is at hand.
+    ///
+    /// # Errors
+    /// [`LayerError`]
+    pub fn bytes(&mut self, entry: &Entry<'_>, content: &[u8]) -> Result<(), LayerError> {
+        debug_assert_eq!(entry.kind, EntryKind::File(content.len() as u64));
+        self.header(entry)?;
+        self.sink.write(content)?;
+        self.sink.zeros(padding(content.len() as u64) as u64)
+    }
+
+    /// Writes a regular file whose `size` bytes come from `content`.
+    ///
+    /// # Errors
+    /// [`LayerError`]; `path` is for the message.
+    pub fn stream(
+        &mut self,
+        entry: &Entry<'_>,
+        path: &Path,
+        content: &mut dyn Read,
+        size: u64,
+    ) -> Result<(), LayerError> {
+        debug_assert_eq!(entry.kind, EntryKind::File(size));
+        self.header(entry)?;
+        let copied = copy(&mut self.sink, content, size, size, path)?;
+        if copied != size {
+            return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: copied });
+        }
+        self.sink.zeros(padding(size) as u64)
+    }
+
+    /// Ends the tar with two blocks of zeros and gives the sink back.
+    ///
+    /// # Errors
+    /// [`LayerError`]
+    pub fn finish(mut self) -> Result<S, LayerError> {
+        self.sink.zeros(2 * TAR_BLOCK as u64)?;
+        Ok(self.sink)
+    }
+
+    /// A deleted name (checklist T-05; image-spec, layer.md, "Whiteouts").
+    fn whiteout(&mut self, path: &Path) -> Result<(), LayerError> {
+        let path = path.as_os_str().as_bytes();
+        let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let name = [&path[..split], b".wh.", &path[split..]].concat();
+        self.header(&Entry {
+            name: &name,
+            kind: EntryKind::File(0),
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: 0,
+            capability: None,
+        })
+    }
+
+    fn file(
+        &mut self,
+        path: &Path,
+        metadata: &Metadata,
+        link_to: Option<&Path>,
+        tree: &dyn Tree,
+    ) -> Result<(), LayerError> {
+        let read_error = |source| LayerError::Read { path: path.to_owned(), source };
+        let mut file = None;
+        let mut capability = None;
+        let link;
+        let kind = match metadata.kind {
+            FileKind::Socket => return Ok(()),
+            _ if link_to.is_some() => {
+                let target = link_to.expect("checked by the guard");
+                EntryKind::HardLink(target.as_os_str().as_bytes())
+            }
+            FileKind::File => {
+                file = Some(tree.open_file(path).map_err(read_error)?);
+                EntryKind::File(metadata.size)
+            }
+            FileKind::Directory => EntryKind::Directory,
+            FileKind::Symlink => {
+                link = tree.read_link(path).map_err(read_error)?;
+                EntryKind::Symlink(link.as_os_str().as_bytes())
+            }
+            FileKind::Fifo => EntryKind::Fifo,
+            FileKind::CharDevice => EntryKind::CharDevice(metadata.device.0, metadata.device.1),
+            FileKind::BlockDevice => EntryKind::BlockDevice(metadata.device.0, metadata.device.1),
+        };
+        if metadata.kind == FileKind::File {
+            capability = tree.capability(path).map_err(read_error)?.map(portable_capability);
+        }
+        self.header(&Entry {
+            name: path.as_os_str().as_bytes(),
+            kind,
+            mode: metadata.mode,
+            uid: metadata.uid,
+            gid: metadata.gid,
+            mtime: self.clamp_mtime.map_or(metadata.mtime.0, |clamp| clamp.min(metadata.mtime.0)),
+            capability: capability.as_deref(),
+        })?;
+        match file {
+            Some(file) => self.content(file, metadata.size, path),
+            None => Ok(()),
+        }
+    }
+
+    /// The bytes of a file that must be exactly `size` long; holes are not read.
+    fn content(&mut self, mut file: File, size: u64, path: &Path) -> Result<(), LayerError> {
+        let read_error = |source| LayerError::Read { path: path.to_owned(), source };
+        let mut position = 0;
+        // st_blocks counts 512 bytes whatever the file system's own blocks are (inode(7)).
+        let sparse = size > SPARSE_FROM && {
+            let status = rustix::fs::fstat(&file).map_err(|error| read_error(error.into()))?;
+            u64::try_from(status.st_blocks).unwrap_or(0) < size / 512
+        };
+        while sparse && position < size {
+            let data = match rustix::fs::seek(&file, SeekFrom::Data(position)) {
+                Ok(data) => data.min(size),
+                Err(rustix::io::Errno::NXIO) => size, // only a hole is left
+                Err(_) => break,                      // this file system has no such seek: read it all
+            };
+            // Bytes behind the end do not count, but the file must still be that long.
+            self.sink.zeros(data - position)?;
+            let hole = match data {
+                end if end == size => size,
+                data => rustix::fs::seek(&file, SeekFrom::Hole(data)).map_or(size, |hole| hole.min(size)),
+            };
+            rustix::fs::seek(&file, SeekFrom::Start(data)).map_err(|error| read_error(error.into()))?;
+            let copied = copy(&mut self.sink, &mut file, hole - data, hole - data, path)?;
+            position = data + copied;
+            if copied != hole - data {
+                return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: position });
+            }
+        }
+        if position < size {
+            rustix::fs::seek(&file, SeekFrom::Start(position)).map_err(|error| read_error(error.into()))?;
+        }
+        // One byte more than is left: that it does not come says that the file is not longer.
+        let rest = size - position;
+        let copied = copy(&mut self.sink, &mut file, rest, rest + 1, path)?;
+        let length = || rustix::fs::fstat(&file).map_or(0, |status| u64::try_from(status.st_size).unwrap_or(0));
+        if copied != rest || (sparse && length() != size) {
+            let actual = if copied < rest { position + copied } else { length() };
+            return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual });
+        }
+        self.sink.zeros(padding(size) as u64)
+    }
+}
+
+/// Files up to this many bytes are read without a look for holes.
+const SPARSE_FROM: u64 = 64 * 1024;
+
+/// Copies `keep` bytes into the sink, reading up to `limit` of them; returns how many came. More than `keep` are
+/// counted but not kept.
+fn copy(sink: &mut impl Sink, from: &mut dyn Read, keep: u64, limit: u64, path: &Path) -> Result<u64, LayerError> {
+    let mut copied = 0;
+    let mut extra = [0];
+    while copied < limit {
+        let room = if copied < keep { sink.spare()? } else { &mut extra[..] };
+        let wanted = usize::try_from(limit - copied).map_or(room.len(), |left| left.min(room.len()));
+        let read = match from.read(&mut room[..wanted]) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(LayerError::Read { path: path.to_owned(), source }),
+        };
+        let kept = (read as u64).min(keep.saturating_sub(copied));
+        copied += read as u64;
+        sink.advance(kept as usize);
+    }
+    Ok(copied)
+}
+
+/// A capability as an image may carry it: revision 3 names the user namespace's root on this machine
+/// (capabilities(7), "Namespaced file capabilities"); without that it is revision 2.
+fn portable_capability(value: Vec<u8>) -> Vec<u8> {
+    const REVISION_MASK: u32 = 0xff00_0000;
+    const REVISION_2: u32 = 0x0200_0000;
+    const REVISION_3: u32 = 0x0300_0000;
+    match value.first_chunk::<4>().map(|magic| u32::from_le_bytes(*magic)) {
+        Some(magic) if magic & REVISION_MASK == REVISION_3 && value.len() == 24 => {
+            let mut portable = (magic & !REVISION_MASK | REVISION_2).to_le_bytes().to_vec();
+            portable.extend_from_slice(&value[4..20]);
+            portable
+        }
+        _ => value,
+    }
+}
