@@ -70,14 +70,12 @@ impl<'a> Part<'a> {
                     None if character == '\'' || character == '"' => quote = Some(character),
                     Some(open) if character == open => quote = None,
                     // Nothing escapes within single quotes.
-                    None | Some('"') if character == escape => {
-                        if characters.next().is_none() {
-                            // An escape at the very end is dropped.
-                            if index > start {
-                                words.push(self.slice(start..index));
-                            }
-                            return words;
+                    None | Some('"') if character == escape && characters.next().is_none() => {
+                        // An escape at the very end is dropped.
+                        if index > start {
+                            words.push(self.slice(start..index));
                         }
+                        return words;
                     }
                     _ => {}
                 }

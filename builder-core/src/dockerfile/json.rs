@@ -8,6 +8,9 @@ use std::ops::Range;
 /// Nesting that Go's decoder takes.
 const MAX_DEPTH: usize = 10_000;
 
+/// A text and the place of its literal.
+type Literal = (String, Range<usize>);
+
 /// What the text of an instruction is, seen as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum JsonArray {
@@ -16,7 +19,7 @@ pub(super) enum JsonArray {
     /// An array with other elements than texts; the place of the first of them.
     NotStrings(Range<usize>),
     /// The texts and the places of their literals.
-    Strings(Vec<(String, Range<usize>)>),
+    Strings(Vec<Literal>),
 }
 
 /// Reads `text`, which may have blanks around the array and nothing else.
@@ -34,7 +37,7 @@ pub(super) fn array(text: &str) -> JsonArray {
 }
 
 /// The value of `key` in a JSON object, if it is a text; for `# syntax=` in JSON (checklist P-06).
-pub(super) fn string_in_object(text: &str, key: &str) -> Option<(String, Range<usize>)> {
+pub(super) fn string_in_object(text: &str, key: &str) -> Option<Literal> {
     let mut reader = Reader { bytes: text.as_bytes(), text, position: 0 };
     reader.skip_blanks();
     if reader.peek() != Some(b'{') {
@@ -47,16 +50,16 @@ pub(super) fn string_in_object(text: &str, key: &str) -> Option<(String, Range<u
 
 /// The elements of the outermost array.
 struct Elements {
-    strings: Vec<(String, Range<usize>)>,
+    strings: Vec<Literal>,
     other: Option<Range<usize>>,
 }
 
 /// The members of the outermost object; `None` for values that are not texts.
 #[derive(Default)]
 struct Document {
-    strings: Vec<(String, Range<usize>)>,
+    strings: Vec<Literal>,
     other: Option<Range<usize>>,
-    members: Vec<(String, Option<(String, Range<usize>)>)>,
+    members: Vec<(String, Option<Literal>)>,
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -175,7 +175,8 @@ mod tests {
     fn told(text: &str, build_arg: Option<&str>) -> Vec<&'static str> {
         let dockerfile = parse(text).expect(text);
         let config = Config::of(&dockerfile, build_arg).expect(text);
-        let findings = dockerfile.findings.clone();
+        let mut findings = dockerfile.findings.clone();
+        findings.extend(dockerfile.instructions.iter().filter_map(crate::dockerfile::lint::legacy_key_value));
         config.filter(&dockerfile, findings).into_iter().map(|finding| finding.rule).collect()
     }
 

@@ -10,7 +10,7 @@ pub(super) mod text;
 
 pub use config::{CheckOptionError, Config, LintViolation};
 
-use super::instruction::Finding;
+use super::instruction::{Finding, Instruction, InstructionKind};
 use super::source::Span;
 
 /// A build check of BuildKit.
@@ -184,6 +184,13 @@ impl Rule {
     }
 }
 
+/// L-13: `ENV k v` or `LABEL k v`. Needs the text alone, but counts only in stages that are built (L-00), so `plan` asks.
+pub fn legacy_key_value(instruction: &Instruction) -> Option<Finding> {
+    let (InstructionKind::Env(pairs) | InstructionKind::Label(pairs)) = &instruction.kind else { return None };
+    let message = messages::legacy_key_value_format(&instruction.keyword.node);
+    pairs.iter().any(|pair| pair.legacy).then(|| Rule::LegacyKeyValueFormat.finding(message, instruction.span.clone()))
+}
+
 /// Whether the name of an `ARG` or `ENV` sounds as if it held a secret (L-16).
 pub fn sounds_secret(name: &str) -> bool {
     const SECRET: [&str; 10] =
@@ -203,6 +210,14 @@ mod tests {
             assert_eq!(Rule::from_name(rule.name()), Some(rule));
         }
         assert_eq!(Rule::from_name("stagenamecasing"), None);
+    }
+
+    #[test]
+    fn legacy_pairs() {
+        let dockerfile = crate::dockerfile::parse("FROM x\nenv a b\nLABEL a=b").expect("because it is correct");
+        let found: Vec<Finding> = dockerfile.instructions.iter().filter_map(legacy_key_value).collect();
+        let message = "\"env key=value\" should be used instead of legacy \"env key value\" format";
+        assert_eq!(found, [Rule::LegacyKeyValueFormat.finding(message.to_owned(), Span(7..14))]);
     }
 
     #[test]

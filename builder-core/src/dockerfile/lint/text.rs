@@ -16,7 +16,7 @@ pub(in crate::dockerfile) fn empty_continuation(line: &JoinedLine) -> Finding {
     Rule::NoEmptyContinuation.finding(messages::no_empty_continuation(), line.last_line.clone())
 }
 
-/// The rules about one instruction: L-01, L-02, L-08, L-13, L-23.
+/// The rules about one instruction: L-01, L-02, L-08, L-23.
 pub(in crate::dockerfile) fn instruction(
     source: &Source,
     instruction: &Instruction,
@@ -53,10 +53,6 @@ pub(in crate::dockerfile) fn instruction(
         InstructionKind::Maintainer(_) => {
             let message = messages::maintainer_deprecated();
             findings.push(Rule::MaintainerDeprecated.finding(message, instruction.keyword.span.clone()));
-        }
-        InstructionKind::Env(pairs) | InstructionKind::Label(pairs) if pairs.iter().any(|pair| pair.legacy) => {
-            let message = messages::legacy_key_value_format(&keyword.to_uppercase());
-            findings.push(Rule::LegacyKeyValueFormat.finding(message, near(&instruction.span)));
         }
         _ => {}
     }
@@ -185,12 +181,7 @@ mod tests {
             "FROM x\nMAINTAINER y",
             &["MaintainerDeprecated: Maintainer instruction is deprecated in favor of using label (line 2)"],
         );
-        check(
-            "FROM x\nENV a b\nLABEL a=b\n",
-            &[
-                "LegacyKeyValueFormat: \"ENV key=value\" should be used instead of legacy \"ENV key value\" format (line 2)",
-            ],
-        );
+        check("FROM x\nENV a b\n", &[]);
         check("FROM x\nRUN a \\\n\n b\nRUN c", &["NoEmptyContinuation: Empty continuation line (line 4)"]);
         check("FROM x\nRUN a \\\n\n", &["NoEmptyContinuation: Empty continuation line (line 3)"]);
     }
