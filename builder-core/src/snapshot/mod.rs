@@ -1,10 +1,29 @@
 //! Before + after → sorted changes.
 //!
+//! In overlay mode what the step wrote is in a directory of its own, the upper one, and everything in it is looked up in
+//! the tree before: cost follows what changed. In directory mode two listings of the whole tree are compared, which
+//! reads metadata only. Both end in the same list.
+//!
 //! Architecture invariant: neither tar nor compression is known here.
+//!
+//! # Limitations
+//! - In directory mode the old content is gone. A regular file whose metadata is as before, but whose inode or change time
+//!   is not, counts as changed, though it may have been given back the mode or content that it had; overlay mode
+//!   compares and leaves it out. Only a changed number of links is taken as explanation enough.
+//! - In directory mode, writing through one of several hard links of a base layer changes all of them, as on any file
+//!   system; overlayfs separates that name from the others.
+//! - Neither the metadata of the root directory nor that of extended attributes other than `security.capability` is compared
+//!   (checklist T-01, T-03).
 
-use std::path::PathBuf;
+mod directory;
+mod overlay;
+#[cfg(test)]
+mod tests;
 
-use crate::rootfs::{Metadata, TreeStep};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::rootfs::{FileKind, ListError, Listing, Metadata, TreeStep, path_order};
 
 /// One difference that a step made, in the order in which the layer lists it (checklist T-01): depth first, names of a
 /// directory in byte order, a directory directly followed by its content, ancestors before the first change below them.
@@ -26,12 +45,33 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Path in the tree, without a leading `/`.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Entry { path, .. } | Self::Removed { path } => path,
+        }
+    }
+}
+
 /// Finds what a step changed. Same result in overlay and directory mode.
 ///
 /// # Errors
 /// What the kernel says about a path.
-pub fn changes(_step: &TreeStep<'_>) -> Result<Vec<Change>, SnapshotError> {
-    todo!()
+pub fn changes(step: &TreeStep<'_>) -> Result<Vec<Change>, SnapshotError> {
+    if let (Some(upper), Some(lower)) = (step.upper(), step.lower()) {
+        return overlay::changes(upper, lower, &|path| step.is_opaque(path));
+    }
+    let after = step.scan()?;
+    match step.before() {
+        Some(before) => Ok(directory::changes(before, &after)),
+        None => Ok(everything(&after)),
+    }
+}
+
+/// A whole tree as changes to an empty one.
+pub fn everything(listing: &Listing) -> Vec<Change> {
+    directory::changes(&Listing::default(), listing)
 }
 
 /// Why the changes could not be listed.
@@ -42,4 +82,79 @@ pub struct SnapshotError {
     pub path: PathBuf,
     /// Why.
     pub source: std::io::Error,
+}
+
+impl From<ListError> for SnapshotError {
+    fn from(error: ListError) -> Self {
+        Self { path: error.path, source: error.source }
+    }
+}
+
+/// What happened to one path, before ancestors and hard links are looked at.
+enum Difference {
+    Written(Metadata),
+    Removed,
+}
+
+/// Whether everything but content, owner of the inode and times of directories is equal.
+fn same_metadata(before: &Metadata, after: &Metadata) -> bool {
+    let same_inode_data = before.kind == after.kind
+        && before.mode == after.mode
+        && (before.uid, before.gid) == (after.uid, after.gid)
+        && before.device == after.device;
+    // A directory's time changes with its content, so it says nothing (checklist T-08, golden `run-mtime-only`).
+    same_inode_data
+        && (before.kind == FileKind::Directory || (before.size == after.size && before.mtime == after.mtime))
+}
+
+/// Puts differences in order, with the ancestors of each before it and hard links as links to the first name.
+/// `after` knows every ancestor.
+fn assemble(mut differences: Vec<(PathBuf, Difference)>, after: &Listing) -> Vec<Change> {
+    if !differences.is_sorted_by(|(a, _), (b, _)| path_order(a, b).is_le()) {
+        differences.sort_by(|(a, _), (b, _)| path_order(a, b));
+    }
+    let mut changes = Vec::with_capacity(differences.len());
+    let mut first_names: BTreeMap<u64, PathBuf> = BTreeMap::new();
+    // Directories on the way to the last change, all of them listed.
+    let mut listed: Vec<PathBuf> = Vec::new();
+    for (path, difference) in differences {
+        if matches!(&difference, Difference::Written(metadata) if metadata.kind == FileKind::Socket) {
+            continue;
+        }
+        while listed.last().is_some_and(|directory| !path.starts_with(directory)) {
+            listed.pop();
+        }
+        let missing: Vec<&Path> = path
+            .ancestors()
+            .skip(1)
+            .take_while(|ancestor| {
+                !ancestor.as_os_str().is_empty() && listed.last().is_none_or(|last| last != ancestor)
+            })
+            .collect();
+        for ancestor in missing.into_iter().rev() {
+            if let Some(found) = after.get(ancestor) {
+                let path = ancestor.to_owned();
+                listed.push(path.clone());
+                changes.push(Change::Entry { path, metadata: found.metadata, link_to: None });
+            }
+        }
+        changes.push(match difference {
+            Difference::Removed => Change::Removed { path },
+            Difference::Written(metadata) if metadata.kind == FileKind::Directory => {
+                listed.push(path.clone());
+                Change::Entry { path, metadata, link_to: None }
+            }
+            Difference::Written(metadata) => {
+                let mut link_to = None;
+                if metadata.links > 1 {
+                    link_to = first_names.get(&metadata.inode).cloned();
+                    if link_to.is_none() {
+                        first_names.insert(metadata.inode, path.clone());
+                    }
+                }
+                Change::Entry { path, metadata, link_to }
+            }
+        });
+    }
+    changes
 }
