@@ -3,8 +3,33 @@
 //! Two phases, because a base's `ENV`, `WORKDIR` and `ONBUILD` change what later instructions mean:
 //! [`outline`] says which images are needed, [`lower`] makes the [`Plan`].
 //!
+//! ```text
+//! outline  global ARGs, stages, target        graph  what a name means, who needs whom
+//! lower    ONBUILD, stage by stage            stage, metadata, run, copy  what one instruction does
+//! mount, port, chmod, signal  values with a grammar of their own
+//! ```
+//!
 //! Architecture invariant: planning does no I/O and reads neither clock nor environment; executing decides nothing.
 
+mod chmod;
+mod copy;
+mod error;
+mod graph;
+mod lower;
+mod metadata;
+mod mount;
+mod outline;
+mod port;
+mod run;
+mod signal;
+mod stage;
+mod text;
 mod types;
 
+pub use chmod::ChmodError;
+pub use error::{PlanError, PlanErrorKind};
+pub use lower::{Checked, check, lower};
+pub use mount::{MountError, bytes as parse_bytes};
+pub use outline::{Origin, Outline, StageBase, StageOutline, outline};
+pub use port::PortError;
 pub use types::*;

@@ -136,6 +136,28 @@ pub struct Plan {
     pub platform: Platform,
     /// Seconds since 1970, if a `SOURCE_DATE_EPOCH` is in force.
     pub source_date_epoch: Option<i64>,
+    /// The images that are used, with the references that were found for them.
+    pub pinned: BTreeMap<ImageRequest, String>,
+    /// Stages that the target does not need.
+    pub dropped: Vec<DroppedStage>,
+}
+
+/// What phase two yields.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lowered {
+    /// The plan.
+    Plan(Box<Plan>),
+    /// Images that must be resolved first; then [`super::lower`] is called again.
+    Needs(Vec<ImageRequest>),
+}
+
+/// A stage that is not built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DroppedStage {
+    /// Name, or `stage-<position>`.
+    pub name: String,
+    /// Lines of its FROM.
+    pub lines: LineRange,
 }
 
 /// One stage.
@@ -159,6 +181,11 @@ pub struct Stage {
     pub config: ImageConfig,
     /// The final history: items of the base, then new ones.
     pub history: Vec<PlannedHistory>,
+    /// `[1/3] FROM docker.io/library/busybox:1@sha256:…`, if the base is an image or context.
+    pub from_title: Option<String>,
+    /// The base image's reference with the digest that was found, if the base is an image (an empty one too, which makes
+    /// [`Base::Scratch`]).
+    pub pinned: Option<String>,
 }
 
 /// What a stage starts from.

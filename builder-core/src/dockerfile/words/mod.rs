@@ -122,6 +122,15 @@ pub fn expand_heredoc(body: &str, env: &(impl Lookup + ?Sized)) -> Result<Expand
     Ok(Expanded { text, used, unset })
 }
 
+/// Fills in the variables of a whole instruction line that have a value; quotes, escapes and everything else stay as
+/// written. For showing a `RUN`, whose shell expands for itself.
+///
+/// # Errors
+/// As [`expand`]; a shell's own syntax often is none here.
+pub fn expand_line(line: &str, escape: char, env: &(impl Lookup + ?Sized)) -> Result<String, ExpandError> {
+    Lexer::new(line, escape, Mode::RawLine, &env).run().map(|(text, _)| text)
+}
+
 /// An environment without variables.
 struct Nothing;
 
