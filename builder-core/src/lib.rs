@@ -1,22 +1,98 @@
-//! Builds OCI images from Dockerfiles without a daemon and without privileges.
+//! Builds OCI images from Dockerfiles, without a daemon and without privileges.
+//!
+//! The entry point is [`exec::build`], which takes a [`exec::BuildRequest`] and tells an [`event::Observer`] what happens.
+//! A program that links the library calls [`sandbox::enter`] first thing in `main`, while it has one thread.
+//!
+//! # From text to registry
+//!
+//! Each arrow carries a value that can be printed and tested alone. Base images are resolved *between* two planning steps,
+//! because a base's `ENV`, `WORKDIR` and `ONBUILD` change what later instructions mean.
+//!
+//! ```text
+//! Dockerfile text ─dockerfile→ Dockerfile ─plan::outline→ Outline ─source→ Bases ─plan::lower→ Plan
+//! Plan ─exec→ each step: rootfs → sandbox or copy → snapshot → layer (tar → compress → digest → spill) → SealedLayer
+//! Bases + SealedLayers ─image→ Image ─output→ registry | OCI layout | archive | files
+//! ```
+//!
+//! **Text.** [`dockerfile`] turns text into typed instructions. Every node keeps its byte span in the file as written, and all
+//! errors are collected. *Invariant: the parser reads no file and knows no image; expansion gets its environment as an
+//! argument.*
+//!
+//! **Plan.** [`plan`] decides everything that can be known before something runs: stages, targets, configs, history, what each
+//! step is and what its cache key covers. *Invariant: planning does no I/O and reads neither clock nor environment; executing
+//! decides nothing.*
+//!
+//! **Sources.** [`source`] resolves a name and a platform to a manifest, a config and layers, over [`registry`] and [`http`], or
+//! from an OCI layout. Blobs are streams that check their digest as they are read. *Invariant: `http` is the only user of
+//! `reqwest`, and credentials are seen by `registry`'s authentication alone.*
+//!
+//! **Trees.** [`rootfs`] keeps root filesystems under the work dir: one directory a layer, stacked by overlayfs, where the
+//! kernel and the disk allow it; one plain directory a tree elsewhere. Everything that touches a path of an image goes
+//! through [`rootfs::Rootfs`], which resolves it inside the root. *Invariant: nothing is mounted in any mount namespace but a
+//! RUN's own, so a builder that is killed leaves no mount behind.*
+//!
+//! **Steps.** [`sandbox`] runs a command in a tree, [`copy`] writes files from a [`context`] or another tree into it.
+//! [`snapshot`] lists what changed, [`layer`] writes that as a deterministic tar through the compressor into the [`store`].
+//! *Invariant: a layer is written in one pass and is never whole in memory; the same changes give the same bytes for any number
+//! of threads; `unsafe` code and raw system calls are in `sandbox::sys` alone.*
+//!
+//! **Image.** [`image`] makes config and manifest, keeping what it does not know of the base's config; [`output`] writes blobs
+//! before the config before the manifest. *Invariant: nobody outside can see an image that is not whole.*
+//!
+//! **Execution.** [`exec`] is the only module that sees the others together: it runs stages in parallel, keeps the step cache,
+//! passes on cancellation, and says what happens through [`event`]. *Invariant: the library never prints, and never asks the
+//! environment, the clock or the terminal: they are parameters.*
+//!
+//! # Module map
+//!
+//! The table is checked by `tests/tests/architecture.rs`: a module that uses another one which its row does not name fails.
+//!
+//! | Module | Its one job | May use |
+//! |---|---|---|
+//! | [`oci`] | Value types of the OCI specifications | |
+//! | [`cancel`], [`limits`], [`hint`] | Small values that everything may carry | |
+//! | [`dockerfile`] | Text → spanned, typed instructions; word expansion; findings | `hint` |
+//! | [`event`] | What a build tells while it runs | `dockerfile`, `oci` |
+//! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint` |
+//! | [`http`] | One HTTP client: TLS, proxies, retry, redaction, limits | `cancel`, `hint` |
+//! | [`git`] | One commit of a repository as files | `http`, `cancel`, `hint` |
+//! | [`store`] | Content-addressed blobs on local disk | `oci`, `hint` |
+//! | [`registry`] | The distribution protocol | `http`, `oci`, `store`, `cancel`, `limits`, `event`, `hint` |
+//! | [`source`] | Name + platform → resolved base | `registry`, `http`, `store`, `oci`, `rootfs`, `cancel`, `limits`, `event`, `hint` |
+//! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `hint` |
+//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `http`, `git`, `oci`, `cancel`, `hint` |
+//! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `git`, `plan`, `oci`, `cancel`, `hint` |
+//! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
+//! | [`snapshot`] | Before + after → sorted changes | `rootfs` |
+//! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
+//! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan` |
+//! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `http`, `layer`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
+//! | [`exec`] | Runs a plan | all of them |
+
+pub mod oci;
 
 pub mod cancel;
-pub mod context;
-pub mod copy;
+pub mod hint;
+pub mod limits;
+
 pub mod dockerfile;
 pub mod event;
-pub mod exec;
-pub mod hint;
-pub mod http;
-pub mod image;
-pub mod layer;
-pub mod limits;
-pub mod oci;
-pub mod output;
 pub mod plan;
+
+pub mod git;
+pub mod http;
 pub mod registry;
-pub mod rootfs;
-pub mod sandbox;
-pub mod snapshot;
 pub mod source;
 pub mod store;
+
+pub mod context;
+pub mod copy;
+pub mod rootfs;
+pub mod sandbox;
+
+pub mod image;
+pub mod layer;
+pub mod output;
+pub mod snapshot;
+
+pub mod exec;

@@ -1,0 +1,106 @@
+//! Why a commit could not be had.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::hint::Hint;
+
+/// Why a commit could not be had. URLs are shown without user and password.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GitError {
+    /// The URL is none that git knows.
+    #[error("`{url}` is not a git URL")]
+    BadUrl {
+        /// Which.
+        url: String,
+    },
+    /// The repository has no such branch, tag, reference or commit.
+    #[error("repository {url} does not contain ref {reference}")]
+    NoSuchReference {
+        /// Which repository.
+        url: String,
+        /// What was asked for.
+        reference: String,
+    },
+    /// The repository could not be reached or did not send its objects.
+    #[error("failed to fetch {url}: {reason}")]
+    Fetch {
+        /// Which repository.
+        url: String,
+        /// The protocol's own words, outermost first.
+        reason: String,
+    },
+    /// An object is missing or malformed.
+    #[error("repository {url}: {reason}")]
+    Object {
+        /// Which repository.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tree holds a name that no file may have.
+    #[error("repository {url} holds an entry named `{name}`, which cannot be written")]
+    BadName {
+        /// Which repository.
+        url: String,
+        /// The name, lossy.
+        name: String,
+    },
+    /// A submodule has no URL in `.gitmodules`.
+    #[error("no url found for submodule path `{path}` in .gitmodules")]
+    SubmoduleWithoutUrl {
+        /// Path in the tree.
+        path: String,
+    },
+    /// Submodules nest too deep, or in a circle.
+    #[error("submodules of {url} nest deeper than {limit}")]
+    SubmodulesTooDeep {
+        /// The innermost repository.
+        url: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// A file could not be written.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// `write`, …
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Cancelled from outside.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Hint for GitError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoSuchReference { .. } => {
+                Some("branches, tags, full references and commits can be named after `#`".to_owned())
+            }
+            Self::Fetch { reason, .. } if reason.contains("401") || reason.contains("403") => {
+                Some("give a token with `--secret id=GIT_AUTH_TOKEN,env=NAME`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// All messages of an error and its causes, outermost first.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = inner.source();
+    }
+    text
+}
