@@ -1,55 +1,87 @@
 //! Runs one command in a root filesystem: namespaces, mounts, ids, limits, output.
 //!
+//! [`enter`] is called first thing in `main`: it finds out what this machine allows and moves the process into a user and
+//! mount namespace where that is needed ([`environment`] says what each kind can and cannot do). [`run`] then runs commands,
+//! from any thread and several at once.
+//!
+//! # A run
+//!
+//! 1. The parent finds mount points in the tree, makes those that are missing ([`stubs`]), prepares all mounts detached
+//!    ([`mounts`]) and writes down every step as a [`sys::Program`].
+//! 2. A process is cloned into new mount, pid, ipc, uts and cgroup namespaces (and network, for `--network=none`). It
+//!    performs the steps and becomes the command. The command is **process 1** of its namespace, as in BuildKit: when it
+//!    ends, the kernel kills everything it left behind before the parent learns of the end.
+//! 3. Two threads stream the output; stubs are removed; what ended the command is returned.
+//!
+//! # Cancelling
+//!
+//! There are no signal handlers here. A program that links the library handles `SIGINT` and `SIGTERM` itself (a thread with
+//! `signal_hook::iterator`, or a self-pipe) and calls [`Cancel::cancel`]: `run` kills the whole pid namespace within
+//! a twentieth of a second and returns [`SandboxError::Cancelled`]. Commands have their own session, so a Ctrl-C on the
+//! terminal reaches the builder only. If the builder itself is killed, the kernel kills process 1 and with it all others.
+//!
+//! # What a command cannot reach
+//!
+//! The builder's environment, descriptors, memory and processes: the environment is the given one, every descriptor is
+//! closed, `/proc` is that of the new pid namespace. Device nodes other than the six harmless ones cannot be opened, in
+//! whatever way they were made. System calls and capabilities are Docker's defaults ([`sys::seccomp`]).
+//!
+//! # Limitations
+//!
+//! - The network is the host's, abstract sockets included; resource control groups are not set up.
+//! - Where the kernel refuses a fresh `/proc` (in a container whose runtime masks parts of it), the outer one is shown
+//!   instead: processes of the outer pid namespace are visible there with names and arguments. The builder keeps its
+//!   memory and environment shut against it; two RUNs of one build that run at the same time can look into each other.
+//! - A builder that itself runs in a chroot(2), or directly on an initramfs, cannot pivot_root(2): RUN fails with `EINVAL`.
+//! - Linux 5.12 or later. Only x86-64 and aarch64 have a system call filter.
+//!
 //! Architecture invariant: Dockerfiles, layers and network protocols are not known here; all system calls that need
 //! `unsafe` are in [`sys`].
 
+mod environment;
+mod ids;
+mod mounts;
+mod namespaces;
+mod network;
+mod output;
+mod stubs;
+mod sys;
 pub mod users;
 
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::{fmt, io};
+
+pub use environment::{Environment, IdMapping, Tier};
+pub use ids::{IdRange, IdRanges};
 
 use crate::cancel::Cancel;
 use crate::event::Stream;
+use crate::hint::Hint;
 use crate::rootfs::Rootfs;
-
-/// What this process may do, found out by doing it. Made once by [`enter`].
-#[derive(Debug, Clone)]
-pub struct Environment {
-    /// Which ids can be used.
-    pub ids: IdMapping,
-    /// One line for `slipway info`, per refused possibility.
-    pub refused: Vec<String>,
-}
-
-/// Ids that exist inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum IdMapping {
-    /// Real root with CAP_SYS_ADMIN; no user namespace is needed.
-    Root,
-    /// A user namespace in which root's ids are as outside (root in a container without CAP_SYS_ADMIN).
-    Identity,
-    /// A user namespace with subordinate ids from /etc/subuid and /etc/subgid.
-    Subordinate,
-    /// A user namespace with one id.
-    Single,
-    /// None of these: RUN is not possible here.
-    None,
-}
 
 /// Moves the calling process into the namespaces in which it can unpack, mount and run, as far as this machine lets it.
 /// Must be called while the process has one thread, before anything else; programs that link the library call it first
-/// thing in `main`. Calling it as real root changes nothing but mount propagation.
+/// thing in `main`. For real root this is a mount namespace of its own; no ids change.
+///
+/// Afterwards the process is not dumpable (prctl(2), `PR_SET_DUMPABLE`), as commands could read its memory otherwise where
+/// they see the outer `/proc`. Not being able to run commands is no error: [`IdMapping::None`] tells, with the reasons.
 ///
 /// # Errors
-/// If a system call fails that has no fallback.
+/// `InvalidInput` if the process has more than one thread; or if something that has just worked in a child process fails.
 pub fn enter() -> io::Result<Environment> {
-    todo!()
+    environment::enter()
 }
 
-/// A mount of a RUN.
+/// What [`enter`] would do, without doing it.
+pub fn probe() -> Environment {
+    environment::probe()
+}
+
+/// A mount of a RUN. Mounts are made in the order of their targets, parents first; of two with the same target the later
+/// one is seen.
 #[derive(Debug, Clone)]
 pub struct SandboxMount {
     /// Absolute path in the tree; created if missing and removed again, parents too, if still empty (R-07).
@@ -61,13 +93,13 @@ pub struct SandboxMount {
 }
 
 /// What is mounted.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum MountSource {
-    /// The file or directory behind an `O_PATH` descriptor.
+    /// The file or directory behind an `O_PATH` descriptor, without the mounts below it.
     Descriptor(Arc<OwnedFd>),
-    /// A file or directory of the host.
+    /// A file, directory or socket of the host, without the mounts below it.
     Host(PathBuf),
-    /// A fresh tmpfs of at most so many bytes.
+    /// A fresh tmpfs of at most so many bytes. It has the mode of the directory that it covers, 1777 if there is none.
     Tmpfs(Option<u64>),
     /// A file in memory with these bytes: mode, uid, gid. Never printed.
     Bytes {
@@ -82,6 +114,20 @@ pub enum MountSource {
     },
 }
 
+impl fmt::Debug for MountSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Descriptor(descriptor) => f.debug_tuple("Descriptor").field(descriptor).finish(),
+            Self::Host(path) => f.debug_tuple("Host").field(path).finish(),
+            Self::Tmpfs(size) => f.debug_tuple("Tmpfs").field(size).finish(),
+            Self::Bytes { mode, uid, gid, .. } => {
+                let mut shown = f.debug_struct("Bytes");
+                shown.field("mode", mode).field("uid", uid).field("gid", gid).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
 /// Whom a command runs as, after look-up.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunUser {
@@ -89,7 +135,7 @@ pub struct RunUser {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary groups, the primary one included.
+    /// Supplementary groups, the primary one included. In an environment with one id they are left out.
     pub groups: Vec<u32>,
     /// Home directory from passwd; `/` if there is none.
     pub home: String,
@@ -118,7 +164,7 @@ pub struct RunSpec {
     pub shm_size: Option<u64>,
     /// setrlimit(2): name (`nofile`), soft and hard limit, -1 for none.
     pub ulimits: Vec<(String, i64, i64)>,
-    /// Mounts in order, beside /proc, /dev, /sys, resolv.conf and hosts, which are always there.
+    /// Mounts, beside /proc, /dev, /sys, resolv.conf and hosts, which are always there.
     pub mounts: Vec<SandboxMount>,
 }
 
@@ -158,28 +204,68 @@ pub enum SandboxError {
         reason: String,
     },
     /// An id that does not exist in this environment.
-    #[error("user id {id} does not exist in this user namespace")]
+    #[error("user or group id {id} does not exist in this user namespace")]
     NoSuchId {
         /// Which.
         id: u32,
+    },
+    /// A resource limit that setrlimit(2) does not have.
+    #[error("unknown resource limit `{name}`")]
+    UnknownLimit {
+        /// As given.
+        name: String,
     },
     /// Cancelled from outside; the processes are gone.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// Runs one command to its end. `output` gets each line without its line end (and a last one without any), from two
-/// threads. Processes that are left over are killed; stubs for mounts are removed again and times of their parents
-/// restored.
+impl Hint for SandboxError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Exec { source, program } => match source.kind() {
+                io::ErrorKind::NotFound => Some(format!(
+                    "`{}` is not in the image (or the interpreter it names is not); look at PATH, and at the libc of the \
+                     base image for binaries from elsewhere",
+                    program.to_string_lossy()
+                )),
+                io::ErrorKind::PermissionDenied => Some("it is not executable by the user of this RUN".to_owned()),
+                _ if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+                    Some("it is a script without `#!`, or made for another architecture".to_owned())
+                }
+                _ => None,
+            },
+            Self::NoSuchId { .. } => Some(
+                "more ids need a range in /etc/subuid and /etc/subgid (`usermod --add-subuids 100000-165535 \
+                 --add-subgids 100000-165535 $USER`, package uidmap), or root"
+                    .to_owned(),
+            ),
+            Self::Unavailable { .. } => Some("`slipway info` shows what this machine allows".to_owned()),
+            Self::UnknownLimit { .. } => {
+                Some("known are core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, \
+                      sigpending, stack"
+                    .to_owned())
+            }
+            Self::Setup { .. } | Self::Cancelled => None,
+        }
+    }
+}
+
+/// Runs one command to its end. `output` gets each line without its line end (and a last one without any; lines over 16 KiB
+/// in pieces), from two threads. Processes that are left over are killed; stubs for mounts are removed again and times of
+/// their parents restored.
 ///
 /// # Errors
 /// [`SandboxError`]
 pub fn run(
-    _environment: &Environment,
-    _rootfs: &Rootfs,
-    _spec: &RunSpec,
-    _output: &(dyn Fn(Stream, &[u8]) + Sync),
-    _cancel: &Cancel,
+    environment: &Environment,
+    rootfs: &Rootfs,
+    spec: &RunSpec,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    todo!()
+    match environment.tier {
+        Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
+        None => Err(SandboxError::Unavailable { reason: environment.refused.join("; ") }),
+    }
 }

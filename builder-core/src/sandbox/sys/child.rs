@@ -1,0 +1,324 @@
+//! The code between `clone` and `execve`. See the module's rule: nothing here allocates, locks or panics.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::{MountAttributes, Op, Program, last_errno, mount_setattr};
+
+/// Descriptors that steps hand to later ones.
+#[derive(Default)]
+struct State {
+    old_root: Option<OwnedFd>,
+    staging: Option<OwnedFd>,
+}
+
+/// Runs the program; ends the process with 127 if it cannot.
+///
+/// # Safety
+/// Only in a child of `clone` that shares no memory with its parent.
+pub(super) unsafe fn run(program: &Program) -> ! {
+    let mut state = State::default();
+    for (number, step) in program.steps.iter().enumerate() {
+        if let Err(errno) = perform(&step.op, &mut state, program) {
+            fail(program, number as u32, errno);
+        }
+    }
+    let errno = exec(program);
+    fail(program, Program::EXEC, errno)
+}
+
+fn fail(program: &Program, step: u32, errno: Errno) -> ! {
+    let mut report = [0; 8];
+    report[..4].copy_from_slice(&step.to_ne_bytes());
+    report[4..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
+    // Eight bytes fit any pipe; if the reader is gone there is nobody to tell.
+    _ = rustix::io::write(&program.report, &report);
+    // SAFETY: ends the process without running anything of the parent's.
+    unsafe { libc::_exit(127) }
+}
+
+fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
+    match op {
+        Op::CloseDescriptors { gaps } => close_descriptors(gaps),
+        Op::Detach => detach(program),
+        Op::EnterRoot { tree } => enter_root(tree.as_fd(), state),
+        Op::AttachStaging { mount } => {
+            let old_root = state.old_root.as_ref().ok_or(Errno::BADF)?;
+            move_to(mount.as_fd(), old_root.as_fd())?;
+            state.staging = Some(rustix::io::fcntl_dupfd_cloexec(mount, 3)?);
+            Ok(())
+        }
+        Op::Attach { mount, target } => attach(mount.as_fd(), target),
+        Op::AttachIfPossible { mount, target } => {
+            _ = attach(mount.as_fd(), target);
+            Ok(())
+        }
+        Op::AttachStaged { name, target, flags } => {
+            let staging = state.staging.as_ref().ok_or(Errno::BADF)?;
+            attach_clone(staging.as_fd(), name, OpenTreeFlags::empty(), *flags, target)
+        }
+        Op::Fresh { kind, options, flags, target, fallback, optional } => {
+            let mounted = fresh(kind, options, *flags).and_then(|mount| attach(mount.as_fd(), target));
+            match (mounted, fallback) {
+                (Err(_), Some(fallback)) => attach(fallback.as_fd(), target),
+                (mounted, _) => mounted,
+            }
+            .or_else(|errno| if *optional { Ok(()) } else { Err(errno) })
+        }
+        Op::MakeDirectories { paths } => {
+            for path in paths {
+                ignore(Errno::EXIST, rustix::fs::mkdirat(CWD, path.as_c_str(), Mode::from_raw_mode(0o755)))?;
+            }
+            Ok(())
+        }
+        Op::MakeFile { path } => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            ignore(Errno::EXIST, rustix::fs::open(path.as_c_str(), flags, Mode::from_raw_mode(0o644)).map(drop))
+        }
+        Op::Mask { path, empty } => mask(path, empty, state),
+        Op::ReadOnly { path } => {
+            let clone = attach_clone(CWD, path, OpenTreeFlags::AT_RECURSIVE, MountAttrFlags::MOUNT_ATTR_RDONLY, path);
+            ignore(Errno::NOENT, clone)
+        }
+        Op::LeaveOldRoot => {
+            state.staging = None;
+            let old_root = state.old_root.take().ok_or(Errno::BADF)?;
+            rustix::process::fchdir(&old_root)?;
+            rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+            rustix::process::chdir(c"/")
+        }
+        Op::HostName(name) => rustix::system::sethostname(name),
+        Op::LoopbackUp => loopback_up(),
+        Op::Limit { resource, soft, hard } => set_limit(*resource, *soft, *hard),
+        Op::WorkingDirectory { path, last_try } => match rustix::process::chdir(path.as_c_str()) {
+            Err(Errno::ACCESS | Errno::PERM) if !last_try => Ok(()),
+            result => result,
+        },
+        Op::Standard { input, output, error, uid } => standard(input, output, error, *uid),
+        Op::BoundingSet(keep) => bounding_set(*keep),
+        Op::Filter(filter) => install_filter(filter),
+        Op::Become { uid, gid, groups, capabilities } => {
+            if let Some(groups) = groups {
+                rustix::thread::set_thread_groups(groups)?;
+            }
+            let gid = rustix::process::Gid::from_raw(*gid);
+            rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+            let raw = *uid;
+            let uid = rustix::process::Uid::from_raw(raw);
+            rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+            // A user other than root has lost all of them with its ids.
+            let kept = if raw == 0 { *capabilities } else { CapabilitySet::empty() };
+            let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+            rustix::thread::set_capabilities(None, sets)?;
+            // Changing ids has cleared it: prctl(2), PR_SET_PDEATHSIG.
+            die_with_parent(program)?;
+            rustix::process::umask(Mode::from_raw_mode(0o022));
+            unblock_signals()
+        }
+    }
+}
+
+fn ignore(errno: Errno, result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(error) if error == errno => Ok(()),
+        result => result,
+    }
+}
+
+/// close_range(2), since Linux 5.9.
+fn close_descriptors(gaps: &[(u32, u32)]) -> Result<(), Errno> {
+    for &(first, last) in gaps {
+        // SAFETY: closes descriptors of this process only (a copy of the parent's table), none of which is used again.
+        if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
+            return Err(last_errno());
+        }
+    }
+    Ok(())
+}
+
+fn detach(program: &Program) -> Result<(), Errno> {
+    // SAFETY: an all-zero sigaction is SIG_DFL with an empty mask and no flags.
+    unsafe {
+        let action: libc::sigaction = std::mem::zeroed();
+        for signal in 1..=64 {
+            // KILL, STOP and the two that libc keeps for itself are refused, which is fine.
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+    rustix::process::setsid()?;
+    die_with_parent(program)?;
+    rustix::process::umask(Mode::empty());
+    rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+}
+
+/// Asks the kernel for SIGKILL when the parent dies; nobody outside can be asked whether it has died already (its id is 0 from
+/// within a pid namespace), but then the pipe has no reader any more.
+fn die_with_parent(program: &Program) -> Result<(), Errno> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let mut fds = [rustix::event::PollFd::new(&program.report, rustix::event::PollFlags::empty())];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now))?;
+    if fds[0].revents().contains(rustix::event::PollFlags::ERR) { Err(Errno::PIPE) } else { Ok(()) }
+}
+
+fn enter_root(tree: BorrowedFd<'_>, state: &mut State) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old_root = rustix::fs::open(c"/", flags, Mode::empty())?;
+    // Over "/", because that is the one directory that is everywhere; nothing looks paths up before the pivot.
+    move_to(tree, old_root.as_fd())?;
+    rustix::process::fchdir(tree)?;
+    rustix::process::pivot_root(c".", c".")?;
+    rustix::process::chdir(c"/")?;
+    state.old_root = Some(old_root);
+    Ok(())
+}
+
+fn move_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", target, c"", flags)
+}
+
+/// The mount point. Magic links (`/proc/self/fd/…` behind a symbolic link of the image) would lead out of the root.
+fn open_target(target: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat2(CWD, target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+}
+
+fn attach(mount: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+    let target = open_target(target)?;
+    move_to(mount, target.as_fd())
+}
+
+fn attach_clone(
+    from: BorrowedFd<'_>,
+    name: &CStr,
+    how: OpenTreeFlags,
+    flags: MountAttrFlags,
+    target: &CStr,
+) -> Result<(), Errno> {
+    let open = how | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(from, name, open | OpenTreeFlags::AT_SYMLINK_NOFOLLOW)?;
+    let recursive = how.contains(OpenTreeFlags::AT_RECURSIVE);
+    mount_setattr(mount.as_fd(), &MountAttributes::private(flags.bits()), recursive)?;
+    attach(mount.as_fd(), target)
+}
+
+fn fresh(kind: &CStr, options: &[(&CStr, std::ffi::CString)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(context.as_fd(), *key, value.as_c_str())?;
+    }
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
+}
+
+fn mask(path: &CStr, empty: &CStr, state: &State) -> Result<(), Errno> {
+    let target = match open_target(path) {
+        Ok(target) => target,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    let is_directory = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode).is_dir();
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    if is_directory {
+        let staging = state.staging.as_ref().ok_or(Errno::BADF)?;
+        attach_clone(staging.as_fd(), empty, OpenTreeFlags::empty(), read_only, path)
+    } else {
+        attach_clone(CWD, c"/dev/null", OpenTreeFlags::empty(), MountAttrFlags::empty(), path)
+    }
+}
+
+/// netdevice(7)
+fn loopback_up() -> Result<(), Errno> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: an all-zero ifreq is valid; the name is shorter than its field and stays terminated; the ioctl reads the struct.
+    let result = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request)
+    };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// setrlimit(2)
+fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: pid 0 is this process; the struct is valid for reading; no old limit is asked for.
+    let result = unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null_mut::<libc::c_void>())
+    };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn standard(input: &OwnedFd, output: &OwnedFd, error: &OwnedFd, uid: u32) -> Result<(), Errno> {
+    for pipe in [output, error] {
+        rustix::fs::fchown(pipe, Some(rustix::fs::Uid::from_raw(uid)), None)?;
+    }
+    for (descriptor, number) in [(input, 0), (output, 1), (error, 2)] {
+        // SAFETY: replaces descriptors of this process that no owned value stands for.
+        if unsafe { libc::dup2(descriptor.as_raw_fd(), number) } == -1 {
+            return Err(last_errno());
+        }
+    }
+    Ok(())
+}
+
+/// capabilities(7), "Capability bounding set".
+fn bounding_set(keep: CapabilitySet) -> Result<(), Errno> {
+    for number in 0..64 {
+        if keep.bits() >> number & 1 == 1 {
+            continue;
+        }
+        // SAFETY: prctl with plain numbers.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number as libc::c_ulong, 0, 0, 0) } != 0 {
+            return match last_errno() {
+                // The first number the kernel does not know.
+                Errno::INVAL => Ok(()),
+                errno => Err(errno),
+            };
+        }
+    }
+    Ok(())
+}
+
+/// seccomp(2). Without no_new_privs (setuid programs shall work) it needs CAP_SYS_ADMIN, so it comes before the ids change.
+fn install_filter(filter: &[libc::sock_filter]) -> Result<(), Errno> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: the struct and the instructions it points to are valid for reading; the kernel copies them.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    if result == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn unblock_signals() -> Result<(), Errno> {
+    // SAFETY: an empty set, valid for reading; pthread_sigmask(3) takes no lock.
+    let result = unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(result)) }
+}
+
+/// Tries the candidates as execvpe(3) does: one that may not be executed is remembered, one that is missing is not.
+fn exec(program: &Program) -> Errno {
+    let mut refused = Errno::NOENT;
+    for path in &program.candidates {
+        // SAFETY: path and arrays are null-terminated and owned by `program`.
+        unsafe { libc::execve(path.as_ptr(), program.argv.as_ptr(), program.env.as_ptr()) };
+        match last_errno() {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => refused = Errno::ACCESS,
+            errno => return errno,
+        }
+    }
+    refused
+}
