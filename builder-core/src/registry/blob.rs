@@ -140,11 +140,7 @@ impl BlobStream {
                 .map_err(|error| RegistryError::http(&call.host.registry, error))?;
         }
         match response.status() {
-            404 => Err(RegistryError::BlobNotFound {
-                registry: call.host.registry.clone(),
-                repository: call.repository.to_owned(),
-                digest,
-            }),
+            404 => Err(RegistryError::BlobNotFound { place: call.place(), digest }),
             200 | 206 => {
                 let body = self.positioned(response)?;
                 self.body = Some(body);
@@ -178,8 +174,7 @@ impl BlobStream {
 
     fn wrong_size(&self, actual: u64) -> RegistryError {
         RegistryError::WrongSize {
-            registry: self.location.registry().to_owned(),
-            repository: self.location.repository().to_owned(),
+            place: self.call().place(),
             digest: self.descriptor.digest,
             expected: self.descriptor.size,
             actual,
@@ -265,8 +260,7 @@ impl BlobStream {
             let expected = self.descriptor.digest;
             if actual != expected {
                 return Err(RegistryError::WrongDigest {
-                    registry: self.location.registry().to_owned(),
-                    repository: self.location.repository().to_owned(),
+                    place: self.call().place(),
                     what: "blob",
                     expected,
                     actual,

@@ -1,5 +1,6 @@
 //! Why a registry did not give or take what was asked.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +8,27 @@ use std::time::Duration;
 use crate::hint::Hint;
 use crate::http::HttpError;
 use crate::oci::{BlobDigest, MediaType};
+
+/// A repository of a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Host and port as in references.
+    pub registry: String,
+    /// Path of the repository.
+    pub repository: String,
+}
+
+impl Place {
+    pub(super) fn new(registry: &str, repository: &str) -> Box<Self> {
+        Box::new(Self { registry: registry.to_owned(), repository: repository.to_owned() })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)
+    }
+}
 
 /// Why a registry did not give or take what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -19,37 +41,34 @@ pub enum RegistryError {
         reference: String,
     },
     /// The registry does not have a blob that a manifest of it names.
-    #[error("blob {digest} is not in {registry}/{repository}")]
+    #[error("blob {digest} is not in {place}")]
     BlobNotFound {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// Which blob.
         digest: BlobDigest,
     },
     /// No credentials, or wrong ones (401).
     #[error(
-        "{registry} does not let {} access {repository}{}",
-        identity.as_deref().unwrap_or("anonymous users"), after_colon(message)
+        "{} does not let {} access {}{}",
+        place.registry,
+        identity.as_deref().unwrap_or("anonymous users"),
+        place.repository,
+        after_colon(message)
     )]
     Unauthorized {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// User and where the credentials came from; `None` without credentials.
         identity: Option<String>,
         /// What the registry or its token server said.
         message: String,
     },
     /// The registry knows who asks and refuses (403).
-    #[error("{registry} denies access to {repository}{}", after_colon(message))]
+    #[error("{} denies access to {}{}", place.registry, place.repository, after_colon(message))]
     Denied {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// User and where the credentials came from; `None` without credentials.
         identity: Option<String>,
         /// What the registry said.
@@ -57,15 +76,15 @@ pub enum RegistryError {
     },
     /// Any other answer that is not a success.
     #[error(
-        "{registry} answered {status} to {action} of {repository}{}{}",
+        "{} answered {status} to {action} of {}{}{}",
+        place.registry,
+        place.repository,
         after_colon(message),
         if *attempts > 1 { format!(" ({attempts} attempts)") } else { String::new() }
     )]
     Refused {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// `the manifest`, `an upload`, …
         action: &'static str,
         /// HTTP status code.
@@ -78,12 +97,10 @@ pub enum RegistryError {
         attempts: u32,
     },
     /// Bytes that do not have the digest under which they were asked for.
-    #[error("{what} {expected} from {registry}/{repository} hashed to {actual} after {bytes} bytes")]
+    #[error("{what} {expected} from {place} hashed to {actual} after {bytes} bytes")]
     WrongDigest {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// `manifest` or `blob`.
         what: &'static str,
         /// What was asked for.
@@ -94,12 +111,10 @@ pub enum RegistryError {
         bytes: u64,
     },
     /// `Docker-Content-Digest` contradicts the body.
-    #[error("{registry} announced manifest {name} of {repository} as {announced}, but it hashes to {actual}")]
+    #[error("{} announced manifest {name} of {} as {announced}, but it hashes to {actual}", place.registry, place.repository)]
     WrongDigestHeader {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// Tag or digest that was asked for.
         name: String,
         /// The header.
@@ -108,12 +123,10 @@ pub enum RegistryError {
         actual: BlobDigest,
     },
     /// A blob is longer or shorter than its descriptor says.
-    #[error("blob {digest} from {registry}/{repository} has {actual} bytes where {expected} were announced")]
+    #[error("blob {digest} from {place} has {actual} bytes where {expected} were announced")]
     WrongSize {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// Which blob.
         digest: BlobDigest,
         /// Bytes that the descriptor announces.
@@ -122,12 +135,10 @@ pub enum RegistryError {
         actual: u64,
     },
     /// A manifest or config that is too large to be one.
-    #[error("{what} {name} of {registry}/{repository} is larger than {limit} bytes")]
+    #[error("{what} {name} of {place} is larger than {limit} bytes")]
     TooLarge {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// `manifest` or `config`.
         what: &'static str,
         /// Tag or digest.
@@ -168,14 +179,10 @@ pub enum RegistryError {
         lacks: &'static str,
     },
     /// The registry lost or refused parts of an upload again and again.
-    #[error(
-        "upload of blob {digest} to {registry}/{repository} failed {attempts} times, last after {sent} of {size} bytes"
-    )]
+    #[error("upload of blob {digest} to {place} failed {attempts} times, last after {sent} of {size} bytes")]
     Upload {
-        /// Which registry.
-        registry: String,
-        /// Which repository.
-        repository: String,
+        /// Which repository of which registry.
+        place: Box<Place>,
         /// Which blob.
         digest: BlobDigest,
         /// Bytes that the registry had when it failed last.
@@ -327,14 +334,15 @@ impl Hint for RegistryError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NotFound { reference } => Some(format!("check the spelling of `{reference}`, or push it first")),
-            Self::Unauthorized { registry, identity: None, .. } => Some(format!(
-                "the repository may not exist, or needs a login: add credentials for {registry} to the Docker config.json"
+            Self::Unauthorized { place, identity: None, .. } => Some(format!(
+                "the repository may not exist, or needs a login: add credentials for {} to the Docker config.json",
+                place.registry
             )),
             Self::Unauthorized { identity: Some(identity), .. } | Self::Denied { identity: Some(identity), .. } => {
                 Some(format!("check the password and the rights of {identity}"))
             }
-            Self::Denied { registry, identity: None, .. } => {
-                Some(format!("add credentials for {registry} to the Docker config.json"))
+            Self::Denied { place, identity: None, .. } => {
+                Some(format!("add credentials for {} to the Docker config.json", place.registry))
             }
             Self::WrongDigest { .. } | Self::WrongDigestHeader { .. } | Self::WrongSize { .. } => {
                 Some("the registry, or a proxy before it, changes or damages what it stores".to_owned())

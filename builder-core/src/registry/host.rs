@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::auth::{Challenge, Credential, Identity, Scopes, Token, TokenRequest};
-use super::{Registry, RegistryError};
+use super::{Place, Registry, RegistryError};
 use crate::cancel::Cancel;
 use crate::http::{self, HttpError, Request, Response, Secret};
 
@@ -38,6 +38,19 @@ pub(super) struct Call<'a> {
     pub(super) action: &'static str,
 }
 
+/// What a host answers in one scheme.
+enum Probed {
+    Speaks,
+    WantsTls,
+    Nothing,
+}
+
+impl Call<'_> {
+    pub(super) fn place(&self) -> Box<Place> {
+        Place::new(&self.host.registry, self.repository)
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is replaced in single assignments, so it is whole even after a panic elsewhere.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -65,15 +78,17 @@ impl Registry {
         let tls = parse("https", name)?;
         let plain = parse("http", name)?;
         let candidates = if tls.host_str().is_some_and(http::is_loopback) {
-            [plain, tls]
+            [plain, tls.clone()]
         } else if self.inner.options.allows_plain_http(&host.registry) {
-            [tls, plain]
+            [tls.clone(), plain]
         } else {
             return Ok(base.insert(tls).clone());
         };
         for candidate in &candidates {
-            if self.speaks(host, candidate, cancel)? {
-                return Ok(base.insert(candidate.clone()).clone());
+            match self.probe(host, candidate, cancel)? {
+                Probed::Speaks => return Ok(base.insert(candidate.clone()).clone()),
+                Probed::WantsTls => return Ok(base.insert(tls).clone()),
+                Probed::Nothing => {}
             }
         }
         // Nobody answers: the request itself, with its retries, makes the error, and the next one asks again.
@@ -81,8 +96,8 @@ impl Registry {
         Ok(first)
     }
 
-    /// Whether something at `base` answers in this scheme. A challenge that it sends is kept.
-    fn speaks(&self, host: &Host, base: &Url, cancel: &Cancel) -> Result<bool, RegistryError> {
+    /// What answers at `base`. A challenge that it sends is kept.
+    fn probe(&self, host: &Host, base: &Url, cancel: &Cancel) -> Result<Probed, RegistryError> {
         let ping = base
             .join("/v2/")
             .map_err(|_| RegistryError::http(&host.registry, HttpError::BadUrl { url: http::redacted(base) }))?;
@@ -95,12 +110,12 @@ impl Registry {
                 let body = response.into_error_body();
                 // What TLS servers of Go, nginx and Apache say to plain HTTP.
                 let wants_tls = status == 400 && String::from_utf8_lossy(&body).to_ascii_uppercase().contains("HTTPS");
-                Ok(!wants_tls)
+                Ok(if wants_tls { Probed::WantsTls } else { Probed::Speaks })
             }
             Err(HttpError::Cancelled) => Err(RegistryError::Cancelled),
             Err(error @ (HttpError::Tls { .. } | HttpError::Unreachable { .. } | HttpError::Stalled { .. })) => {
                 tracing::debug!(registry = host.registry, %error, "the registry does not speak {}", base.scheme());
-                Ok(false)
+                Ok(Probed::Nothing)
             }
             Err(error) => Err(RegistryError::http(&host.registry, error)),
         }
@@ -219,17 +234,16 @@ impl Registry {
     /// The typed error for an answer that is not a success.
     pub(super) fn refused(&self, call: &Call<'_>, response: Response) -> RegistryError {
         let (status, attempts) = (response.status(), response.attempts());
-        let registry = call.host.registry.clone();
-        let repository = call.repository.to_owned();
+        let place = call.place();
         let identity = || {
             let state = locked(&call.host.auth);
             state.identities.get(call.repository).and_then(|known| known.as_ref().map(Identity::describe))
         };
         let ErrorBody { code, message } = ErrorBody::read(response);
         match status {
-            401 => RegistryError::Unauthorized { registry, repository, identity: identity(), message },
-            403 => RegistryError::Denied { registry, repository, identity: identity(), message },
-            _ => RegistryError::Refused { registry, repository, action: call.action, status, code, message, attempts },
+            401 => RegistryError::Unauthorized { place, identity: identity(), message },
+            403 => RegistryError::Denied { place, identity: identity(), message },
+            _ => RegistryError::Refused { place, action: call.action, status, code, message, attempts },
         }
     }
 }

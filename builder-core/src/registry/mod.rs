@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 
 pub use auth::{Credential, CredentialOptions, Credentials, Identity};
 pub use blob::BlobStream;
-pub use error::{CredentialError, RegistryError};
+pub use error::{CredentialError, Place, RegistryError};
 pub(crate) use host::ErrorBody;
 pub use options::{MapTarget, MapTargetParseError, RegistryMap, RegistryOptions};
 pub use pull::Manifest;

@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 
 use super::auth::Scopes;
 use super::host::Call;
-use super::{BlobStream, Registry, RegistryError};
+use super::{BlobStream, Place, Registry, RegistryError};
 use crate::cancel::Cancel;
 use crate::http::{HttpError, Method, Request, Response};
 use crate::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
@@ -77,22 +77,18 @@ impl Registry {
             self.manifest_request(&call, Method::Get, &name, cancel)
         })?;
         let digest = BlobDigest(Sha256::of(&bytes));
-        let registry = || call.host.registry.clone();
-        let repository = || location.repository().to_owned();
         if let Some(expected) = location.digest()
             && expected != digest
         {
             let (what, bytes) = ("manifest", bytes.len() as u64);
-            let (registry, repository) = (registry(), repository());
-            return Err(RegistryError::WrongDigest { registry, repository, what, expected, actual: digest, bytes });
+            return Err(RegistryError::WrongDigest { place: call.place(), what, expected, actual: digest, bytes });
         }
         // Other algorithms cannot be compared; what was asked for by digest has been.
         if let Some(announced) = announced
             && announced.starts_with("sha256:")
             && announced != digest.to_string()
         {
-            let (registry, repository) = (registry(), repository());
-            return Err(RegistryError::WrongDigestHeader { registry, repository, name, announced, actual: digest });
+            return Err(RegistryError::WrongDigestHeader { place: call.place(), name, announced, actual: digest });
         }
         let media_type = classify(content_type.as_deref(), &bytes, shown)?;
         Ok(Manifest { bytes, media_type, digest, location: location.clone() })
@@ -128,10 +124,9 @@ impl Registry {
     ) -> Result<Vec<u8>, RegistryError> {
         let limit = self.options().metadata_bytes;
         if descriptor.size > limit {
-            let registry = location.registry().to_owned();
-            let repository = location.repository().to_owned();
+            let place = Place::new(location.registry(), location.repository());
             let name = descriptor.digest.to_string();
-            return Err(RegistryError::TooLarge { registry, repository, what, name, limit });
+            return Err(RegistryError::TooLarge { place, what, name, limit });
         }
         BlobStream::open(self, location, descriptor, cancel)?.read_whole()
     }
@@ -174,10 +169,8 @@ impl Registry {
             let error = match response.into_bytes(limit) {
                 Ok(bytes) => return Ok(bytes),
                 Err(HttpError::TooLarge { .. }) => {
-                    let registry = call.host.registry.clone();
-                    let repository = call.repository.to_owned();
                     let name = name.to_owned();
-                    return Err(RegistryError::TooLarge { registry, repository, what, name, limit });
+                    return Err(RegistryError::TooLarge { place: call.place(), what, name, limit });
                 }
                 Err(error) => error,
             };

@@ -71,7 +71,7 @@ enum Step {
     /// The piece was too large.
     TooLarge,
     /// The registry's idea of the upload is not ours.
-    OutOfStep(RegistryError),
+    Diverged(RegistryError),
     /// It may work the next time, after the delay if the registry named one.
     Failed(RegistryError, Option<Duration>),
 }
@@ -148,8 +148,7 @@ impl Registry {
         match response.header("Docker-Content-Digest") {
             Some(announced) if announced.starts_with("sha256:") && announced != digest.to_string() => {
                 Err(RegistryError::WrongDigestHeader {
-                    registry: call.host.registry.clone(),
-                    repository: call.repository.to_owned(),
+                    place: call.place(),
                     name,
                     announced: announced.to_owned(),
                     actual: digest,
@@ -249,8 +248,7 @@ impl Registry {
                     let smaller = chunk.map_or(FIRST_CHUNK_BYTES, |chunk| chunk / 4).min(size.div_ceil(2));
                     if smaller < current.min_chunk.max(SMALLEST_CHUNK_BYTES.min(size)) {
                         return Err(RegistryError::Refused {
-                            registry: call.host.registry.clone(),
-                            repository: call.repository.to_owned(),
+                            place: call.place(),
                             action: call.action,
                             status: 413,
                             code: String::new(),
@@ -262,7 +260,7 @@ impl Registry {
                     self.resync(call, &mut session, size, cancel)?;
                     continue;
                 }
-                Step::OutOfStep(error) => (error, Some(Duration::ZERO)),
+                Step::Diverged(error) => (error, Some(Duration::ZERO)),
                 Step::Failed(error, asked) => (error, asked),
             };
             let sent = current.offset;
@@ -277,9 +275,8 @@ impl Registry {
                 chunk = Some(FIRST_CHUNK_BYTES);
             }
             let Some(delay) = self.client().options().retry.delay(attempt, asked) else {
-                let (registry, repository) = (call.host.registry.clone(), call.repository.to_owned());
                 let (attempts, source) = (attempt - 1, Box::new(error));
-                return Err(RegistryError::Upload { registry, repository, digest, sent, size, attempts, source });
+                return Err(RegistryError::Upload { place: call.place(), digest, sent, size, attempts, source });
             };
             tracing::debug!(%digest, sent, %error, "an upload failed and is tried again");
             let paused = self.client().pause(&url, attempt, delay, cancel);
@@ -327,7 +324,7 @@ impl Registry {
                         registry: call.host.registry.clone(),
                         lacks: "a memory for the pieces of an upload",
                     };
-                    return Ok(Step::OutOfStep(error));
+                    return Ok(Step::Diverged(error));
                 }
                 Ok(Step::Continue)
             }
@@ -343,11 +340,11 @@ impl Registry {
                 if status == 413 {
                     return Step::TooLarge;
                 }
-                let error = self.refused(call, response);
+                let error = self.refused(call, *response);
                 match status {
                     // The session is unknown, or elsewhere; the digest did not fit what arrived; the token ran out
                     // while the body was under way.
-                    400 | 401 | 404 | 416 => Step::OutOfStep(error),
+                    400 | 401 | 404 | 416 => Step::Diverged(error),
                     _ => Step::Failed(error, asked),
                 }
             }
@@ -389,7 +386,7 @@ impl Registry {
                 Err(error) => return Err(RegistryError::http(&call.host.registry, error)),
             };
             if response.status() != 401 || !ours || renewed {
-                return Ok(Sent::Answer(response));
+                return Ok(Sent::Answer(Box::new(response)));
             }
             authorization = Some(self.renew(call, authorization.as_ref(), response, cancel)?);
             renewed = true;
@@ -443,7 +440,7 @@ impl Registry {
 
 /// What came of a piece.
 enum Sent {
-    Answer(Response),
+    Answer(Box<Response>),
     Broken(HttpError),
 }
 

@@ -36,7 +36,7 @@ pub enum SourceError {
         /// Normalised name.
         reference: String,
         /// What was asked for.
-        platform: Platform,
+        platform: Box<Platform>,
         /// What there is.
         available: Vec<Platform>,
     },

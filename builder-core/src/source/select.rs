@@ -33,7 +33,11 @@ pub(super) fn choose(
         None => {
             available.sort();
             available.dedup();
-            Err(SourceError::NoPlatform { reference: reference.to_owned(), platform: platform.clone(), available })
+            Err(SourceError::NoPlatform {
+                reference: reference.to_owned(),
+                platform: Box::new(platform.clone()),
+                available,
+            })
         }
     }
 }

@@ -9,7 +9,7 @@ use url::{Url, form_urlencoded};
 use super::config::{Credential, Identity};
 use crate::cancel::Cancel;
 use crate::http::{self, HttpError, Method, Request, Secret};
-use crate::registry::{CredentialError, RegistryError};
+use crate::registry::{CredentialError, Place, RegistryError};
 
 /// Name under which token servers list us.
 const CLIENT_ID: &str = "slipway";
@@ -92,14 +92,14 @@ impl TokenRequest<'_> {
         if !response.is_success() {
             let attempts = response.attempts();
             let body = crate::registry::ErrorBody::read(response);
-            let (registry, repository) = (self.registry.to_owned(), self.repository.to_owned());
+            let place = Place::new(self.registry, self.repository);
             let identity = self.identity.map(Identity::describe);
             let message = body.message;
             return Err(match status {
-                400 | 401 | 403 => RegistryError::Unauthorized { registry, repository, identity, message },
+                400 | 401 | 403 => RegistryError::Unauthorized { place, identity, message },
                 _ => {
                     let (action, code) = ("the token", body.code);
-                    RegistryError::Refused { registry, repository, action, status, code, message, attempts }
+                    RegistryError::Refused { place, action, status, code, message, attempts }
                 }
             });
         }
