@@ -203,14 +203,14 @@ impl Glob {
         loop {
             let mut changed = false;
             let (mut carry_one, mut carry_two) = (0, 0);
-            for i in 0..self.words {
-                let before = states[i];
-                let one = before & self.skip_one[i];
-                let two = before & self.skip_two[i];
-                states[i] |= one << 1 | carry_one | two << 2 | carry_two;
+            for ((word, skip_one), skip_two) in states.iter_mut().zip(&self.skip_one).zip(&self.skip_two) {
+                let before = *word;
+                let one = before & skip_one;
+                let two = before & skip_two;
+                *word |= one << 1 | carry_one | two << 2 | carry_two;
                 carry_one = one >> 63;
                 carry_two = two >> 62;
-                changed |= states[i] != before;
+                changed |= *word != before;
             }
             if !changed {
                 return;

@@ -35,6 +35,10 @@ pub struct IgnoreError {
 
 #[derive(Debug, Clone)]
 struct Pattern {
+    /// As cleaned, without `!`.
+    text: String,
+    /// Line in the ignore file, counted from 1.
+    line: usize,
     /// Begins with `!`: brings back what earlier patterns matched.
     exception: bool,
     rule: Rule,
@@ -120,6 +124,13 @@ impl Patterns {
         self.matched(path).yes
     }
 
+    /// The line, counted from 1, and the pattern that hide `path`.
+    pub fn hidden_by(&self, path: &[u8]) -> Option<(usize, &str)> {
+        let matched = self.matched(path);
+        let deciding = (0..self.patterns.len()).rev().find(|i| matched.has(*i)).filter(|_| matched.yes)?;
+        self.patterns.get(deciding).map(|pattern| (pattern.line, &*pattern.text))
+    }
+
     /// Follows `path` down from the root.
     pub(crate) fn matched(&self, path: &[u8]) -> Matched {
         let mut matched = Matched::default();
@@ -134,24 +145,13 @@ impl Patterns {
 
     /// What the patterns say about `path`, given what they said about the directory it is in.
     pub(crate) fn below(&self, parent: &Matched, path: &[u8]) -> Matched {
-        let mut patterns = vec![0; self.patterns.len().div_ceil(64)];
-        let yes = self.evaluate(parent, path, |i| patterns[i / 64] |= 1 << (i % 64));
-        Matched { yes, patterns }
-    }
-
-    /// [`Patterns::below`] for what is no directory: nothing to remember.
-    pub(crate) fn hides_file(&self, parent: &Matched, path: &[u8]) -> bool {
-        self.evaluate(parent, path, |_| {})
-    }
-
-    fn evaluate(&self, parent: &Matched, path: &[u8], mut note: impl FnMut(usize)) -> bool {
-        let mut matched = false;
+        let mut matched = Matched { yes: false, patterns: vec![0; self.patterns.len().div_ceil(64)] };
         for (i, pattern) in self.patterns.iter().enumerate() {
             // A pattern that could not change the answer is not looked at, and its match not noted: moby's way, and
             // visible below when a later pattern turns the answer round again.
-            if parent.has(i) || pattern.exception == matched && pattern.rule.matches(path) {
-                note(i);
-                matched = !pattern.exception;
+            if parent.has(i) || pattern.exception == matched.yes && pattern.rule.matches(path) {
+                matched.patterns[i / 64] |= 1 << (i % 64);
+                matched.yes = !pattern.exception;
             }
         }
         matched
@@ -181,7 +181,7 @@ impl Pattern {
         // moby lets filepath.Match judge the syntax, and another grammar do the matching.
         wildcard(pattern).map_err(|error| bad(error.to_string()))?;
         let rule = Rule::new(pattern).map_err(|error| bad(error.to_string()))?;
-        Ok(Some(Self { exception, rule }))
+        Ok(Some(Self { text: pattern.to_owned(), line, exception, rule }))
     }
 }
 

@@ -1,43 +1,25 @@
 //! Build context: `.dockerignore`, walk, content hash.
 //!
-//! Architecture invariant: stages and root filesystems are not known here.
+//! [`Files`] is what COPY and ADD read: a directory of the host, seen through its ignore file, or the root filesystem of
+//! a stage. Paths are resolved inside it, and what the ignore file hides does not exist. Hashes of file contents are
+//! kept under the work dir, so that a second build reads no file that it knows:
+//!
+//! ```text
+//! <hash directory>/<sha256 of the context's path>   one record per file, see `hashes`
+//! ```
+//!
+//! Architecture invariant: stages are not known here, and nothing here changes a file that it did not make.
 
+mod files;
 pub(crate) mod glob;
+mod hashes;
 mod ignore;
+mod walk;
 
+pub(crate) use files::Found;
+pub use files::{Files, FilesError, HashCounts};
+pub use glob::BadPattern;
+pub(crate) use hashes::FileHash;
+pub(crate) use ignore::clean;
 pub use ignore::{IgnoreError, IgnoreFile, IgnoreFileError, Patterns, find_ignore_file};
-
-use std::path::{Path, PathBuf};
-
-use crate::rootfs::Rootfs;
-
-/// A tree of files that COPY and ADD read: a directory with ignore rules, or a stage's root filesystem.
-#[derive(Debug)]
-pub struct Files {
-    _private: (),
-}
-
-impl Files {
-    /// A directory of the host. Owners are 0:0, `patterns` hide files.
-    ///
-    /// # Errors
-    /// If it is not a readable directory.
-    pub fn directory(_path: &Path, _patterns: Patterns) -> std::io::Result<Self> {
-        todo!()
-    }
-
-    /// A root filesystem: owners as they are, nothing hidden.
-    pub fn rootfs(_rootfs: Rootfs) -> Self {
-        todo!()
-    }
-
-    /// An empty tree.
-    pub fn empty() -> Self {
-        todo!()
-    }
-
-    /// The directory of the host behind it, if there is one.
-    pub fn host_path(&self) -> Option<PathBuf> {
-        todo!()
-    }
-}
+pub(crate) use walk::{Selection, TreeEntry};

@@ -21,6 +21,11 @@ impl Sha256 {
         &self.0
     }
 
+    /// Takes a digest that was made elsewhere.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// 64 lower-case hexadecimal digits, without the `sha256:` prefix.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

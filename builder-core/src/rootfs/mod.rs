@@ -3,6 +3,7 @@
 //! Architecture invariant: who runs in a tree, and what a change becomes in a layer, is not known here.
 
 mod attributes;
+mod entries;
 mod listing;
 mod remove;
 mod resolve;
@@ -12,6 +13,7 @@ mod tree;
 mod trees;
 mod users;
 
+pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, path_order};
 pub use resolve::clean;
 pub use tree::*;

@@ -1,0 +1,236 @@
+//! Writing resolved sources into a target.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::mode::ModeChange;
+use super::resolve::{Match, ResolvedCopy, Source};
+use super::target::{Target, Watched, make_directories};
+use super::{CopyError, io_error, owner};
+use crate::cancel::Cancel;
+use crate::context::{Files, FilesError, Found, TreeEntry};
+use crate::plan::{CopyAction, CopySource, WorkdirAction};
+use crate::rootfs::{Attributes, FileKind, NewFile, Rootfs};
+
+/// Writes resolved sources into `target`.
+///
+/// The contents are read again: a file that is not what [`super::resolve`] hashed is an error.
+///
+/// # Errors
+/// [`CopyError`]; the target then holds a part.
+pub fn apply(
+    action: &CopyAction,
+    resolved: &ResolvedCopy,
+    files: &Files,
+    target: &Rootfs,
+    cancel: &Cancel,
+) -> Result<(), CopyError> {
+    let target = Target {
+        rootfs: target,
+        // Names are looked up before anything changes: a passwd file that this very step brings does not count.
+        owner: action
+            .chown
+            .as_deref()
+            .filter(|spec| !spec.is_empty())
+            .map(|spec| owner::look_up(target, spec))
+            .transpose()?,
+        mode: action.chmod.as_ref().map(ModeChange::new).transpose()?,
+        cancel,
+    };
+    let copy = Copy { action, files, target };
+    for (written, source) in action.sources.iter().zip(&resolved.sources) {
+        match (written, source) {
+            (_, Source::Matches(matches)) => {
+                for found in matches {
+                    copy.copy(found)?;
+                }
+            }
+            (CopySource::Heredoc { name, body }, Source::Heredoc) => copy.heredoc(name, body)?,
+            // `resolve` keeps the order of the action's sources.
+            (_, Source::Heredoc) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Creates the directory of a WORKDIR (checklist I-17). What exists stays as it is.
+///
+/// # Errors
+/// [`CopyError`]
+pub fn workdir(action: &WorkdirAction, target: &Rootfs) -> Result<(), CopyError> {
+    let path = Path::new(&action.path);
+    let plain = target.resolve(path, true).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotADirectory => CopyError::NotADirectory { path: path.to_owned() },
+        _ => io_error("resolve", path, error),
+    })?;
+    let owner = if action.user.is_empty() { (0, 0) } else { owner::look_up(target, &action.user)? };
+    let attributes = Attributes {
+        owner: Some(owner),
+        mode: Some(0o755),
+        mtime: action.source_date_epoch.map(|seconds| (seconds, 0)),
+        xattrs: Vec::new(),
+    };
+    let made = make_directories(target, &plain, &attributes)?;
+    if attributes.mtime.is_some() {
+        // The time of a parent moved when its child was made.
+        let time = Attributes { mtime: attributes.mtime, ..Attributes::default() };
+        for path in made.iter().rev() {
+            target.set_attributes(path, &time).map_err(|error| io_error("set the time of", path, error))?;
+        }
+    }
+    Ok(())
+}
+
+struct Copy<'a> {
+    action: &'a CopyAction,
+    files: &'a Files,
+    target: Target<'a>,
+}
+
+/// A directory of the target that gets its attributes when everything below it is written.
+struct Unfinished {
+    path: PathBuf,
+    attributes: Attributes,
+}
+
+impl Copy<'_> {
+    fn copy(&self, found: &Match) -> Result<(), CopyError> {
+        let name = found.named.file_name().unwrap_or_default();
+        let is_directory = found.found.metadata.kind == FileKind::Directory;
+        let path = self.target.place(&self.action.destination, name, is_directory)?;
+        if is_directory { self.tree(found, &path) } else { self.file(&found.path, &found.found, None, &path) }
+    }
+
+    fn heredoc(&self, name: &str, body: &str) -> Result<(), CopyError> {
+        let path = self.target.place(&self.action.destination, OsStr::new(name), false)?;
+        let mode = self.target.mode.as_ref().map_or(0o644, |mode| mode.apply(0o644, false));
+        let attributes =
+            Attributes { owner: Some(self.target.owner.unwrap_or((0, 0))), mode: Some(mode), ..Attributes::default() };
+        self.target.write(&path, NewFile::File(&mut body.as_bytes()), &attributes)
+    }
+
+    /// The content of a source directory into a directory that exists, or onto something that is none.
+    fn tree(&self, found: &Match, root: &Path) -> Result<(), CopyError> {
+        if self.target.lstat(root)?.is_some_and(|there| there.kind != FileKind::Directory) {
+            return Err(CopyError::NonDirectory { path: root.to_owned() });
+        }
+        let mut unfinished = Vec::new();
+        for entry in found.entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::Directory) {
+            self.target.check_cancel()?;
+            unfinished.extend(self.directory(found, entry, root)?);
+        }
+        let mut first_of: BTreeMap<u64, &Path> = BTreeMap::new();
+        let (mut files, mut links) = (Vec::new(), Vec::new());
+        for entry in found.entries.iter().filter(|entry| entry.found.metadata.kind != FileKind::Directory) {
+            let metadata = &entry.found.metadata;
+            if metadata.kind == FileKind::File && metadata.links > 1 {
+                match first_of.get(&metadata.inode) {
+                    Some(first) => {
+                        links.push((entry, *first));
+                        continue;
+                    }
+                    None => _ = first_of.insert(metadata.inode, &entry.path),
+                }
+            }
+            files.push(entry);
+        }
+        // The first failure in order is reported, however many threads met one.
+        let failure = files.par_iter().find_map_first(|entry| {
+            let source = found.path.join(&entry.path);
+            self.file(&source, &entry.found, entry.link.as_deref(), &root.join(&entry.path)).err()
+        });
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        for (entry, first) in links {
+            let path = root.join(&entry.path);
+            self.target.check_replaceable(&path)?;
+            self.target
+                .rootfs
+                .hard_link(&root.join(first), &path)
+                .map_err(|error| self.target.failed("link", &path, error))?;
+        }
+        // Deepest first: a later one would change the time of the directory around it. The root comes last; of the
+        // source it takes the time alone (checklist C-21).
+        if !found.parents {
+            let mtime = Some(found.found.metadata.mtime);
+            unfinished.insert(
+                0,
+                Unfinished { path: root.to_owned(), attributes: Attributes { mtime, ..Default::default() } },
+            );
+        }
+        for Unfinished { path, attributes } in unfinished.into_iter().rev() {
+            self.target
+                .rootfs
+                .set_attributes(&path, &attributes)
+                .map_err(|error| self.target.failed("set the attributes of", &path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes one directory of a tree (checklist C-22, C-44); its attributes follow when its content is there.
+    fn directory(&self, found: &Match, entry: &TreeEntry, root: &Path) -> Result<Option<Unfinished>, CopyError> {
+        let path = root.join(&entry.path);
+        let there = self.target.lstat(&path)?;
+        if there.is_some_and(|there| there.kind != FileKind::Directory) {
+            return Err(CopyError::NonDirectory { path });
+        }
+        let source = &entry.found.metadata;
+        if there.is_some() && (found.parents || !entry.selected) {
+            let attributes = Attributes { mode: Some(source.mode), ..Attributes::default() };
+            return Ok(Some(Unfinished { path, attributes }));
+        }
+        let mut attributes = self.target.attributes(source);
+        attributes.xattrs = self.files.xattrs(&found.path.join(&entry.path), None);
+        if !entry.selected {
+            attributes.mtime = None;
+        }
+        if there.is_none() {
+            // Not yet the source's mode: it might keep us from writing into it.
+            self.target
+                .rootfs
+                .create(&path, NewFile::Directory, &Attributes::default())
+                .map_err(|error| self.target.failed("create the directory", &path, error))?;
+        }
+        Ok(Some(Unfinished { path, attributes }))
+    }
+
+    /// One file that is no directory.
+    fn file(&self, source: &Path, found: &Found, link: Option<&Path>, path: &Path) -> Result<(), CopyError> {
+        self.target.check_cancel()?;
+        let mut attributes = self.target.attributes(&found.metadata);
+        let device = found.metadata.device;
+        match found.metadata.kind {
+            FileKind::File => {
+                let file = self.files.open(source, found)?;
+                attributes.xattrs = self.files.xattrs(source, Some(&file));
+                let mut content = Watched { inner: &file, cancel: self.target.cancel, bytes: 0 };
+                self.target.write(path, NewFile::File(&mut content), &attributes)?;
+                if content.bytes != found.metadata.size {
+                    return Err(FilesError::Changed { path: Path::new("/").join(source) }.into());
+                }
+                Ok(self.files.check(&file, source, found)?)
+            }
+            FileKind::Symlink => {
+                let read;
+                let text = match link {
+                    Some(text) => text,
+                    None => {
+                        read = self.files.read_link(source)?;
+                        &read
+                    }
+                };
+                self.target.write(path, NewFile::Symlink(text), &attributes)
+            }
+            FileKind::Fifo => self.target.write(path, NewFile::Fifo, &attributes),
+            FileKind::CharDevice => self.target.write(path, NewFile::CharDevice(device.0, device.1), &attributes),
+            FileKind::BlockDevice => self.target.write(path, NewFile::BlockDevice(device.0, device.1), &attributes),
+            // Nobody can connect to the copy of a socket (checklist C-27).
+            FileKind::Socket => self.target.write(path, NewFile::File(&mut std::io::empty()), &attributes),
+            FileKind::Directory => Err(CopyError::NonDirectory { path: path.to_owned() }),
+        }
+    }
+}

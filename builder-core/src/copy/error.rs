@@ -1,0 +1,137 @@
+//! Why a COPY, ADD or WORKDIR could not be done.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::mode::ModeError;
+use crate::context::{BadPattern, FilesError, IgnoreError};
+use crate::hint::Hint;
+
+/// Why a COPY or ADD could not be done. `Display` holds BuildKit's telling words.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyError {
+    /// A literal source does not exist or is hidden.
+    #[error("failed to compute cache key: failed to calculate checksum of ref: \"{}\": not found", path.display())]
+    Missing {
+        /// The source as written, cleaned.
+        path: PathBuf,
+        /// Line and pattern of the ignore file that hide it.
+        hidden_by: Option<(usize, String)>,
+    },
+    /// The directory before the first wildcard does not exist.
+    #[error("lstat {}: no such file or directory", path.display())]
+    NoDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A wildcard that is none.
+    #[error("syntax error in pattern `{pattern}`")]
+    Pattern {
+        /// The source as written.
+        pattern: String,
+        /// Why.
+        source: BadPattern,
+    },
+    /// A pattern of `--exclude` or `--parents` that is none.
+    #[error("{reason} in `{pattern}`", reason = source.reason)]
+    Exclude {
+        /// As written.
+        pattern: String,
+        /// Why.
+        source: IgnoreError,
+    },
+    /// A source could not be read.
+    #[error(transparent)]
+    Files(FilesError),
+    /// A directory is needed where something else is.
+    #[error("mkdir {}: not a directory", path.display())]
+    NotADirectory {
+        /// Path in the target.
+        path: PathBuf,
+    },
+    /// A directory of the source meets something else in the target.
+    #[error("cannot copy to non-directory: {}", path.display())]
+    NonDirectory {
+        /// Path in the target.
+        path: PathBuf,
+    },
+    /// A file of the source meets a directory in the target.
+    #[error("cannot replace to directory {} with file", path.display())]
+    ReplacesDirectory {
+        /// Path in the target.
+        path: PathBuf,
+    },
+    /// A name in `--chown` or `USER`, and no file system in which to look it up.
+    #[error("invalid user index: -1")]
+    NoUsers {
+        /// As written.
+        spec: String,
+    },
+    /// `/etc/passwd` or `/etc/group` of the target cannot be read.
+    #[error("cannot read `{}` of the image", path.display())]
+    Users {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `--chmod` is none.
+    #[error(transparent)]
+    Mode(#[from] ModeError),
+    /// A source that needs something this build was not given.
+    #[error("ADD of `{url}` is not possible here")]
+    NoRemote {
+        /// The URL without credentials.
+        url: String,
+    },
+    /// The disk or kernel refused.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// `create`, `write`, …
+        action: &'static str,
+        /// Path in the target.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Cancelled from outside.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<FilesError> for CopyError {
+    fn from(error: FilesError) -> Self {
+        match error {
+            FilesError::Cancelled => Self::Cancelled,
+            error => Self::Files(error),
+        }
+    }
+}
+
+impl Hint for CopyError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Missing { hidden_by: Some((line, pattern)), .. } => {
+                Some(format!("line {line} (`{pattern}`) of the ignore file excludes it"))
+            }
+            Self::NoUsers { spec } => {
+                Some(format!("write numbers instead of `{spec}`: there is no /etc/passwd yet to look names up in"))
+            }
+            Self::Pattern { .. } => Some("write `[[]` for a bracket that is part of a name".to_owned()),
+            Self::Files(error) => error.hint(),
+            Self::NonDirectory { path } | Self::NotADirectory { path } => Some(format!(
+                "`{}` is a file or a link in the image; remove it first, or copy elsewhere",
+                path.display()
+            )),
+            Self::ReplacesDirectory { path } => {
+                Some(format!("`{}` is a directory in the image; remove it first, or copy elsewhere", path.display()))
+            }
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> CopyError {
+    CopyError::Io { action, path: path.display().to_string(), source }
+}

@@ -1,0 +1,313 @@
+//! Which files a COPY or ADD takes, and what they hash to.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::CopyError;
+use crate::cancel::Cancel;
+use crate::context::glob::{Glob, has_wildcards, wildcard};
+use crate::context::{FileHash, Files, Found, Patterns, Selection, TreeEntry, clean};
+use crate::oci::{Hasher, Sha256};
+use crate::plan::{CopyAction, CopySource};
+use crate::rootfs::{FileKind, Metadata};
+
+/// Up to so many files of one source are items of their own; of larger trees only what lies directly in the source.
+const ITEMS_PER_SOURCE: usize = 500;
+
+/// Sources of one COPY or ADD, resolved: what was matched, and a hash over everything that reaches the result
+/// (checklist C-10): the content part of the step's cache key.
+#[derive(Debug)]
+pub struct ResolvedCopy {
+    /// As many as the action has, in its order.
+    pub(super) sources: Vec<Source>,
+    hash: Sha256,
+    items: Vec<(String, Sha256)>,
+}
+
+/// What became of one source.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// Files, each copied on its own.
+    Matches(Vec<Match>),
+    /// The action holds the content.
+    Heredoc,
+}
+
+/// One file or directory that a source means.
+#[derive(Debug)]
+pub(super) struct Match {
+    /// Path under which it was found; its last component names the file in the target.
+    pub(super) named: PathBuf,
+    /// The same without links.
+    pub(super) path: PathBuf,
+    pub(super) found: Found,
+    /// What is below, if it is a directory.
+    pub(super) entries: Vec<TreeEntry>,
+    /// Chosen by the patterns of `--parents`.
+    pub(super) parents: bool,
+}
+
+impl ResolvedCopy {
+    /// Hash over names, modes, owners, sizes, link texts, devices, capabilities and data; mtimes excluded.
+    pub fn content_hash(&self) -> Sha256 {
+        self.hash
+    }
+
+    /// Path and hash of each file (of large trees: of what lies directly in the source), for saying which file changed.
+    pub fn items(&self) -> Vec<(String, Sha256)> {
+        self.items.clone()
+    }
+}
+
+/// Matches the sources of `action` in `files` and hashes them; several threads; reads only what is selected.
+///
+/// # Errors
+/// [`CopyError`]
+pub fn resolve(action: &CopyAction, files: &Files, cancel: &Cancel) -> Result<ResolvedCopy, CopyError> {
+    let mut sources = Vec::with_capacity(action.sources.len());
+    for source in &action.sources {
+        sources.push(match source {
+            CopySource::Path(path) if action.parents => Source::Matches(with_parents(action, path, files, cancel)?),
+            CopySource::Path(path) => Source::Matches(plain(action, path, files, cancel)?),
+            CopySource::Heredoc { .. } => Source::Heredoc,
+            CopySource::Url(url) | CopySource::Git(url) => return Err(CopyError::NoRemote { url: url.clone() }),
+        });
+    }
+    let (hash, items) = summarize(action, &sources, files, cancel)?;
+    Ok(ResolvedCopy { sources, hash, items })
+}
+
+fn excludes(action: &CopyAction) -> Result<Patterns, CopyError> {
+    Patterns::new(action.excludes.iter().map(String::as_str)).map_err(|source| CopyError::Exclude {
+        pattern: source.line.checked_sub(1).and_then(|i| action.excludes.get(i)).cloned().unwrap_or_default(),
+        source,
+    })
+}
+
+/// A source without `--parents`.
+fn plain(action: &CopyAction, source: &str, files: &Files, cancel: &Cancel) -> Result<Vec<Match>, CopyError> {
+    let selection = Selection { include: None, exclude: excludes(action)? };
+    let mut matches = Vec::new();
+    for named in expand(source, files)? {
+        let followed = files.follow(&named)?;
+        let found = followed.found.ok_or_else(|| missing(&named, files))?;
+        let is_directory = found.metadata.kind == FileKind::Directory;
+        let entries = if is_directory { files.walk(&followed.path, &selection, cancel)? } else { Vec::new() };
+        matches.push(Match { named, path: followed.path, found, entries, parents: false });
+    }
+    Ok(matches)
+}
+
+/// A source with `--parents`: patterns below a pivot (checklist C-43 to C-45).
+fn with_parents(action: &CopyAction, source: &str, files: &Files, cancel: &Cancel) -> Result<Vec<Match>, CopyError> {
+    let (pivot, pattern) = source.split_once("/./").unwrap_or(("", source));
+    let pattern = rooted(pattern);
+    if pattern.is_empty() {
+        return Err(CopyError::Missing { path: "/".into(), hidden_by: None });
+    }
+    let include =
+        Patterns::new([&*pattern]).map_err(|error| CopyError::Exclude { pattern: source.to_owned(), source: error })?;
+    let mut selection = Selection { include: Some(include), exclude: excludes(action)? };
+    let mut matches = Vec::new();
+    for named in expand(pivot, files)? {
+        let followed = files.follow(&named)?;
+        let directory = followed.found.filter(|found| found.metadata.kind == FileKind::Directory);
+        let found = directory.ok_or_else(|| missing(&named, files))?;
+        let entries = files.walk(&followed.path, &selection, cancel)?;
+        if entries.is_empty() && !has_wildcards(&pattern) {
+            // Excluded is not missing.
+            selection.exclude = Patterns::default();
+            if files.walk(&followed.path, &selection, cancel)?.is_empty() {
+                return Err(missing(&named.join(&pattern), files));
+            }
+        }
+        matches.push(Match { named, path: followed.path, found, entries, parents: true });
+    }
+    Ok(matches)
+}
+
+/// A source as a clean path without a leading `/`: `..` stays inside, an empty one is the root (checklist C-01).
+fn rooted(source: &str) -> String {
+    clean(&format!("/{source}")).split_off(1)
+}
+
+/// The paths that a source means: itself, or what its wildcards match, in order (checklist C-07, C-08).
+fn expand(source: &str, files: &Files) -> Result<Vec<PathBuf>, CopyError> {
+    let source = rooted(source);
+    let components: Vec<&str> = source.split('/').collect();
+    let Some(first) = components.iter().position(|component| has_wildcards(component)) else {
+        return Ok(vec![source.into()]);
+    };
+    let (literal, pattern) = (components[..first].join("/"), components[first..].join("/"));
+    let bad = |error| CopyError::Pattern { pattern: source.clone(), source: error };
+    let glob = Glob::new(&wildcard(&pattern).map_err(bad)?);
+    let base = files.follow(Path::new(&literal))?;
+    let Some(found) = base.found else {
+        return Err(CopyError::NoDirectory { path: Path::new("/").join(base.path) });
+    };
+    let mut matched = Vec::new();
+    if found.metadata.kind != FileKind::Directory {
+        return Ok(matched);
+    }
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        if !path.as_os_str().is_empty() && glob.matches(path.as_os_str().as_bytes()) {
+            matched.push(base.path.join(&path));
+            continue;
+        }
+        // The stack holds what still has to be looked at; of files only those that match were put on it.
+        let mut below: Vec<PathBuf> = Vec::new();
+        for (name, found) in files.list(&base.path.join(&path))? {
+            let next = path.join(name);
+            let bytes = next.as_os_str().as_bytes();
+            let is_directory = found.metadata.kind == FileKind::Directory;
+            if glob.matches(bytes) || is_directory && glob.may_match_below(bytes) {
+                below.push(next);
+            }
+        }
+        pending.extend(below.into_iter().rev());
+    }
+    Ok(matched)
+}
+
+fn missing(path: &Path, files: &Files) -> CopyError {
+    CopyError::Missing { path: Path::new("/").join(path), hidden_by: files.hidden_by(path) }
+}
+
+/// Hashes all matches; the whole and the items.
+fn summarize(
+    action: &CopyAction,
+    sources: &[Source],
+    files: &Files,
+    cancel: &Cancel,
+) -> Result<(Sha256, Vec<(String, Sha256)>), CopyError> {
+    let mut regular = Vec::new();
+    for found in sources.iter().flat_map(matches_of) {
+        if found.found.metadata.kind == FileKind::File {
+            regular.push((found.path.clone(), found.found));
+        }
+        let below = found.entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::File);
+        regular.extend(below.map(|entry| (found.path.join(&entry.path), entry.found)));
+    }
+    let mut hashes = files.hash(&regular, cancel)?.into_iter();
+    let mut whole = Hasher::default();
+    let mut items = Vec::new();
+    for (source, written) in sources.iter().zip(&action.sources) {
+        if let (Source::Heredoc, CopySource::Heredoc { name, body }) = (source, written) {
+            let hash = Sha256::of(body.as_bytes());
+            field(&mut whole, b"heredoc");
+            field(&mut whole, name.as_bytes());
+            field(&mut whole, hash.as_bytes());
+            items.push((format!("<<{name}"), hash));
+        }
+        for found in matches_of(source) {
+            let mut item = Items::new(found);
+            if found.found.metadata.kind != FileKind::Directory {
+                let text = match found.found.metadata.kind {
+                    FileKind::File => hashes.next(),
+                    _ => None,
+                };
+                item.add(Path::new(""), &found.found.metadata, true, None, text.as_ref());
+            }
+            for entry in &found.entries {
+                let text = match entry.found.metadata.kind {
+                    FileKind::File => hashes.next(),
+                    _ => None,
+                };
+                let link = entry.link.as_deref().map(Path::as_os_str);
+                item.add(&entry.path, &entry.found.metadata, entry.selected, link, text.as_ref());
+            }
+            field(&mut whole, b"match");
+            field(&mut whole, found.named.as_os_str().as_bytes());
+            item.finish(&mut whole, &mut items);
+        }
+    }
+    Ok((whole.finish(), items))
+}
+
+fn matches_of(source: &Source) -> &[Match] {
+    match source {
+        Source::Matches(matches) => matches,
+        Source::Heredoc => &[],
+    }
+}
+
+/// Hashes of what one match holds.
+struct Items<'a> {
+    found: &'a Match,
+    /// One item per file, or per entry of the source directory.
+    single: bool,
+    items: Vec<(PathBuf, Hasher)>,
+}
+
+impl<'a> Items<'a> {
+    fn new(found: &'a Match) -> Self {
+        Self { found, single: found.entries.len() <= ITEMS_PER_SOURCE, items: Vec::new() }
+    }
+
+    fn add(&mut self, path: &Path, metadata: &Metadata, selected: bool, link: Option<&OsStr>, data: Option<&FileHash>) {
+        let key = match path.components().next() {
+            Some(first) if !self.single => Path::new(first.as_os_str()),
+            _ => path,
+        };
+        // Entries come depth first, so those of one item follow each other.
+        if self.items.last().is_none_or(|(last, _)| last != key) {
+            self.items.push((key.to_owned(), Hasher::default()));
+        }
+        if let Some((_, hasher)) = self.items.last_mut() {
+            field(hasher, path.as_os_str().as_bytes());
+            hash_file(hasher, metadata, selected, link, data);
+        }
+    }
+
+    fn finish(self, whole: &mut Hasher, items: &mut Vec<(String, Sha256)>) {
+        let named = Path::new("/").join(&self.found.named);
+        // A directory with very many files and no directories: one item must do.
+        let merged = !self.single && self.items.len() > 2 * ITEMS_PER_SOURCE;
+        let mut all = Hasher::default();
+        for (path, hasher) in self.items {
+            let hash = hasher.finish();
+            field(whole, hash.as_bytes());
+            if merged {
+                field(&mut all, hash.as_bytes());
+            } else {
+                let shown = if path.as_os_str().is_empty() { named.clone() } else { named.join(path) };
+                items.push((shown.display().to_string(), hash));
+            }
+        }
+        if merged {
+            items.push((named.display().to_string(), all.finish()));
+        }
+    }
+}
+
+/// One field of a hash; the length keeps neighbours apart.
+fn field(hasher: &mut Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+fn hash_file(hasher: &mut Hasher, metadata: &Metadata, selected: bool, link: Option<&OsStr>, data: Option<&FileHash>) {
+    let kind = match metadata.kind {
+        FileKind::File => b'f',
+        FileKind::Directory => b'd',
+        FileKind::Symlink => b'l',
+        FileKind::Fifo => b'p',
+        FileKind::CharDevice => b'c',
+        FileKind::BlockDevice => b'b',
+        FileKind::Socket => b's',
+    };
+    hasher.update(&[kind, u8::from(selected)]);
+    // The mode of a link is the same everywhere, whatever a file system says.
+    let mode = if metadata.kind == FileKind::Symlink { 0o777 } else { metadata.mode };
+    for number in [mode, metadata.uid, metadata.gid, metadata.device.0, metadata.device.1] {
+        hasher.update(&number.to_le_bytes());
+    }
+    field(hasher, link.map_or(b"", OsStr::as_bytes));
+    if let Some(FileHash { data, capability }) = data {
+        field(hasher, &metadata.size.to_le_bytes());
+        field(hasher, data.as_bytes());
+        field(hasher, capability.as_deref().unwrap_or_default());
+    }
+}
