@@ -7,6 +7,8 @@
 //! outline  global ARGs, stages, target        graph  what a name means, who needs whom
 //! lower    ONBUILD, stage by stage            stage, metadata, run, copy  what one instruction does
 //! mount, port, chmod, signal  values with a grammar of their own
+//! key      cache keys and why they differ
+//! render   a plan for people and as JSON
 //! ```
 //!
 //! Architecture invariant: planning does no I/O and reads neither clock nor environment; executing decides nothing.
@@ -15,11 +17,13 @@ mod chmod;
 mod copy;
 mod error;
 mod graph;
+pub mod key;
 mod lower;
 mod metadata;
 mod mount;
 mod outline;
 mod port;
+mod render;
 mod run;
 mod signal;
 mod stage;
