@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     own: Arc<AtomicBool>,
-    parent: Option<Arc<AtomicBool>>,
+    parent: Option<Arc<Cancel>>,
 }
 
 impl Cancel {
@@ -18,11 +18,27 @@ impl Cancel {
 
     /// Whether somebody asked to end.
     pub fn is_cancelled(&self) -> bool {
-        self.own.load(Ordering::SeqCst) || self.parent.as_ref().is_some_and(|p| p.load(Ordering::SeqCst))
+        self.own.load(Ordering::SeqCst) || self.parent.as_ref().is_some_and(|parent| parent.is_cancelled())
     }
 
-    /// A flag that is also set when this one is, and can be set alone. Children do not nest further than one level.
+    /// A flag that is also set when this one, or one above it, is, and can be set alone.
     pub fn child(&self) -> Self {
-        Self { own: Arc::default(), parent: Some(Arc::clone(&self.own)) }
+        Self { own: Arc::default(), parent: Some(Arc::new(self.clone())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cancel;
+
+    #[test]
+    fn children_end_with_their_ancestors_only() {
+        let top = Cancel::default();
+        let (middle, other) = (top.child(), top.child());
+        let bottom = middle.child();
+        middle.clone().cancel();
+        assert_eq!([&top, &middle, &bottom, &other].map(Cancel::is_cancelled), [false, true, true, false]);
+        top.cancel();
+        assert!(other.is_cancelled());
     }
 }

@@ -198,7 +198,8 @@ fn write_tree(
     settings: &pipeline::Settings<'_>,
 ) -> Result<SealedLayer, LayerError> {
     let (entries, totals) = pipeline::run(*settings, store.writer()?, |sink| {
-        let mut tar = tar::TarWriter::new(sink, options.clamp_mtime);
+        let times = options.clamp_mtime.map_or(tar::Times::Keep, tar::Times::Clamp);
+        let mut tar = tar::TarWriter::new(sink, times);
         for change in changes {
             if settings.cancel.is_cancelled() {
                 return Err(LayerError::Cancelled);

@@ -147,18 +147,41 @@ impl Tree for Rootfs {
     }
 }
 
+/// Modification times of entries, in seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Times {
+    /// Those of the files.
+    #[default]
+    Keep,
+    /// Those of the files, but none later than this.
+    Clamp(i64),
+    /// This one for all.
+    Set(i64),
+}
+
+impl Times {
+    /// The time to write for a file with `mtime`.
+    pub fn apply(self, mtime: i64) -> i64 {
+        match self {
+            Self::Keep => mtime,
+            Self::Clamp(latest) => mtime.min(latest),
+            Self::Set(time) => time,
+        }
+    }
+}
+
 /// Writes tar entries into a [`Sink`].
 pub struct TarWriter<S> {
     sink: S,
     header: Vec<u8>,
     entries: u64,
-    clamp_mtime: Option<i64>,
+    times: Times,
 }
 
 impl<S: Sink> TarWriter<S> {
-    /// Writes into `sink`; times later than `clamp_mtime` become that.
-    pub fn new(sink: S, clamp_mtime: Option<i64>) -> Self {
-        Self { sink, header: Vec::new(), entries: 0, clamp_mtime }
+    /// Writes into `sink`.
+    pub fn new(sink: S, times: Times) -> Self {
+        Self { sink, header: Vec::new(), entries: 0, times }
     }
 
     /// Entries so far.
@@ -166,14 +189,27 @@ impl<S: Sink> TarWriter<S> {
         self.entries
     }
 
+    /// The sink, for the content of an entry whose header is written. The caller pads it.
+    pub fn sink(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
     /// Writes what `change` of `tree` is in a layer.
     ///
     /// # Errors
     /// [`LayerError`]
     pub fn change(&mut self, change: &Change, tree: &dyn Tree) -> Result<(), LayerError> {
+        self.change_below(Path::new(""), change, tree)
+    }
+
+    /// As [`TarWriter::change`], with the name in the tar below the directory `prefix`.
+    ///
+    /// # Errors
+    /// [`LayerError`]
+    pub fn change_below(&mut self, prefix: &Path, change: &Change, tree: &dyn Tree) -> Result<(), LayerError> {
         match change {
-            Change::Entry { path, metadata, link_to } => self.file(path, metadata, link_to.as_deref(), tree),
-            Change::Removed { path } => self.whiteout(path),
+            Change::Entry { path, metadata, link_to } => self.file(prefix, path, metadata, link_to.as_deref(), tree),
+            Change::Removed { path } => self.whiteout(&prefix.join(path)),
         }
     }
 
@@ -198,26 +234,6 @@ impl<S: Sink> TarWriter<S> {
         self.header(entry)?;
         self.sink.write(content)?;
         self.sink.zeros(padding(content.len() as u64) as u64)
-    }
-
-    /// Writes a regular file whose `size` bytes come from `content`.
-    ///
-    /// # Errors
-    /// [`LayerError`]; `path` is for the message.
-    pub fn stream(
-        &mut self,
-        entry: &Entry<'_>,
-        path: &Path,
-        content: &mut dyn Read,
-        size: u64,
-    ) -> Result<(), LayerError> {
-        debug_assert_eq!(entry.kind, EntryKind::File(size));
-        self.header(entry)?;
-        let copied = copy(&mut self.sink, content, size, size, path)?;
-        if copied != size {
-            return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: copied });
-        }
-        self.sink.zeros(padding(size) as u64)
     }
 
     /// Ends the tar with two blocks of zeros and gives the sink back.
@@ -247,6 +263,7 @@ impl<S: Sink> TarWriter<S> {
 
     fn file(
         &mut self,
+        prefix: &Path,
         path: &Path,
         metadata: &Metadata,
         link_to: Option<&Path>,
@@ -256,14 +273,14 @@ impl<S: Sink> TarWriter<S> {
         let mut file = None;
         let mut capability = None;
         let link;
+        let target = link_to.map(|target| prefix.join(target));
+        let name = prefix.join(path);
         let kind = match metadata.kind {
             FileKind::Socket => return Ok(()),
-            _ if link_to.is_some() => {
-                let target = link_to.expect("checked by the guard");
-                EntryKind::HardLink(target.as_os_str().as_bytes())
-            }
             FileKind::File => {
-                file = Some(tree.open_file(path).map_err(read_error)?);
+                if target.is_none() {
+                    file = Some(tree.open_file(path).map_err(read_error)?);
+                }
                 EntryKind::File(metadata.size)
             }
             FileKind::Directory => EntryKind::Directory,
@@ -278,13 +295,17 @@ impl<S: Sink> TarWriter<S> {
         if metadata.kind == FileKind::File {
             capability = tree.capability(path).map_err(read_error)?.map(portable_capability);
         }
+        let kind = match &target {
+            Some(target) => EntryKind::HardLink(target.as_os_str().as_bytes()),
+            None => kind,
+        };
         self.header(&Entry {
-            name: path.as_os_str().as_bytes(),
+            name: name.as_os_str().as_bytes(),
             kind,
             mode: metadata.mode,
             uid: metadata.uid,
             gid: metadata.gid,
-            mtime: self.clamp_mtime.map_or(metadata.mtime.0, |clamp| clamp.min(metadata.mtime.0)),
+            mtime: self.times.apply(metadata.mtime.0),
             capability: capability.as_deref(),
         })?;
         match file {

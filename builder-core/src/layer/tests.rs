@@ -500,7 +500,7 @@ proptest! {
             _ => EntryKind::Fifo,
         };
         let mut sink = tar::WriteSink::new(Vec::new());
-        let mut writer = tar::TarWriter::new(&mut sink, None);
+        let mut writer = tar::TarWriter::new(&mut sink, tar::Times::Keep);
         let entry = Entry { name: &name, kind: entry_kind, mode, uid, gid: uid, mtime, capability: None };
         if kind == 0 { writer.bytes(&entry, &content) } else { writer.header(&entry) }.expect("in memory");
         writer.finish().expect("in memory");

@@ -1,0 +1,196 @@
+//! Into registries: layers side by side, then configs, then manifests by digest, and names last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Blobs, Export, OutputError, Part};
+use crate::cancel::Cancel;
+use crate::event::{Event, Observer, Transfer};
+use crate::limits::Limits;
+use crate::oci::{BlobDigest, Descriptor, Reference};
+use crate::registry::{BlobToPush, Pushed, Registry, RegistryError};
+
+/// Pushes one build's results. Blobs may go early ([`Pusher::blob`]), while later steps still run; names appear with
+/// [`Pusher::publish`], when all they lead to is there.
+pub struct Pusher<'a> {
+    registry: &'a Registry,
+    blobs: &'a dyn Blobs,
+    limits: Limits,
+    observer: &'a dyn Observer,
+    /// Repositories (registry and path) that are known to have a blob.
+    placed: Mutex<BTreeMap<BlobDigest, BTreeSet<(String, String)>>>,
+}
+
+impl<'a> Pusher<'a> {
+    /// Nothing is contacted yet.
+    pub fn new(registry: &'a Registry, blobs: &'a dyn Blobs, limits: Limits, observer: &'a dyn Observer) -> Self {
+        Self { registry, blobs, limits, observer, placed: Mutex::default() }
+    }
+
+    /// Makes sure that the repository of `target` has a blob. Does nothing if this pusher knows that it has.
+    ///
+    /// # Errors
+    /// [`OutputError`]
+    pub fn blob(&self, target: &Reference, descriptor: &Descriptor, cancel: &Cancel) -> Result<(), OutputError> {
+        self.place(target, &Part::Blob(descriptor.clone()), cancel)
+    }
+
+    /// Pushes everything that is missing and then sets the names. Returns each name with the digest that it has now.
+    ///
+    /// # Errors
+    /// [`OutputError`]. Names are set one after the other: those before the one in the error are set, and whole.
+    pub fn publish(
+        &self,
+        export: &Export<'_>,
+        by_digest: bool,
+        cancel: &Cancel,
+    ) -> Result<Vec<(Reference, BlobDigest)>, OutputError> {
+        let root = export.root().ok_or(OutputError::NoImage)?;
+        if export.names.is_empty() {
+            return Err(OutputError::NoName);
+        }
+        let mut repositories: Vec<&Reference> = Vec::new();
+        for name in export.names {
+            if !repositories.iter().any(|known| same_repository(known, name)) {
+                repositories.push(name);
+            }
+        }
+        let parts = export.parts();
+        let (layers, small): (Vec<_>, Vec<_>) = parts.iter().partition(|part| matches!(part, Part::Blob(_)));
+        let (configs, manifests): (Vec<_>, Vec<_>) = small.into_iter().partition(|part| {
+            export.images.iter().any(|image| image.config_descriptor.digest == part.descriptor().digest)
+        });
+        for repository in &repositories {
+            self.place_all(repository, &layers, cancel)?;
+            self.place_all(repository, &configs, cancel)?;
+            for part in &manifests {
+                if let Part::Bytes(descriptor, bytes) = part
+                    && descriptor.digest != root.digest
+                {
+                    let target = untagged(repository, descriptor.digest);
+                    self.manifest(&target, bytes, descriptor, cancel)?;
+                }
+            }
+        }
+        // Every repository is complete before the first name moves.
+        let mut published = Vec::with_capacity(export.names.len());
+        for name in export.names {
+            let target = if by_digest { untagged(name, root.digest) } else { name.clone() };
+            for part in &manifests {
+                if let Part::Bytes(descriptor, bytes) = part
+                    && descriptor.digest == root.digest
+                {
+                    self.manifest(&target, bytes, descriptor, cancel)?;
+                }
+            }
+            self.observer.event(Event::Exported { target: &target.to_string(), digest: Some(root.digest) });
+            published.push((target, root.digest));
+        }
+        Ok(published)
+    }
+
+    fn manifest(
+        &self,
+        target: &Reference,
+        bytes: &[u8],
+        descriptor: &Descriptor,
+        cancel: &Cancel,
+    ) -> Result<(), OutputError> {
+        let pushed = self.registry.push_manifest(target, bytes, &descriptor.media_type, cancel);
+        pushed.map(drop).map_err(|error| failed(target, error))
+    }
+
+    /// Several blobs at once; the first error ends the others.
+    fn place_all(&self, target: &Reference, parts: &[&Part<'_>], cancel: &Cancel) -> Result<(), OutputError> {
+        let stop = cancel.child();
+        let next = AtomicUsize::new(0);
+        let first_error = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..self.limits.connections.get().min(parts.len()) {
+                scope.spawn(|| {
+                    while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed))
+                        && !stop.is_cancelled()
+                    {
+                        if let Err(error) = self.place(target, part, &stop) {
+                            let mut first = first_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                            first.get_or_insert(error);
+                            stop.cancel();
+                        }
+                    }
+                });
+            }
+        });
+        if cancel.is_cancelled() {
+            return Err(OutputError::Cancelled);
+        }
+        match first_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn place(&self, target: &Reference, part: &Part<'_>, cancel: &Cancel) -> Result<(), OutputError> {
+        let descriptor = part.descriptor();
+        let here = (target.registry().to_owned(), target.repository().to_owned());
+        let known = self.known_places(descriptor.digest);
+        if known.contains(&here) {
+            return Ok(());
+        }
+        let id = descriptor.digest.to_string();
+        // What we placed in this registry ourselves is surely there; else where the base came from.
+        let mount_from = known
+            .iter()
+            .find(|(registry, _)| registry == target.registry())
+            .and_then(|(registry, repository)| format!("{registry}/{repository}").parse().ok())
+            .or_else(|| self.blobs.origin(descriptor));
+        let open = |offset: u64| -> io::Result<Box<dyn Read + '_>> {
+            match part {
+                Part::Bytes(_, bytes) => {
+                    let start = usize::try_from(offset).map_or(bytes.len(), |offset| offset.min(bytes.len()));
+                    Ok(Box::new(&bytes[start..]))
+                }
+                Part::Blob(descriptor) => {
+                    let mut blob = self.blobs.open(descriptor)?;
+                    io::copy(&mut blob.by_ref().take(offset), &mut io::sink())?;
+                    Ok(blob)
+                }
+            }
+        };
+        let total = Some(descriptor.size);
+        let progress = |done| self.observer.event(Event::Progress { transfer: Transfer::Push, id: &id, done, total });
+        let blob = BlobToPush { descriptor, open: &open, mount_from: mount_from.as_ref(), progress: &progress };
+        match self.registry.push_blob(target, &blob, cancel).map_err(|error| failed(target, error))? {
+            Pushed::Existed | Pushed::Mounted => {
+                self.observer.event(Event::Exists { transfer: Transfer::Push, id: &id });
+            }
+            Pushed::Uploaded => progress(descriptor.size),
+        }
+        let mut placed = self.placed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        placed.entry(descriptor.digest).or_default().insert(here);
+        Ok(())
+    }
+
+    fn known_places(&self, digest: BlobDigest) -> BTreeSet<(String, String)> {
+        let placed = self.placed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        placed.get(&digest).cloned().unwrap_or_default()
+    }
+}
+
+fn same_repository(a: &Reference, b: &Reference) -> bool {
+    a.registry() == b.registry() && a.repository() == b.repository()
+}
+
+/// The repository of `name` with only a digest.
+fn untagged(name: &Reference, digest: BlobDigest) -> Reference {
+    let text = format!("{}/{}@{digest}", name.registry(), name.repository());
+    text.parse().expect("parts of a reference make a reference")
+}
+
+fn failed(reference: &Reference, error: RegistryError) -> OutputError {
+    match error {
+        RegistryError::Cancelled => OutputError::Cancelled,
+        error => OutputError::Registry { reference: reference.clone(), source: Box::new(error) },
+    }
+}
