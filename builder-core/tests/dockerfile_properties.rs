@@ -114,7 +114,7 @@ impl Layout {
                     let words: Vec<String> = pairs.iter().map(|(key, _, raw)| format!("{key}={raw}")).collect();
                     self.line("ENV", &words)
                 }
-                Model::Run(command) => self.line("RUN", &[command.clone()]),
+                Model::Run(command) => self.line("RUN", std::slice::from_ref(command)),
                 Model::Exec(arguments) => {
                     self.line("CMD", &[serde_json::to_string(arguments).expect("because texts are JSON")])
                 }
@@ -123,7 +123,7 @@ impl Layout {
                     let lines: String = body.iter().map(|line| format!("{line}\n")).collect();
                     self.line("COPY", &[format!("<<{name}"), "/to".to_owned()]) + &lines + name + "\n"
                 }
-                Model::Workdir(path) => self.line("WORKDIR", &[path.clone()]),
+                Model::Workdir(path) => self.line("WORKDIR", std::slice::from_ref(path)),
             };
         }
         text
