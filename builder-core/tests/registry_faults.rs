@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::time::Duration;
 
 use builder_core::cancel::Cancel;
-use builder_core::http::{self, HttpError, Request, Url};
+use builder_core::http::{self, ClientOptions, HttpError, ProxyOptions, Request, Url};
 use builder_core::oci::{BlobDigest, Platform, Sha256};
 use builder_core::registry::{Credential, CredentialOptions, RegistryError, RegistryOptions};
 use builder_core::source::{Keep, ResolvedImage, SourceError};
@@ -395,6 +396,70 @@ fn names_are_resolved_once_and_pinned_ones_from_the_store() {
     // Another build over the same store: the pinned name needs nobody.
     pull(&bench.again(), &first.pinned).expect("all of it is here");
     assert!(registry.log().is_empty(), "{:?}", registry.lines());
+}
+
+#[test]
+fn threads_that_ask_at_once_share_one_answer() {
+    let registry = FakeRegistry::with_auth(Auth::anonymous_tokens());
+    registry.put_image("a", "1", &Image::small("x"));
+    let bench = Bench::new();
+    let name = format!("{}/a:1", registry.host());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| pull(&bench, &name).expect("pulled"));
+        }
+    });
+    let count = |needle: &str| registry.lines().iter().filter(|line| line.contains(needle)).count();
+    assert_eq!((count("/manifests/"), count("/token")), (1, 1));
+}
+
+#[test]
+fn scopes_that_only_the_challenge_knows_are_asked_for() {
+    let registry = FakeRegistry::with_auth(Auth::anonymous_tokens());
+    registry.put_image("a", "1", &Image::small("x"));
+    let challenge =
+        format!("Bearer realm=\"http://{}/token\",service=\"s\",scope=\"repository:remote/a:pull\"", registry.host());
+    let effect =
+        Effect::Status { code: 401, headers: vec![("WWW-Authenticate".to_owned(), challenge)], body: String::new() };
+    registry.fault(Fault::once("GET", "/manifests/", effect));
+    pull(&Bench::new(), &format!("{}/a:1", registry.host())).expect("pulled");
+    let asked: Vec<_> =
+        registry.log().into_iter().filter(|logged| logged.path == "/token").flat_map(|l| l.query).collect();
+    for scope in ["repository:a:pull", "repository:remote/a:pull"] {
+        assert!(asked.contains(&("scope".to_owned(), scope.to_owned())), "{asked:?}");
+    }
+}
+
+#[test]
+fn proxies_are_used_except_where_they_must_not() {
+    let registry = FakeRegistry::start();
+    registry.put_image("a", "1", &Image::small("x"));
+    let proxy = format!("http://user:hunter2@{}", registry.host());
+    let bench = |no_proxy: &str| {
+        let proxies =
+            ProxyOptions { http: Some(proxy.clone()), https: Some(proxy.clone()), no_proxy: no_proxy.to_owned() };
+        let client = ClientOptions { proxies, ..common::quick() };
+        let insecure = BTreeSet::from(["registry.invalid".to_owned()]);
+        let options = RegistryOptions { insecure, ..RegistryOptions::default() };
+        Bench::build(client, CredentialOptions::default(), options)
+    };
+    pull(&bench(""), "registry.invalid/a:1").expect("through the proxy, in the clear after TLS failed");
+    let through = registry.log();
+    assert!(through.iter().any(|logged| logged.method == "CONNECT"), "{:?}", registry.lines());
+    let plain = through.iter().filter(|logged| logged.method == "GET");
+    assert!(plain.clone().count() > 0);
+    for logged in plain {
+        assert_eq!(logged.header("host"), Some("registry.invalid"));
+        assert!(logged.header("proxy-authorization").is_some());
+    }
+    registry.clear_log();
+    for no_proxy in ["registry.invalid", ".invalid", "*"] {
+        let error = pull(&bench(no_proxy), "registry.invalid/a:1").expect_err("nobody has that name");
+        assert!(!format!("{error:?}").contains("hunter2"));
+        assert!(registry.log().is_empty(), "{no_proxy}: {:?}", registry.lines());
+    }
+    pull(&bench(""), &format!("{}/a:1", registry.host())).expect("loopback is asked directly");
+    assert!(registry.log().iter().all(|logged| logged.header("proxy-authorization").is_none()));
 }
 
 #[test]

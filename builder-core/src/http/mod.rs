@@ -14,7 +14,8 @@
 //! Architecture invariant: the only user of `reqwest`; neither OCI nor Dockerfiles are known here.
 //!
 //! # Limitations
-//! No cookies, no content decoding, no SOCKS proxies. Without a system root store and without CA files every `https` request
+//! Calls block, so they must not be made from a task of an asynchronous runtime (tokio panics then); a program that has one
+//! calls from `spawn_blocking`. No cookies, no content decoding, no SOCKS proxies. Without a system root store and without CA files every `https` request
 //! fails with [`HttpError::Tls`]; plain HTTP works.
 
 mod body;

@@ -26,6 +26,8 @@ struct AuthState {
     /// By repository, because logins may be limited to a path.
     identities: BTreeMap<String, Option<Identity>>,
     tokens: BTreeMap<Scopes, Token>,
+    /// What tokens are asked for in place of our own scopes, because a challenge said so.
+    asked: BTreeMap<Scopes, Scopes>,
 }
 
 /// One thing that is asked of a registry.
@@ -178,6 +180,9 @@ impl Registry {
         if state.tokens.get(&call.scopes).is_some_and(|token| Some(&token.header) == used) {
             state.tokens.remove(&call.scopes);
         }
+        if let Challenge::Bearer { scope: Some(scope), .. } = &challenge {
+            state.asked.insert(call.scopes.clone(), call.scopes.clone().and_asked(scope));
+        }
         state.challenge = Some(challenge.clone());
         match self.answer(call, &mut state, &challenge, cancel)? {
             Some(header) if Some(&header) != used => Ok(header),
@@ -219,7 +224,7 @@ impl Registry {
                     repository: call.repository,
                     realm,
                     service: service.as_deref(),
-                    scopes: &call.scopes,
+                    scopes: state.asked.get(&call.scopes).unwrap_or(&call.scopes),
                     identity: identity.as_ref(),
                     clear_text: self.inner.options.allows_plain_http(registry),
                 };

@@ -15,7 +15,7 @@ mod once;
 mod select;
 mod stream;
 
-use std::io::Read;
+use std::io::{Read, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,6 +59,16 @@ pub struct ResolvedImage {
     pub layers: Vec<LayerRef>,
     /// Where the blobs are.
     pub origin: Origin,
+}
+
+impl ResolvedImage {
+    /// A repository that has the blobs, from which a push into another repository of that registry can mount them.
+    pub fn mount_from(&self) -> Option<&Reference> {
+        match &self.origin {
+            Origin::Registry(locations) => locations.first(),
+            Origin::Layout(_) => None,
+        }
+    }
 }
 
 /// Where the blobs of an image are.
@@ -265,6 +275,37 @@ impl Sources {
         match keep {
             Keep::Nothing => Ok(stream),
             Keep::InStore => Ok(Box::new(Keeping::new(stream, self.store.writer()?, descriptor))),
+        }
+    }
+
+    /// A blob of `image` from `offset` on, for uploads that resume; otherwise as [`Sources::open_blob`]. What begins in the
+    /// middle cannot be verified: whoever receives the whole must.
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub fn open_blob_at(
+        &self,
+        image: &ResolvedImage,
+        descriptor: &Descriptor,
+        offset: u64,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Read + Send>, SourceError> {
+        if offset == 0 {
+            return self.open_blob(image, descriptor, Keep::Nothing, cancel);
+        }
+        let seek = |mut file: std::fs::File, path: PathBuf| match file.seek(SeekFrom::Start(offset)) {
+            Ok(_) => Ok(Box::new(file) as Box<dyn Read + Send>),
+            Err(source) => Err(SourceError::Layout { path: path.clone(), source: LayoutError::Read { path, source } }),
+        };
+        if self.store.contains(descriptor) {
+            return seek(self.store.blob(descriptor.digest)?, self.store.path(descriptor.digest));
+        }
+        match &image.origin {
+            Origin::Layout(path) => seek(layout::open(path, descriptor.digest)?, path.clone()),
+            Origin::Registry(locations) => {
+                let open = |location: &Reference| self.registry.open_blob_at(location, descriptor, offset, cancel);
+                Ok(Box::new(self.first(locations, open)?))
+            }
         }
     }
 

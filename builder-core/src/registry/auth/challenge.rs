@@ -107,6 +107,13 @@ mod tests {
         Some(Challenge::Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope) })
     }
 
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_a_server_sends_breaks_the_reader(header in r#"([A-Za-z]{0,6}|[ ,="\\\t\u{e9}]){0,40}"#) {
+            _ = Challenge::choose([header.as_str()].into_iter());
+        }
+    }
+
     #[test]
     fn challenges_are_read_as_registries_write_them() {
         check(

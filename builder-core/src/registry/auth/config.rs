@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -89,6 +89,8 @@ impl Identity {
 pub struct Credentials {
     options: CredentialOptions,
     configs: OnceLock<Vec<Config>>,
+    /// Answers of helpers by helper and server: a helper may take seconds.
+    answers: Mutex<BTreeMap<(String, String), Option<Identity>>>,
 }
 
 #[derive(Debug)]
@@ -137,7 +139,7 @@ fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'d
 impl Credentials {
     /// Credentials from these places. Nothing is read yet.
     pub fn new(options: CredentialOptions) -> Self {
-        Self { options, configs: OnceLock::new() }
+        Self { options, configs: OnceLock::new(), answers: Mutex::default() }
     }
 
     /// The credential for a repository of a registry, both as in references. `None` if nothing is configured.
@@ -152,10 +154,10 @@ impl Credentials {
         for config in self.configs()? {
             let helper = keys.iter().find_map(|key| config.file.cred_helpers.get(*key)).filter(|name| !name.is_empty());
             if let Some(name) = helper {
-                return helper::get(name, keys[0], &self.options, cancel);
+                return self.ask(name, keys[0], cancel);
             }
             if !config.file.creds_store.is_empty()
-                && let Some(found) = helper::get(&config.file.creds_store, keys[0], &self.options, cancel)?
+                && let Some(found) = self.ask(&config.file.creds_store, keys[0], cancel)?
             {
                 return Ok(Some(found));
             }
@@ -164,6 +166,18 @@ impl Credentials {
             }
         }
         Ok(None)
+    }
+
+    fn ask(&self, helper: &str, server: &str, cancel: &Cancel) -> Result<Option<Identity>, CredentialError> {
+        // Held while the helper runs, so that it is not asked twice; a map of finished answers survives any panic.
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (helper.to_owned(), server.to_owned());
+        if let Some(known) = answers.get(&key) {
+            return Ok(known.clone());
+        }
+        let answer = helper::get(helper, server, &self.options, cancel)?;
+        answers.insert(key, answer.clone());
+        Ok(answer)
     }
 
     fn configs(&self) -> Result<&[Config], CredentialError> {
@@ -333,6 +347,42 @@ mod tests {
             assert!(matches!(find(config, registry, "x"), Err(CredentialError::BadAuth { .. })), "{registry}");
         }
         assert!(matches!(find("{", "r.io", "x"), Err(CredentialError::Parse { .. })));
+    }
+
+    #[test]
+    fn helpers_are_asked_once_for_their_registry_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let program = directory.path().join("docker-credential-test");
+        let count = directory.path().join("count");
+        let answer = r#"{\"Username\":\"$server\",\"Secret\":\"s\"}"#;
+        let script = format!("#!/bin/sh\nread server\necho x >>{}\necho \"{answer}\"\n", count.display());
+        fs::write(&program, script).expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("made executable");
+        let ask = |config: &str, questions: &[(&str, Option<&str>)]| {
+            let options = CredentialOptions {
+                inline: Some(config.to_owned()),
+                helper_environment: vec![("PATH".into(), directory.path().into())],
+                ..CredentialOptions::default()
+            };
+            let credentials = Credentials::new(options);
+            for (registry, expected) in questions {
+                let found = credentials.find(registry, "x", &Cancel::default()).expect("an answer");
+                let user = found.map(|identity| match identity.credential {
+                    Credential::Basic { user, .. } => user,
+                    other => panic!("{other:?}"),
+                });
+                assert_eq!(user.as_deref(), *expected, "{registry}");
+            }
+            let asked = fs::read_to_string(&count).unwrap_or_default().lines().count();
+            fs::write(&count, "").expect("written");
+            asked
+        };
+        let auths = r#""auths":{"r.io":{"username":"plain","password":"p"},"q.io":{"username":"q","password":"p"}}"#;
+        let helpers = format!(r#"{{"credHelpers":{{"r.io":"test"}},{auths}}}"#);
+        assert_eq!(ask(&helpers, &[("r.io", Some("r.io")), ("r.io", Some("r.io")), ("q.io", Some("q"))]), 1);
+        let store = format!(r#"{{"credsStore":"test",{auths}}}"#);
+        assert_eq!(ask(&store, &[("docker.io", Some(HUB_KEY)), ("r.io", Some("r.io"))]), 2);
     }
 
     #[test]

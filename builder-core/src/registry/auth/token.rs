@@ -33,6 +33,22 @@ impl Scopes {
         Self(BTreeSet::from([format!("repository:{repository}:pull,push")]))
     }
 
+    /// These and what a challenge asks for (scopes separated by spaces), unless that is among them: registries behind
+    /// proxies know the repository under another name than its URL says.
+    pub(in crate::registry) fn and_asked(mut self, asked: &str) -> Self {
+        for scope in asked.split_whitespace() {
+            let covered = scope.rsplit_once(':').is_some_and(|(resource, actions)| {
+                self.0.iter().filter_map(|own| own.rsplit_once(':')).any(|(own, granted)| {
+                    own == resource && actions.split(',').all(|action| granted.split(',').any(|one| one == action))
+                })
+            });
+            if !covered {
+                self.0.insert(scope.to_owned());
+            }
+        }
+        self
+    }
+
     pub(in crate::registry) fn and_pull(mut self, repository: &str) -> Self {
         self.0.extend(Self::pull(repository).0);
         self
@@ -148,6 +164,25 @@ impl TokenRequest<'_> {
         match basic {
             Some((user, password)) => request.secret_header("Authorization", http::basic(user, password.expose())),
             None => request,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asked_scopes_are_added_unless_covered() {
+        for (asked, expected) in [
+            ("", vec!["repository:a:pull,push"]),
+            ("repository:a:pull", vec!["repository:a:pull,push"]),
+            ("repository:a:push,pull", vec!["repository:a:pull,push"]),
+            ("repository:a:delete", vec!["repository:a:delete", "repository:a:pull,push"]),
+            ("repository:p/a:pull  odd", vec!["odd", "repository:a:pull,push", "repository:p/a:pull"]),
+        ] {
+            let scopes = Scopes::push("a").and_asked(asked);
+            assert_eq!(scopes.0.iter().map(String::as_str).collect::<Vec<_>>(), expected, "{asked}");
         }
     }
 }
