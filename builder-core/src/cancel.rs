@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     own: Arc<AtomicBool>,
-    parent: Option<Arc<Cancel>>,
+    parents: Vec<Arc<AtomicBool>>,
 }
 
 impl Cancel {
@@ -18,12 +18,13 @@ impl Cancel {
 
     /// Whether somebody asked to end.
     pub fn is_cancelled(&self) -> bool {
-        self.own.load(Ordering::SeqCst) || self.parent.as_ref().is_some_and(|parent| parent.is_cancelled())
+        self.own.load(Ordering::SeqCst) || self.parents.iter().any(|parent| parent.load(Ordering::SeqCst))
     }
 
-    /// A flag that is also set when this one, or one above it, is, and can be set alone.
+    /// A flag that is also set when this one is, and can be set alone.
     pub fn child(&self) -> Self {
-        Self { own: Arc::default(), parent: Some(Arc::new(self.clone())) }
+        let parents = self.parents.iter().chain([&self.own]).map(Arc::clone).collect();
+        Self { own: Arc::default(), parents }
     }
 }
 
@@ -32,12 +33,13 @@ mod tests {
     use super::Cancel;
 
     #[test]
-    fn children_end_with_their_ancestors_only() {
+    fn children_follow_and_do_not_lead() {
         let top = Cancel::default();
-        let (middle, other) = (top.child(), top.child());
+        let middle = top.child();
         let bottom = middle.child();
-        middle.clone().cancel();
-        assert_eq!([&top, &middle, &bottom, &other].map(Cancel::is_cancelled), [false, true, true, false]);
+        middle.cancel();
+        assert!(!top.is_cancelled() && middle.is_cancelled() && bottom.is_cancelled());
+        let other = top.child().child();
         top.cancel();
         assert!(other.is_cancelled());
     }

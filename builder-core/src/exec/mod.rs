@@ -1,1 +1,48 @@
 //! Runs a plan: order, cache, cancellation, events. The only module that sees the others together.
+//!
+//! [`build`] goes through the whole line: context and Dockerfile are read, bases resolved, the plan made, each stage built
+//! in a thread of its own ([`stage`]), the image assembled and written to its outputs ([`finish`]). A step's result is
+//! kept under the work dir ([`cache`]), so that a build that was ended at any moment goes on behind its last finished step.
+//!
+//! ```text
+//! <work>/blobs/   see `store`          <work>/cache/   see `exec::cache`
+//! <work>/trees/   see `rootfs`         <work>/mounts/  see `exec::mounts`
+//! <work>/files/   see `context`        <work>/tmp/     unfinished files of running builds
+//! ```
+//!
+//! Architecture invariant: neither terminal nor flags are known here.
+
+mod cache;
+mod copying;
+mod error;
+mod finish;
+mod inputs;
+mod mounts;
+mod prepare;
+mod report;
+mod request;
+mod running;
+mod shared;
+mod stage;
+
+pub use error::{BuildError, ErrorClass};
+pub use finish::BuildResult;
+pub use inputs::InputError;
+pub use mounts::CacheMountId;
+pub use prepare::{PlatformPlan, Prepared, check, prepare};
+pub use report::{Report, StepReport};
+pub use request::{BuildRequest, ContextSource, DockerfileSource, NoCache, SecretValue};
+
+use std::sync::Arc;
+
+use crate::cancel::Cancel;
+use crate::event::Observer;
+
+/// Builds what `request` asks for.
+///
+/// # Errors
+/// [`BuildError`]; nothing that is not whole has then been pushed or published, and the work dir can be used again.
+pub fn build(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
+    let prepared = prepare(request, &*observer, cancel)?;
+    finish::build_prepared(request, prepared, observer, cancel)
+}

@@ -219,6 +219,14 @@ impl Rootfs {
         Ok(rustix::fs::openat(&dir, &*name, flags, Mode::empty())?.into())
     }
 
+    /// A descriptor of what `path` leads to, links followed, that can be mounted but not read (open(2), `O_PATH`).
+    ///
+    /// # Errors
+    /// `NotFound` and what the kernel says.
+    pub fn open_path(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.root.open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+    }
+
     /// Extended attributes of `path` itself, sorted by name, without those that the tree uses for its own ends.
     ///
     /// # Errors

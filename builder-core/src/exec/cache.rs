@@ -1,0 +1,127 @@
+//! The local step cache.
+//!
+//! ```text
+//! <work>/cache/steps/<key>.json    result of a step: its layer and when it was made
+//! <work>/cache/inputs/<key>.json   content hash of what a step reads from an immutable tree
+//! <work>/cache/last/<place>.json   what the step at this place of this Dockerfile was made from last time
+//! ```
+//!
+//! A file appears by rename, so a reader sees all of it or nothing; a file that cannot be read is a miss. Two builds
+//! that write the same key write the same meaning. # Limitations: nothing is ever evicted here, `slipway cache prune` does.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::layer::SealedLayer;
+use crate::oci::Sha256;
+use crate::plan::key::Components;
+
+/// The result of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StepRecord {
+    /// Its layer.
+    pub(super) layer: SealedLayer,
+    /// When it was made: seconds and nanoseconds since 1970.
+    pub(super) created: (i64, u32),
+}
+
+/// A content hash with what it was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct InputRecord {
+    /// Hash over all, in hexadecimal.
+    pub(super) hash: String,
+    /// Path and hash of each source.
+    pub(super) items: Vec<(String, String)>,
+}
+
+/// The cache below one work dir.
+#[derive(Debug, Clone)]
+pub(super) struct StepCache {
+    root: PathBuf,
+}
+
+impl StepCache {
+    /// Opens or creates the cache.
+    pub(super) fn open(work_dir: &Path) -> io::Result<Self> {
+        let root = work_dir.join("cache");
+        for part in ["steps", "inputs", "last"] {
+            fs::create_dir_all(root.join(part))?;
+        }
+        Ok(Self { root })
+    }
+
+    pub(super) fn step(&self, key: Sha256) -> Option<StepRecord> {
+        self.read("steps", key)
+    }
+
+    pub(super) fn put_step(&self, key: Sha256, record: &StepRecord) -> io::Result<()> {
+        self.write("steps", key, record)
+    }
+
+    pub(super) fn input(&self, key: Sha256) -> Option<InputRecord> {
+        self.read("inputs", key)
+    }
+
+    pub(super) fn put_input(&self, key: Sha256, record: &InputRecord) -> io::Result<()> {
+        self.write("inputs", key, record)
+    }
+
+    pub(super) fn last(&self, place: Sha256) -> Option<Components> {
+        self.read("last", place)
+    }
+
+    pub(super) fn put_last(&self, place: Sha256, components: &Components) -> io::Result<()> {
+        self.write("last", place, components)
+    }
+
+    fn path(&self, part: &str, key: Sha256) -> PathBuf {
+        self.root.join(part).join(format!("{}.json", key.to_hex()))
+    }
+
+    fn read<T: DeserializeOwned>(&self, part: &str, key: Sha256) -> Option<T> {
+        let path = self.path(part, key);
+        let bytes = fs::read(&path).ok()?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| tracing::debug!(path = %path.display(), %error, "unreadable cache record taken as a miss"))
+            .ok()
+    }
+
+    fn write(&self, part: &str, key: Sha256, value: &impl Serialize) -> io::Result<()> {
+        let path = self.path(part, key);
+        let mut temp = tempfile::NamedTempFile::new_in(self.root.join(part))?;
+        temp.write_all(&serde_json::to_vec(value)?)?;
+        temp.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::{BlobDigest, Descriptor, DiffId, MediaType};
+
+    #[test]
+    fn records_survive_and_damage_is_a_miss() {
+        let work = tempfile::tempdir().expect("temporary directory");
+        let cache = StepCache::open(work.path()).expect("cache opens");
+        let key = Sha256::of(b"key");
+        assert_eq!(cache.step(key), None);
+        let record = StepRecord {
+            layer: SealedLayer {
+                diff_id: DiffId(Sha256::of(b"tar")),
+                blob: Descriptor::new(MediaType::OciLayerGzip, BlobDigest(Sha256::of(b"gz")), 7),
+                uncompressed_bytes: 1024,
+                entries: 0,
+            },
+            created: (1, 2),
+        };
+        cache.put_step(key, &record).expect("record is written");
+        assert_eq!(cache.step(key), Some(record));
+        fs::write(cache.path("steps", key), b"{\"layer\":").expect("file is damaged");
+        assert_eq!(cache.step(key), None);
+    }
+}

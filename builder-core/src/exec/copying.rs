@@ -1,0 +1,170 @@
+//! COPY and ADD as steps: where files come from, what their cache key covers.
+
+use std::cell::OnceCell;
+
+use super::BuildError;
+use super::cache::{InputRecord, StepRecord};
+use super::shared::{Shared, SourceTree};
+use super::stage::Inputs;
+use crate::context::Files;
+use crate::copy::{self, ResolvedCopy};
+use crate::layer::{self, LayerOptions};
+use crate::oci::{ChainId, Sha256, canonical_json};
+use crate::plan::{CopyAction, CopySource, FileSource, Stage};
+use crate::rootfs::{LayerRef, Rootfs};
+use crate::snapshot;
+
+/// A COPY or ADD whose source is known. The sources are read at most once, and not at all when the same paths of the
+/// same immutable tree were read for an earlier build.
+pub(super) struct Prepared<'a> {
+    shared: &'a Shared<'a>,
+    action: &'a CopyAction,
+    /// The stage or image that files come from; keeps its directory alive.
+    source: Option<SourceTree>,
+    opened: OnceCell<Opened<'a>>,
+}
+
+/// Open files and what was selected from them.
+struct Opened<'a> {
+    files: FilesRef<'a>,
+    resolved: ResolvedCopy,
+}
+
+/// Files of a context, which the whole build shares, or of a tree, opened for one step.
+enum FilesRef<'a> {
+    Shared(&'a Files),
+    Own(Files),
+}
+
+impl FilesRef<'_> {
+    fn get(&self) -> &Files {
+        match self {
+            Self::Shared(files) => files,
+            Self::Own(files) => files,
+        }
+    }
+}
+
+impl<'a> Prepared<'a> {
+    pub(super) fn new(shared: &'a Shared<'a>, action: &'a CopyAction) -> Result<Self, BuildError> {
+        let source = shared.tree_of(&action.from)?;
+        Ok(Self { shared, action, source, opened: OnceCell::new() })
+    }
+
+    fn open(&self) -> Result<&Opened<'a>, BuildError> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(opened);
+        }
+        let shared = self.shared;
+        let files = match (&self.action.from, &self.source) {
+            (_, Some(source)) => FilesRef::Own(Files::rootfs(source.tree().rootfs(shared)?)),
+            (FileSource::NamedContext(name), _) => FilesRef::Shared(shared.named_context(name)?),
+            (FileSource::Scratch, _) => FilesRef::Own(Files::empty()),
+            _ => FilesRef::Shared(shared.context),
+        };
+        let resolved = copy::resolve(self.action, files.get(), &shared.cancel)?;
+        Ok(self.opened.get_or_init(|| Opened { files, resolved }))
+    }
+
+    /// What the cache key covers.
+    pub(super) fn inputs(&self) -> Result<Inputs, BuildError> {
+        let Some(source) = &self.source else {
+            return Ok(Inputs::from_record(&record(&self.open()?.resolved)));
+        };
+        // A tree of layers never changes, so what was read from it once need not be read again.
+        let chain = source.tree().chain().map_or_else(String::new, |chain| chain.to_string());
+        let question = canonical_json(&(chain, self.action)).expect("a copy action is plain data");
+        let key = Sha256::of(&question);
+        if let Some(known) = self.shared.cache.input(key) {
+            return Ok(Inputs::from_record(&known));
+        }
+        let found = record(&self.open()?.resolved);
+        self.shared.cache.put_input(key, &found).map_err(|source| BuildError::Cache { source })?;
+        Ok(Inputs::from_record(&found))
+    }
+
+    /// Writes the files into `target`.
+    pub(super) fn apply(&self, target: &Rootfs) -> Result<(), BuildError> {
+        let opened = self.open()?;
+        Ok(copy::apply(self.action, &opened.resolved, opened.files.get(), target, &self.shared.cancel)?)
+    }
+}
+
+fn record(resolved: &ResolvedCopy) -> InputRecord {
+    InputRecord {
+        hash: resolved.content_hash().to_hex(),
+        items: resolved.items().into_iter().map(|(path, hash)| (path, hash.to_hex())).collect(),
+    }
+}
+
+/// Name of the hash over all sources of a COPY: files have names of their own, so that a miss can name the one that changed.
+const WHOLE: &str = "sources";
+
+impl Inputs {
+    pub(super) fn from_record(record: &InputRecord) -> Self {
+        let named = record.items.iter().map(|(path, hash)| (path.as_str(), hash.as_str()));
+        let all = named.chain([(WHOLE, record.hash.as_str())]);
+        Self { items: all.filter_map(|(name, hash)| Some((name.to_owned(), Sha256::from_hex(hash)?))).collect() }
+    }
+}
+
+impl Shared<'_> {
+    /// Files of a named context.
+    pub(super) fn named_context(&self, name: &str) -> Result<&Files, BuildError> {
+        self.named_contexts.get(name).ok_or_else(|| BuildError::UnknownContext { name: name.to_owned() })
+    }
+}
+
+/// A copy of everything below `source`, as mounts and `FROM context` need it.
+pub(super) fn whole(from: FileSource, source: &str, destination: &str) -> CopyAction {
+    // The path is literal here, a wildcard elsewhere.
+    let literal: String =
+        source.chars().flat_map(|c| if r"*?[\".contains(c) { vec!['\\', c] } else { vec![c] }).collect();
+    CopyAction {
+        add: false,
+        from,
+        sources: vec![CopySource::Path(literal)],
+        destination: destination.to_owned(),
+        chown: None,
+        chmod: None,
+        link: false,
+        parents: false,
+        excludes: Vec::new(),
+        checksum: None,
+        keep_git_dir: None,
+        unpack: None,
+    }
+}
+
+/// `FROM context`: the files of a named context as the one layer below a stage.
+pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) -> Result<LayerRef, BuildError> {
+    let action = whole(FileSource::NamedContext(name.to_owned()), "/", "/");
+    let prepared = Prepared::new(shared, &action)?;
+    let inputs = prepared.inputs()?;
+    let key = Sha256::of(format!("context as base {:?}", inputs.items).as_bytes());
+    if let Some(record) = shared.cache.step(key) {
+        if shared.store.size(record.layer.blob.digest).is_some() {
+            return Ok(LayerRef { diff_id: record.layer.diff_id, blob: record.layer.blob });
+        }
+    }
+    let mut tree = shared.checkout(&[])?;
+    let step = tree.begin()?;
+    prepared.apply(step.rootfs())?;
+    let changes = snapshot::changes(&step)?;
+    let options = LayerOptions {
+        compression: shared.request.layer_compression(),
+        docker_media_types: shared.request.docker_media_types(),
+        clamp_mtime: shared.request.clamp_mtime(shared.plan),
+    };
+    let limits = &shared.request.limits;
+    let layer = layer::write(&changes, step.rootfs(), shared.store, &options, limits, &shared.cancel, &|_| {})?;
+    let record = StepRecord { layer, created: shared.timestamp() };
+    shared.cache.put_step(key, &record).map_err(|source| BuildError::Cache { source })?;
+    tracing::debug!(stage = stage.name, context = name, "context taken as base");
+    Ok(LayerRef { diff_id: record.layer.diff_id, blob: record.layer.blob })
+}
+
+/// Identity of a tree of layers as an input of a step.
+pub(super) fn chain_hash(chain: Option<ChainId>) -> Sha256 {
+    chain.map_or_else(|| Sha256::of(b""), |chain| chain.0)
+}

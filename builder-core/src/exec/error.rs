@@ -1,0 +1,339 @@
+//! Why a build ended without a result.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::inputs::InputError;
+use crate::copy::CopyError;
+use crate::dockerfile::{LineRange, ParseErrors};
+use crate::hint::Hint;
+use crate::layer::LayerError;
+use crate::output::OutputError;
+use crate::plan::{PlanError, Stage, Step};
+use crate::rootfs::TreeError;
+use crate::sandbox::{SandboxError, users::UserError};
+use crate::snapshot::SnapshotError;
+use crate::source::SourceError;
+use crate::store::StoreError;
+
+/// Why a build ended without a result. [`BuildError::lines`] says where in the Dockerfile, [`BuildError::class`] what
+/// kind of thing failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The Dockerfile or a context cannot be read.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The Dockerfile has errors; all of them.
+    #[error("{0}")]
+    Parse(ParseErrors),
+    /// The Dockerfile cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A base image cannot be had.
+    #[error("failed to resolve source metadata for {name}")]
+    Base {
+        /// As in the Dockerfile, normalised.
+        name: String,
+        /// Where it is named, if in this file.
+        lines: Option<LineRange>,
+        /// A name that may have been meant.
+        suggestion: Option<String>,
+        /// Why.
+        source: SourceError,
+    },
+    /// A step failed.
+    #[error("failed to solve: {source}")]
+    Step {
+        /// `[build 2/5] RUN make`
+        title: String,
+        /// Name of its stage.
+        stage: String,
+        /// Where the instruction stands.
+        lines: LineRange,
+        /// Why.
+        #[source]
+        source: Box<BuildError>,
+    },
+    /// A RUN's command ended with an error.
+    #[error("process {} did not complete successfully: exit code: {code}", go_quote(&argv.join(" ")))]
+    Exit {
+        /// The command.
+        argv: Vec<String>,
+        /// Its exit code; 128 and the signal's number if a signal ended it.
+        code: i32,
+    },
+    /// A RUN's program cannot be executed at all.
+    #[error("process {} did not complete successfully: exit code: {code}: {source}", go_quote(&argv.join(" ")))]
+    NotExecutable {
+        /// The command.
+        argv: Vec<String>,
+        /// 126 or 127, as a shell would say.
+        code: i32,
+        /// Why.
+        #[source]
+        source: SandboxError,
+    },
+    /// A COPY or ADD failed.
+    #[error(transparent)]
+    Copy(CopyError),
+    /// A RUN could not be set up.
+    #[error(transparent)]
+    Sandbox(SandboxError),
+    /// A RUN's user does not exist.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A tree could not be unpacked or mounted.
+    #[error(transparent)]
+    Tree(TreeError),
+    /// Changes could not be listed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A layer could not be written.
+    #[error(transparent)]
+    Layer(LayerError),
+    /// The blob store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The work dir cannot be used.
+    #[error("cannot use the work directory `{}`", path.display())]
+    WorkDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The step cache cannot be written.
+    #[error("cannot write the step cache")]
+    Cache {
+        /// Why.
+        source: io::Error,
+    },
+    /// A cache mount cannot be made.
+    #[error("cannot prepare cache mount `{id}`")]
+    CacheMount {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A bind mount's source does not exist.
+    #[error("failed to calculate checksum of ref: \"{path}\": not found")]
+    MountSourceMissing {
+        /// As written.
+        path: String,
+    },
+    /// A bind mount's source cannot be opened.
+    #[error("cannot open mount source `{path}`")]
+    MountSource {
+        /// As written.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A required secret was not given.
+    #[error("secret {id}: not found")]
+    SecretMissing {
+        /// Its id.
+        id: String,
+    },
+    /// A required ssh agent was not given.
+    #[error("no SSH key {id:?} forwarded from the client")]
+    SshMissing {
+        /// Its id.
+        id: String,
+    },
+    /// A named context is used that was not given.
+    #[error("build context `{name}` was not given")]
+    UnknownContext {
+        /// Its name.
+        name: String,
+    },
+    /// An image is used that the plan did not ask for.
+    #[error("image {name} was not resolved with the plan")]
+    UnresolvedImage {
+        /// Its name.
+        name: String,
+    },
+    /// A result could not be written or pushed.
+    #[error(transparent)]
+    Output(OutputError),
+    /// The image's own JSON could not be made.
+    #[error("cannot assemble the image")]
+    Assemble(#[from] crate::image::AssembleError),
+    /// The index above several images cannot be made.
+    #[error(transparent)]
+    Index(#[from] crate::image::IndexError),
+    /// Something was asked for that slipway cannot do yet.
+    #[error("{what} is not supported yet")]
+    Unsupported {
+        /// What.
+        what: String,
+    },
+    /// Cancelled from outside, or by another stage's failure.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// What kind of thing failed; the binary's exit codes follow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorClass {
+    /// Dockerfile, context or arguments.
+    Input,
+    /// A RUN's command, with its own exit code.
+    Command(i32),
+    /// A registry, or what came from it.
+    Registry,
+    /// Disk and work dir.
+    Disk,
+    /// The sandbox.
+    Sandbox,
+    /// Cancelled.
+    Cancelled,
+}
+
+impl BuildError {
+    /// Where in the Dockerfile, if anywhere.
+    pub fn lines(&self) -> Option<LineRange> {
+        match self {
+            Self::Step { lines, .. } => Some(*lines),
+            Self::Base { lines, .. } => *lines,
+            Self::Plan(error) => error.lines.first().copied(),
+            Self::Parse(errors) => Some(errors.first().lines),
+            _ => None,
+        }
+    }
+
+    /// What kind of thing failed.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Step { source, .. } => source.class(),
+            Self::Exit { code, .. } | Self::NotExecutable { code, .. } => ErrorClass::Command(*code),
+            Self::Base { .. } | Self::Output(_) | Self::UnresolvedImage { .. } => ErrorClass::Registry,
+            Self::Tree(TreeError::Fetch { .. } | TreeError::WrongDiffId { .. } | TreeError::BadEntry { .. }) => {
+                ErrorClass::Registry
+            }
+            Self::Tree(_)
+            | Self::Snapshot(_)
+            | Self::Layer(_)
+            | Self::Store(_)
+            | Self::WorkDir { .. }
+            | Self::Cache { .. }
+            | Self::CacheMount { .. } => ErrorClass::Disk,
+            Self::Sandbox(_) => ErrorClass::Sandbox,
+            Self::Cancelled => ErrorClass::Cancelled,
+            _ => ErrorClass::Input,
+        }
+    }
+
+    /// Says at which step it happened.
+    pub(super) fn at(self, step: &Step, stage: &Stage) -> Self {
+        match self {
+            Self::Cancelled | Self::Step { .. } => self,
+            other => Self::Step {
+                title: step.title.clone(),
+                stage: stage.name.clone(),
+                lines: step.lines,
+                source: Box::new(other),
+            },
+        }
+    }
+}
+
+impl From<TreeError> for BuildError {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::Cancelled => Self::Cancelled,
+            other => Self::Tree(other),
+        }
+    }
+}
+
+impl From<CopyError> for BuildError {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Cancelled => Self::Cancelled,
+            other => Self::Copy(other),
+        }
+    }
+}
+
+impl From<OutputError> for BuildError {
+    fn from(error: OutputError) -> Self {
+        match error {
+            OutputError::Cancelled => Self::Cancelled,
+            other => Self::Output(other),
+        }
+    }
+}
+
+impl From<LayerError> for BuildError {
+    fn from(error: LayerError) -> Self {
+        match error {
+            LayerError::Cancelled => Self::Cancelled,
+            other => Self::Layer(other),
+        }
+    }
+}
+
+impl From<SandboxError> for BuildError {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            SandboxError::Cancelled => Self::Cancelled,
+            other => Self::Sandbox(other),
+        }
+    }
+}
+
+impl Hint for BuildError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Step { source, .. } => source.hint(),
+            Self::Plan(error) => error.hint(),
+            Self::Copy(error) => error.hint(),
+            Self::Base { suggestion: Some(name), .. } => Some(format!("did you mean {name}?")),
+            Self::Base { source, .. } => source.hint(),
+            Self::Sandbox(error) | Self::NotExecutable { source: error, .. } => error.hint(),
+            Self::Output(error) => error.hint(),
+            Self::Input(error) => error.hint(),
+            Self::Parse(errors) => errors.hint(),
+            Self::SecretMissing { id } => Some(format!("give it with `--secret id={id},src=FILE` or `,env=NAME`")),
+            Self::SshMissing { id } => Some(format!("give it with `--ssh {id}` while an ssh agent runs")),
+            Self::UnknownContext { name } => Some(format!("give it with `--build-context {name}=DIRECTORY`")),
+            Self::WorkDir { .. } => Some("choose a writable directory with `--work-dir` or SLIPWAY_DIR".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// Quotes as Go's `%q` does, which is how BuildKit words the failing command.
+pub(crate) fn go_quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            '\u{7}' => quoted.push_str("\\a"),
+            '\u{8}' => quoted.push_str("\\b"),
+            '\u{b}' => quoted.push_str("\\v"),
+            '\u{c}' => quoted.push_str("\\f"),
+            c if (c as u32) < 0x20 || c == '\u{7f}' => quoted.push_str(&format!("\\x{:02x}", c as u32)),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn commands_are_quoted_as_go_does() {
+        assert_eq!(super::go_quote("/bin/sh -c echo \"a\"\n\\ä\u{1}"), r#""/bin/sh -c echo \"a\"\n\\ä\x01""#);
+    }
+}

@@ -1,0 +1,292 @@
+//! From finished stages to written outputs.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use super::cache::StepCache;
+use super::prepare::{PlatformPlan, Prepared};
+use super::report::{Recorder, Report};
+use super::request::BuildRequest;
+use super::shared::{BlobAccess, Places, Shared, Slot, StageResult};
+use super::{BuildError, stage};
+use crate::cancel::Cancel;
+use crate::event::{Event, Observer};
+use crate::image::{self, Assembly, Image, ImageLayer, MediaTypes, NewLayer};
+use crate::layer::{LayerOptions, SealedLayer};
+use crate::oci::{Descriptor, Platform, Reference};
+use crate::output::{
+    self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Pusher, Target,
+};
+use crate::plan::Plan;
+use crate::registry::{Credentials, Registry};
+use crate::rootfs::{Ownership, Rootfs, Trees};
+use crate::sandbox::IdMapping;
+
+/// What a build made.
+#[derive(Debug)]
+pub struct BuildResult {
+    /// One image a platform.
+    pub images: Vec<Image>,
+    /// What the names point to: the manifest, or the index above several.
+    pub root: Descriptor,
+    /// Numbers, as `--report` writes them.
+    pub report: Report,
+}
+
+/// Builds a plan and writes its outputs.
+pub(super) fn build_prepared(
+    request: &BuildRequest,
+    prepared: Prepared,
+    observer: Arc<dyn Observer>,
+    cancel: &Cancel,
+) -> Result<BuildResult, BuildError> {
+    let started = Instant::now();
+    let recorder = Arc::new(Recorder::new(observer));
+    let observer: Arc<dyn Observer> = recorder.clone();
+    let ownership = match request.environment.ids {
+        IdMapping::Single | IdMapping::None => Ownership::Recorded,
+        _ => Ownership::Real,
+    };
+    let trees = Trees::open(&request.work_dir, request.tree_mode, ownership)?;
+    let cache = StepCache::open(&request.work_dir)
+        .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
+    let steps = |plan: &Plan| plan.stages.iter().map(|stage| stage.steps.len()).sum::<usize>();
+    observer.event(Event::Planned {
+        steps: prepared.plans.iter().map(|planned| steps(&planned.plan)).sum(),
+        stages: prepared.plans.iter().map(|planned| planned.plan.stages.len()).sum(),
+    });
+    let blobs = BlobAccess::new(
+        &prepared.store,
+        &prepared.sources,
+        Arc::clone(&observer),
+        cancel.clone(),
+        prepared.plans.iter().flat_map(|planned| planned.images.values()),
+    );
+
+    let mut images = Vec::new();
+    let mut roots = Vec::new();
+    let mut first_step = 0;
+    for planned in &prepared.plans {
+        let shared = shared(request, &prepared, planned, &*observer, cancel, &trees, &cache, &blobs, first_step);
+        first_step += steps(&planned.plan);
+        let target = stage::build_all(&shared)?;
+        images.push(assemble(&shared, planned, &target)?);
+        if request.outputs.iter().any(Target::is_files) {
+            // The tree stays as long as the result it is opened from.
+            let rootfs = target.tree.rootfs(&shared)?;
+            roots.push((planned.plan.platform.clone(), rootfs, target));
+        }
+    }
+    let written = write_outputs(request, &prepared, &blobs, &images, &roots, &observer, cancel)?;
+
+    let mut report = recorder.report();
+    report.digest = written.digest.to_string();
+    report.manifests =
+        images.iter().map(|image| (image.platform.to_string(), image.digest.to_string())).collect::<BTreeMap<_, _>>();
+    report.seconds = started.elapsed().as_secs_f64();
+    report.peak_memory_bytes = super::report::peak_memory();
+    Ok(BuildResult { images, root: written, report })
+}
+
+#[expect(clippy::too_many_arguments, reason = "this is where everything meets; each has a type of its own")]
+fn shared<'a>(
+    request: &'a BuildRequest,
+    prepared: &'a Prepared,
+    planned: &'a PlatformPlan,
+    observer: &'a dyn Observer,
+    cancel: &Cancel,
+    trees: &'a Trees,
+    cache: &'a StepCache,
+    blobs: &'a BlobAccess<'a>,
+    first_step: usize,
+) -> Shared<'a> {
+    let mut next = first_step;
+    let first_steps = planned
+        .plan
+        .stages
+        .iter()
+        .map(|stage| {
+            let first = next;
+            next += stage.steps.len();
+            first
+        })
+        .collect();
+    Shared {
+        request,
+        plan: &planned.plan,
+        observer,
+        cancel: cancel.child(),
+        store: &prepared.store,
+        trees,
+        cache,
+        images: &planned.images,
+        blobs,
+        context: &prepared.context,
+        named_contexts: &prepared.named_contexts,
+        stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
+        image_trees: Mutex::default(),
+        places: Places::new(request.limits.steps.get()),
+        first_step: first_steps,
+    }
+}
+
+/// Makes config and manifest of the target.
+fn assemble(shared: &Shared<'_>, planned: &PlatformPlan, target: &StageResult) -> Result<Image, BuildError> {
+    let request = shared.request;
+    let plan = &planned.plan;
+    let below = target.tree.layers.len() - target.made.len();
+    let force = request.outputs.iter().any(|output| output.force_compression);
+    let mut base_layers = Vec::new();
+    for layer in &target.tree.layers[..below] {
+        let layer = ImageLayer { diff_id: layer.diff_id, blob: layer.blob.clone() };
+        base_layers.push(if force { in_form(shared, layer)? } else { layer });
+    }
+    let mut new_layers = BTreeMap::new();
+    for (place, made) in &target.made {
+        // A kept layer may have been compressed for another output.
+        let layer = ImageLayer { diff_id: made.sealed.diff_id, blob: made.sealed.blob.clone() };
+        let layer = SealedLayer { blob: in_form(shared, layer)?.blob, ..made.sealed.clone() };
+        let (seconds, nanoseconds) = made.created;
+        let created = UNIX_EPOCH + Duration::new(seconds.try_into().unwrap_or(0), nanoseconds);
+        new_layers.insert(*place, NewLayer { layer, created, description: made.title.clone() });
+    }
+    let mut annotations = request.annotations.clone();
+    annotations.extend(wanted_annotations(request, AnnotationLevel::Manifest, &plan.platform));
+    let stage = &plan.stages[plan.target.0];
+    Ok(image::assemble(&Assembly {
+        config: &stage.config,
+        history: &stage.history,
+        base_layers: &base_layers,
+        new_layers: &new_layers,
+        source_date_epoch: request.epoch(plan),
+        media_types: media_types(request),
+        annotations: &annotations,
+    })?)
+}
+
+fn media_types(request: &BuildRequest) -> MediaTypes {
+    if request.docker_media_types() { MediaTypes::Docker } else { MediaTypes::Oci }
+}
+
+/// Annotations of outputs for one platform.
+fn wanted_annotations(request: &BuildRequest, level: AnnotationLevel, platform: &Platform) -> BTreeMap<String, String> {
+    let all = request.outputs.iter().flat_map(|output| &output.annotations);
+    all.filter(|annotation| annotation.level == level)
+        .filter(|annotation| annotation.platform.as_ref().is_none_or(|wanted| wanted == platform))
+        .map(|annotation| (annotation.key.clone(), annotation.value.clone()))
+        .collect()
+}
+
+/// The layer in the compression that the outputs ask for.
+fn in_form(shared: &Shared<'_>, layer: ImageLayer) -> Result<ImageLayer, BuildError> {
+    let request = shared.request;
+    let compression = request.layer_compression();
+    if !output::needs_recompression(&layer.blob, compression) {
+        return Ok(layer);
+    }
+    let options = LayerOptions { compression, docker_media_types: request.docker_media_types(), clamp_mtime: None };
+    let (blobs, store, limits) = (shared.blobs, shared.store, &request.limits);
+    Ok(output::recompress(&layer, blobs, store, &options, limits, &shared.cancel, &|_| {})?)
+}
+
+/// The tree of a result, and the result that keeps it.
+type ResultRoot = (crate::oci::Platform, Rootfs, Arc<StageResult>);
+
+fn write_outputs(
+    request: &BuildRequest,
+    prepared: &Prepared,
+    blobs: &BlobAccess<'_>,
+    images: &[Image],
+    roots: &[ResultRoot],
+    observer: &Arc<dyn Observer>,
+    cancel: &Cancel,
+) -> Result<Descriptor, BuildError> {
+    let multi =
+        request.plan.build_args.get("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| value == "1" || value == "true");
+    let index = if images.len() > 1 || multi {
+        let host = Platform::host();
+        let on_index = wanted_annotations(request, AnnotationLevel::Index, &host);
+        let descriptors = images
+            .iter()
+            .map(|image| {
+                let wanted = wanted_annotations(request, AnnotationLevel::ManifestDescriptor, &image.platform);
+                (image.platform.clone(), wanted)
+            })
+            .filter(|(_, wanted)| !wanted.is_empty())
+            .collect();
+        let images: Vec<&Image> = images.iter().collect();
+        let index = image::index(&images, media_types(request), &on_index, &descriptors)?;
+        let annotations = wanted_annotations(request, AnnotationLevel::IndexDescriptor, &host).into_iter().collect();
+        Some(Index { bytes: index.bytes, media_type: index.media_type, annotations })
+    } else {
+        None
+    };
+    let created = images.first().and_then(|image| {
+        let config = image.parsed_config().ok()?;
+        config.raw().get("created")?.as_str().map(str::to_owned)
+    });
+    let export = |names: &[Reference]| -> Result<Descriptor, BuildError> {
+        let export = Export { images, index: index.as_ref(), names, created: created.as_deref() };
+        export.root().ok_or(BuildError::Output(OutputError::NoImage))
+    };
+    let root = export(&[])?;
+    for target in &request.outputs {
+        let names: Vec<Reference> = request.tags.iter().chain(&target.names).cloned().collect();
+        let export = Export { images, index: index.as_ref(), names: &names, created: created.as_deref() };
+        let files: Vec<PlatformFiles<'_>> =
+            roots.iter().map(|(platform, rootfs, _)| PlatformFiles { platform, rootfs }).collect();
+        let epoch = target.source_date_epoch.unwrap_or(prepared.plans.first().and_then(|p| p.plan.source_date_epoch));
+        let mut stdout = io::stdout();
+        match &target.exporter {
+            Exporter::Registry { by_digest, insecure } => {
+                let registry = registry_for(request, prepared, *insecure);
+                let registry = registry.as_ref().unwrap_or_else(|| prepared.sources.registry());
+                Pusher::new(registry, blobs, request.limits, &**observer).publish(&export, *by_digest, cancel)?;
+            }
+            Exporter::OciArchive(to) => output::oci_archive(&export, blobs, to, &mut stdout, cancel, &**observer)?,
+            Exporter::DockerArchive(to) => {
+                output::docker_archive(&export, blobs, to, &mut stdout, cancel, &**observer)?
+            }
+            Exporter::OciDirectory(to) => output::oci_directory(&export, blobs, to, cancel, &**observer)?,
+            Exporter::Tar { to, platform_split } => {
+                let options = FilesOptions { platform_split: *platform_split, epoch, delete: false };
+                output::tar(&files, to, &mut stdout, &options, cancel)?;
+            }
+            Exporter::Local { directory, platform_split, delete } => {
+                let options = FilesOptions { platform_split: *platform_split, epoch, delete: *delete };
+                output::directory(&files, directory, &options, cancel, &**observer)?;
+            }
+            Exporter::CacheOnly => {}
+        }
+    }
+    Ok(root)
+}
+
+/// A registry client that also speaks plain HTTP, for an output that asks for it; `None` if the usual one does.
+fn registry_for(request: &BuildRequest, prepared: &Prepared, insecure: bool) -> Option<Registry> {
+    insecure.then(|| {
+        let mut options = request.registry.clone();
+        options.insecure_all = true;
+        Registry::new(
+            prepared.sources.registry().client().clone(),
+            Credentials::new(request.credentials.clone()),
+            options,
+        )
+    })
+}
+
+impl Blobs for BlobAccess<'_> {
+    fn open(&self, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send + '_>> {
+        let stream = self.open_blob(descriptor).map_err(io::Error::other)?;
+        Ok(stream)
+    }
+
+    fn origin(&self, descriptor: &Descriptor) -> Option<Reference> {
+        match &self.origins.get(&descriptor.digest)?.origin {
+            crate::source::Origin::Registry(locations) => locations.first().cloned(),
+            crate::source::Origin::Layout(_) => None,
+        }
+    }
+}

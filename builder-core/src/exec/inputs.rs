@@ -1,0 +1,291 @@
+//! The Dockerfile's text and the files of the contexts, from wherever they are.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::BuildError;
+use super::request::{BuildRequest, ContextSource, DockerfileSource};
+use crate::cancel::Cancel;
+use crate::context::{Files, Patterns, find_ignore_file};
+use crate::git::{self, GitRequest};
+use crate::hint::Hint;
+use crate::http;
+use crate::plan::NamedContext;
+
+/// Longest Dockerfile that is read, in bytes.
+const MAX_DOCKERFILE_BYTES: u64 = 16 << 20;
+
+/// What the Dockerfile is called when nobody says so (checklist D-09).
+const DEFAULT_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
+
+/// What was opened before planning.
+pub(super) struct Inputs {
+    /// Text of the Dockerfile.
+    pub(super) dockerfile: String,
+    /// Text of the ignore file, if there is one.
+    pub(super) ignore_file: Option<String>,
+    /// The main context.
+    pub(super) files: Files,
+    /// Directories of fetched contexts; removed when the build is over.
+    pub(super) temporary: Vec<TempDir>,
+}
+
+/// Why the Dockerfile or a context cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InputError {
+    /// There is no Dockerfile.
+    #[error("failed to read dockerfile: open {}: no such file or directory", path.display())]
+    NoDockerfile {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The Dockerfile cannot be read.
+    #[error("failed to read dockerfile `{}`", path.display())]
+    Dockerfile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The Dockerfile is not text.
+    #[error("dockerfile `{}` is not UTF-8: line {line}", path.display())]
+    NotUtf8 {
+        /// Which.
+        path: PathBuf,
+        /// Line of the first byte that is not, counted from 1.
+        line: usize,
+    },
+    /// The Dockerfile is longer than any Dockerfile.
+    #[error("dockerfile `{}` is longer than {limit} bytes", path.display())]
+    TooLong {
+        /// Which.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
+    /// The context is not a directory that can be read.
+    #[error("unable to prepare context: `{}`", path.display())]
+    Context {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A context cannot be fetched.
+    #[error("cannot fetch the context")]
+    Fetch(#[from] http::HttpError),
+    /// A git context cannot be fetched.
+    #[error("cannot fetch the context")]
+    Git(#[from] git::GitError),
+    /// The ignore file cannot be read.
+    #[error(transparent)]
+    IgnoreFile(#[from] crate::context::IgnoreFileError),
+    /// The ignore file has a bad pattern.
+    #[error("error checking context: `{}`", path.display())]
+    Ignore {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        source: crate::context::IgnoreError,
+    },
+}
+
+impl Hint for InputError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoDockerfile { .. } => Some("name it with `-f FILE`; `-f -` reads it from standard input".to_owned()),
+            Self::Context { .. } => Some("the last argument is the context: a directory, `-` or a URL".to_owned()),
+            Self::IgnoreFile(error) => error.hint(),
+            Self::Git(error) => error.hint(),
+            Self::Fetch(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// Opens the main context and reads the Dockerfile.
+pub(super) fn open(request: &BuildRequest, client: &http::Client, cancel: &Cancel) -> Result<Inputs, BuildError> {
+    let mut temporary = Vec::new();
+    let root = match &request.context {
+        ContextSource::Directory(path) => Root::Local(path.clone()),
+        ContextSource::Empty => Root::Nothing,
+        ContextSource::Stdin => {
+            let temp = temp_dir(request)?;
+            let root = unpack(Box::new(std::io::stdin()), "standard input", temp.path(), cancel)?;
+            temporary.push(temp);
+            root
+        }
+        ContextSource::Git(url) => {
+            let temp = temp_dir(request)?;
+            let root = fetch_git(request, url, temp.path(), client, cancel)?;
+            temporary.push(temp);
+            Root::Fetched(root)
+        }
+        ContextSource::Url(url) => {
+            let temp = temp_dir(request)?;
+            let root = fetch_url(url, temp.path(), client, cancel)?;
+            temporary.push(temp);
+            root
+        }
+    };
+    let (dockerfile, path) = match (&request.dockerfile, &root) {
+        (DockerfileSource::Text(text), _) | (DockerfileSource::InContext(_), Root::Dockerfile(text)) => {
+            (text.clone(), None)
+        }
+        (DockerfileSource::File(path), _) => read_dockerfile(path).map(|(text, path)| (text, Some(path)))?,
+        (DockerfileSource::InContext(name), Root::Local(top) | Root::Fetched(top)) => {
+            let path = inside(top, name)?;
+            read_dockerfile(&path).map(|(text, path)| (text, Some(path)))?
+        }
+        (DockerfileSource::InContext(name), Root::Nothing) => {
+            return Err(InputError::NoDockerfile { path: name.clone() }.into());
+        }
+    };
+    // Only what people keep by hand is filtered (checklist D-02): a fetched tree holds what its author chose.
+    let filtered = matches!(root, Root::Local(_)) || matches!(request.context, ContextSource::Stdin);
+    let top = root.path();
+    let ignore = if filtered { find_ignore_file(path.as_deref(), top).map_err(InputError::from)? } else { None };
+    let patterns = match &ignore {
+        Some(file) => {
+            Patterns::parse(&file.text).map_err(|source| InputError::Ignore { path: file.path.clone(), source })?
+        }
+        None => Patterns::default(),
+    };
+    let files = match top {
+        Some(top) => Files::directory(top, patterns)
+            .map_err(|source| InputError::Context { path: top.to_owned(), source })?
+            .with_hash_cache(&request.work_dir.join("files")),
+        None => Files::empty(),
+    };
+    Ok(Inputs { dockerfile, ignore_file: ignore.map(|file| file.text), files, temporary })
+}
+
+/// Opens the files of a named context, which may have a `.dockerignore` of its own (checklist F-14).
+pub(super) fn open_named(
+    request: &BuildRequest,
+    name: &str,
+    opened: &mut Inputs,
+    client: &http::Client,
+    cancel: &Cancel,
+) -> Result<Files, BuildError> {
+    let value =
+        request.plan.named_contexts.get(name).ok_or_else(|| BuildError::UnknownContext { name: name.to_owned() })?;
+    let temp = temp_dir(request)?;
+    let (root, filtered) = match value {
+        NamedContext::Directory(path) => (Root::Local(path.clone()), true),
+        NamedContext::Git(url) => (Root::Fetched(fetch_git(request, url, temp.path(), client, cancel)?), false),
+        NamedContext::Url(url) => (fetch_url(url, temp.path(), client, cancel)?, false),
+        NamedContext::Image(_) | NamedContext::OciLayout(_) => {
+            return Err(BuildError::UnknownContext { name: name.to_owned() });
+        }
+    };
+    let Some(top) = root.path() else { return Ok(Files::empty()) };
+    let ignore = if filtered { find_ignore_file(None, Some(top)).map_err(InputError::from)? } else { None };
+    let patterns = match &ignore {
+        Some(file) => {
+            Patterns::parse(&file.text).map_err(|source| InputError::Ignore { path: file.path.clone(), source })?
+        }
+        None => Patterns::default(),
+    };
+    let files = Files::directory(top, patterns)
+        .map_err(|source| InputError::Context { path: top.to_owned(), source })?
+        .with_hash_cache(&request.work_dir.join("files"));
+    opened.temporary.push(temp);
+    Ok(files)
+}
+
+/// Where a context's files are.
+enum Root {
+    /// The user's own directory.
+    Local(PathBuf),
+    /// A directory that we filled.
+    Fetched(PathBuf),
+    /// There is nothing but a Dockerfile (a URL of one).
+    Dockerfile(String),
+    /// There is nothing.
+    Nothing,
+}
+
+impl Root {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Local(path) | Self::Fetched(path) => Some(path),
+            Self::Dockerfile(_) | Self::Nothing => None,
+        }
+    }
+}
+
+fn temp_dir(request: &BuildRequest) -> Result<TempDir, BuildError> {
+    let failed = |source| BuildError::WorkDir { path: request.work_dir.clone(), source };
+    let parent = request.work_dir.join("tmp");
+    fs::create_dir_all(&parent).map_err(failed)?;
+    tempfile::Builder::new().prefix("context-").tempdir_in(parent).map_err(failed)
+}
+
+/// A path below `top`, which is not ours to trust when it was fetched: links must not lead out of it.
+fn inside(top: &Path, name: &Path) -> Result<PathBuf, BuildError> {
+    let failed = |source| InputError::Dockerfile { path: name.to_owned(), source };
+    let tree = crate::rootfs::Rootfs::open(top).map_err(failed)?;
+    let resolved = tree.resolve(name, true).map_err(failed)?;
+    Ok(top.join(resolved.strip_prefix("/").unwrap_or(&resolved)))
+}
+
+/// Reads the Dockerfile; `Dockerfile` may also be spelled `dockerfile` (checklist D-09). The path is the one asked for,
+/// since the ignore file is looked for beside that name.
+fn read_dockerfile(path: &Path) -> Result<(String, PathBuf), BuildError> {
+    let mut found = path.to_owned();
+    if !path.exists() && path.file_name().is_some_and(|name| name == DEFAULT_NAMES[0]) {
+        let other = path.with_file_name(DEFAULT_NAMES[1]);
+        if other.exists() {
+            found = other;
+        }
+    }
+    let failed = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::NotFound => InputError::NoDockerfile { path: path.to_owned() },
+        _ => InputError::Dockerfile { path: path.to_owned(), source },
+    };
+    let file = fs::File::open(&found).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_DOCKERFILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_DOCKERFILE_BYTES {
+        return Err(InputError::TooLong { path: path.to_owned(), limit: MAX_DOCKERFILE_BYTES }.into());
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        InputError::NotUtf8 { path: path.to_owned(), line }
+    })?;
+    Ok((text, found))
+}
+
+fn fetch_git(
+    request: &BuildRequest,
+    url: &str,
+    temp: &Path,
+    client: &http::Client,
+    cancel: &Cancel,
+) -> Result<PathBuf, BuildError> {
+    let _ = (request, temp, client, cancel);
+    Err(BuildError::Unsupported { what: format!("the git context {url}") })
+}
+
+/// An archive is unpacked; anything else is the Dockerfile itself (checklist D-11).
+fn fetch_url(url: &str, temp: &Path, client: &http::Client, cancel: &Cancel) -> Result<Root, BuildError> {
+    let parsed =
+        url::Url::parse(url).map_err(|_| InputError::Fetch(http::HttpError::BadUrl { url: url.to_owned() }))?;
+    let shown = http::redacted(&parsed);
+    let response = client
+        .send(http::Request::get(parsed), cancel)
+        .and_then(http::Response::error_for_status)
+        .map_err(InputError::Fetch)?;
+    unpack(Box::new(response.into_reader()), &shown, temp, cancel)
+}
+
+fn unpack(stream: Box<dyn Read + Send>, from: &str, temp: &Path, cancel: &Cancel) -> Result<Root, BuildError> {
+    let _ = (stream, temp, cancel);
+    Err(BuildError::Unsupported { what: format!("a context from {from}") })
+}

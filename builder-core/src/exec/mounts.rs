@@ -1,0 +1,233 @@
+//! Mounts of a RUN (section M of the checklist): from plan to what the sandbox mounts.
+//!
+//! ```text
+//! <work>/mounts/<hash>/data       content of a cache mount
+//! <work>/mounts/<hash>/lock       held (shared or exclusive) while a RUN uses it
+//! <work>/mounts/<hash>/meta.json  id, owner, mode: for `slipway cache ls`
+//! ```
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use super::BuildError;
+use super::copying::{self, Prepared};
+use super::running::is_context;
+use super::shared::{Shared, SourceTree};
+use crate::oci::{Sha256, canonical_json};
+use crate::plan::{FileSource, Mount, MountKind, Sharing};
+use crate::rootfs::{Attributes, LayerRef, NewFile, Rootfs, TreeStep};
+use crate::sandbox::{MountSource, SandboxMount};
+
+/// What must live until the RUN has ended.
+#[derive(Default)]
+pub(super) struct Held {
+    locks: Vec<File>,
+    roots: Vec<Rootfs>,
+    sources: Vec<SourceTree>,
+}
+
+/// One mount, ready.
+pub(super) struct PreparedMount {
+    pub(super) mount: Option<SandboxMount>,
+    /// A variable that comes with it.
+    pub(super) env: Option<(String, OsString)>,
+}
+
+/// The layers of the throw-away tree behind a mount; `None` for mounts that need none. A writable bind needs one so that
+/// its changes can be dropped, and a context needs one because its ignore rules and owners are not those of the disk.
+pub(super) fn scratch_layers(shared: &Shared<'_>, mount: &Mount) -> Result<Option<Vec<LayerRef>>, BuildError> {
+    let MountKind::Bind { from, .. } = &mount.kind else { return Ok(None) };
+    if is_context(from) {
+        return Ok(Some(Vec::new()));
+    }
+    if mount.readonly {
+        return Ok(None);
+    }
+    Ok(shared.tree_of(from)?.map(|tree| tree.tree().layers.clone()))
+}
+
+/// Makes one mount ready. `scratch` is the tree that [`scratch_layers`] asked for.
+pub(super) fn prepare(
+    shared: &Shared<'_>,
+    mount: &Mount,
+    scratch: Option<&TreeStep<'_>>,
+    caches: &CacheMounts,
+    held: &mut Held,
+) -> Result<PreparedMount, BuildError> {
+    let sandbox_mount =
+        |source| SandboxMount { target: PathBuf::from(&mount.target), readonly: mount.readonly, source };
+    let just = |mount| Ok(PreparedMount { mount, env: None });
+    match &mount.kind {
+        MountKind::Tmpfs { size } => just(Some(sandbox_mount(MountSource::Tmpfs(*size)))),
+        MountKind::Bind { from, source } => {
+            let descriptor = match scratch {
+                Some(step) if is_context(from) => {
+                    let copy = copying::whole(from.clone(), source, CONTEXT_COPY);
+                    Prepared::new(shared, &copy)?.apply(step.rootfs())?;
+                    open_path(step.rootfs(), Path::new(CONTEXT_COPY), source)?
+                }
+                Some(step) => open_path(step.rootfs(), Path::new(source), source)?,
+                None => {
+                    let Some(tree) = shared.tree_of(from)? else { return just(None) };
+                    let rootfs = tree.tree().rootfs(shared)?;
+                    let descriptor = open_path(&rootfs, Path::new(source), source)?;
+                    held.roots.push(rootfs);
+                    held.sources.push(tree);
+                    descriptor
+                }
+            };
+            just(Some(sandbox_mount(MountSource::Descriptor(Arc::new(descriptor)))))
+        }
+        MountKind::Cache { .. } => {
+            let directory = caches.acquire(shared, mount, held)?;
+            just(Some(sandbox_mount(MountSource::Host(directory))))
+        }
+        MountKind::Secret { id, file, env, required, mode, uid, gid } => {
+            let secret = shared.request.secrets.get(id);
+            if secret.is_none() && *required {
+                return Err(BuildError::SecretMissing { id: id.clone() });
+            }
+            let variable = env.as_ref().map(|name| {
+                use std::os::unix::ffi::OsStringExt as _;
+                let value = secret.map_or_else(Vec::new, |secret| secret.bytes().to_vec());
+                (name.clone(), OsString::from_vec(value))
+            });
+            let mount = secret.filter(|_| *file).map(|secret| SandboxMount {
+                target: PathBuf::from(&mount.target),
+                readonly: true,
+                source: MountSource::Bytes { content: secret.bytes(), mode: *mode, uid: *uid, gid: *gid },
+            });
+            Ok(PreparedMount { mount, env: variable })
+        }
+        MountKind::Ssh { id, required, .. } => match shared.request.ssh.get(id) {
+            Some(socket) => Ok(PreparedMount {
+                mount: Some(sandbox_mount(MountSource::Host(socket.clone()))),
+                env: Some(("SSH_AUTH_SOCK".to_owned(), OsString::from(&mount.target))),
+            }),
+            None if *required => Err(BuildError::SshMissing { id: id.clone() }),
+            None => just(None),
+        },
+    }
+}
+
+/// Where a context's files stand in the throw-away tree that a mount shows.
+const CONTEXT_COPY: &str = "/context";
+
+fn open_path(rootfs: &Rootfs, path: &Path, written: &str) -> Result<std::os::fd::OwnedFd, BuildError> {
+    rootfs.open_path(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => BuildError::MountSourceMissing { path: written.to_owned() },
+        _ => BuildError::MountSource { path: written.to_owned(), source },
+    })
+}
+
+/// Identity of a cache mount (checklist M-10, M-12): what is equal shares a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheMountId {
+    /// The id with its namespace.
+    pub id: String,
+    /// Mode of the directory if one was given.
+    pub mode: Option<u32>,
+    /// Owner if one was given.
+    pub uid: Option<u32>,
+    /// Group if one was given.
+    pub gid: Option<u32>,
+    /// Identity of the initial content; empty if there is none.
+    pub base: String,
+}
+
+/// All cache mounts of a work dir.
+pub(super) struct CacheMounts {
+    root: PathBuf,
+}
+
+impl CacheMounts {
+    pub(super) fn open(work_dir: &Path) -> Result<Self, BuildError> {
+        let root = work_dir.join("mounts");
+        fs::create_dir_all(&root).map_err(|source| BuildError::CacheMount { id: String::new(), source })?;
+        Ok(Self { root })
+    }
+
+    /// The directory to mount, locked as `sharing` says until `held` is dropped.
+    fn acquire(&self, shared: &Shared<'_>, mount: &Mount, held: &mut Held) -> Result<PathBuf, BuildError> {
+        let MountKind::Cache { id, sharing, from, source, mode, uid, gid } = &mount.kind else {
+            unreachable!("called for cache mounts only")
+        };
+        let base = match from {
+            None => String::new(),
+            Some(FileSource::Scratch) => String::new(),
+            Some(from) => {
+                let hash = match shared.tree_of(from)? {
+                    Some(tree) => copying::chain_hash(tree.tree().chain()).to_hex(),
+                    None => format!("{from:?}"),
+                };
+                format!("{hash}:{source}")
+            }
+        };
+        let identity = CacheMountId { id: id.clone(), mode: *mode, uid: *uid, gid: *gid, base };
+        let failed = |source| BuildError::CacheMount { id: id.clone(), source };
+        let name = Sha256::of(&canonical_json(&identity).expect("plain data")).to_hex();
+        for copy in 0.. {
+            let directory = self.root.join(if copy == 0 { name.clone() } else { format!("{name}.{copy}") });
+            fs::create_dir_all(&directory).map_err(failed)?;
+            let lock = File::create(directory.join("lock")).map_err(failed)?;
+            let operation = match sharing {
+                Sharing::Shared => FlockOperation::LockShared,
+                Sharing::Private => FlockOperation::NonBlockingLockExclusive,
+                Sharing::Locked => FlockOperation::LockExclusive,
+            };
+            match rustix::fs::flock(&lock, operation) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) if *sharing == Sharing::Private => continue,
+                Err(error) => return Err(failed(error.into())),
+            }
+            let data = directory.join("data");
+            if !data.exists() {
+                self.fill(shared, mount, &directory, &identity)?;
+            }
+            held.locks.push(lock);
+            return Ok(data);
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// Makes the directory with its initial content, complete or not at all.
+    fn fill(
+        &self,
+        shared: &Shared<'_>,
+        mount: &Mount,
+        directory: &Path,
+        identity: &CacheMountId,
+    ) -> Result<(), BuildError> {
+        let MountKind::Cache { id, from, source, .. } = &mount.kind else {
+            unreachable!("called for cache mounts only")
+        };
+        let failed = |source| BuildError::CacheMount { id: id.clone(), source };
+        let temp = tempfile::tempdir_in(directory).map_err(failed)?;
+        let rootfs = Rootfs::open(temp.path()).map_err(failed)?;
+        if let Some(from) = from {
+            let copy = copying::whole(from.clone(), source, "/data/");
+            Prepared::new(shared, &copy)?.apply(&rootfs)?;
+        }
+        let owner = (identity.uid.unwrap_or(0), identity.gid.unwrap_or(0));
+        let has_base = from.is_some();
+        let attributes = Attributes {
+            owner: (!has_base || source == "/").then_some(owner),
+            mode: (!has_base || source == "/").then_some(identity.mode.unwrap_or(0o755)),
+            ..Attributes::default()
+        };
+        rootfs.create(Path::new("/data"), NewFile::Directory, &attributes).map_err(failed)?;
+        let meta = canonical_json(identity).map_err(io::Error::from).map_err(failed)?;
+        fs::write(directory.join("meta.json"), meta).map_err(failed)?;
+        match fs::rename(temp.path().join("data"), directory.join("data")) {
+            Err(error) if !directory.join("data").exists() => Err(failed(error)),
+            // Another build filled it in the same moment.
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Before the first step: context and Dockerfile are read, bases resolved, plans made.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::inputs::{self, Inputs};
+use super::request::BuildRequest;
+use super::{BuildError, stage};
+use crate::cancel::Cancel;
+use crate::context::Files;
+use crate::dockerfile::{self, Dockerfile, Finding};
+use crate::event::{Event, Observer};
+use crate::http;
+use crate::oci::Platform;
+use crate::plan::{
+    self, Base, BaseImage, Bases, Checked, FileSource, ImageRequest, Lowered, Outline, Plan, PlanOptions,
+};
+use crate::registry::{Credentials, Registry};
+use crate::source::{ResolvedImage, SourceError, Sources};
+use crate::store::Store;
+
+/// A build that is planned and not begun.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The Dockerfile.
+    pub dockerfile: Dockerfile,
+    /// A plan for each platform.
+    pub plans: Vec<PlatformPlan>,
+    pub(super) store: Store,
+    pub(super) sources: Sources,
+    pub(super) context: Files,
+    pub(super) named_contexts: BTreeMap<String, Files>,
+    /// Keeps fetched contexts on disk while the build needs them.
+    pub(super) _temporary: Vec<tempfile::TempDir>,
+}
+
+/// The plan for one platform and the images it stands on.
+#[derive(Debug)]
+pub struct PlatformPlan {
+    /// The plan.
+    pub plan: Plan,
+    pub(super) images: BTreeMap<ImageRequest, Arc<ResolvedImage>>,
+}
+
+/// Reads, resolves and plans; nothing is built, and of images only manifests and configs are fetched.
+///
+/// # Errors
+/// [`BuildError`] for everything that can be known before the first step.
+pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<Prepared, BuildError> {
+    let store = Store::open(&request.work_dir)?;
+    let client = http::Client::new(request.client.clone());
+    let credentials = Credentials::new(request.credentials.clone());
+    let sources = Sources::new(Registry::new(client.clone(), credentials, request.registry.clone()), store.clone());
+    let mut opened = inputs::open(request, &client, cancel)?;
+    let dockerfile = parse(&opened, observer)?;
+
+    let mut plans = Vec::new();
+    for platform in platforms(request) {
+        let options = options(request, &opened, platform);
+        plans.push(plan_platform(&dockerfile, &options, &sources, observer, cancel)?);
+    }
+    for planned in plans.first() {
+        warn(&dockerfile, &planned.plan.findings, observer);
+    }
+    let mut named_contexts = BTreeMap::new();
+    for planned in &plans {
+        let bases = planned.plan.stages.iter().filter_map(|stage| match &stage.base {
+            Base::Context(name) => Some(name),
+            _ => None,
+        });
+        let sources = stage::file_sources(&planned.plan).filter_map(|from| match from {
+            FileSource::NamedContext(name) => Some(name),
+            _ => None,
+        });
+        for name in bases.chain(sources) {
+            if !named_contexts.contains_key(name) {
+                let files = inputs::open_named(request, name, &mut opened, &client, cancel)?;
+                named_contexts.insert(name.clone(), files);
+            }
+        }
+    }
+    let Inputs { files, temporary, .. } = opened;
+    Ok(Prepared { dockerfile, plans, store, sources, context: files, named_contexts, _temporary: temporary })
+}
+
+/// Applies all lint rules to all stages; nothing is fetched but the context.
+///
+/// # Errors
+/// [`BuildError`] if context or Dockerfile cannot be read or parsed; what a build would stop at later is in the result.
+pub fn check(
+    request: &BuildRequest,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<(Dockerfile, Checked), BuildError> {
+    let client = http::Client::new(request.client.clone());
+    let opened = inputs::open(request, &client, cancel)?;
+    let dockerfile = parse(&opened, observer)?;
+    let platform = platforms(request).into_iter().next().flatten();
+    let checked = plan::check(&dockerfile, &options(request, &opened, platform), &Bases::new());
+    Ok((dockerfile, checked))
+}
+
+fn platforms(request: &BuildRequest) -> Vec<Option<Platform>> {
+    match request.platforms.as_slice() {
+        [] => vec![None],
+        some => some.iter().cloned().map(Some).collect(),
+    }
+}
+
+fn options(request: &BuildRequest, opened: &Inputs, platform: Option<Platform>) -> PlanOptions {
+    PlanOptions {
+        platform,
+        multi_platform: request.platforms.len() > 1,
+        ignore_file: opened.ignore_file.clone(),
+        ..request.plan.clone()
+    }
+}
+
+fn parse(opened: &Inputs, observer: &dyn Observer) -> Result<Dockerfile, BuildError> {
+    dockerfile::parse(&opened.dockerfile).map_err(|errors| {
+        warn(errors.partial(), errors.findings(), observer);
+        BuildError::Parse(errors)
+    })
+}
+
+fn warn(dockerfile: &Dockerfile, findings: &[Finding], observer: &dyn Observer) {
+    for finding in findings {
+        observer.event(Event::Warning { finding, line: dockerfile.source.lines(&finding.span).first });
+    }
+}
+
+fn plan_platform(
+    dockerfile: &Dockerfile,
+    options: &PlanOptions,
+    sources: &Sources,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<PlatformPlan, BuildError> {
+    let failed = |error: plan::PlanError| {
+        warn(dockerfile, &error.findings, observer);
+        BuildError::Plan(error)
+    };
+    let outline = plan::outline(dockerfile, options).map_err(failed)?;
+    let mut images = BTreeMap::new();
+    let mut bases = Bases::new();
+    let mut needed = outline.images.clone();
+    loop {
+        for (wanted, image) in resolve_all(&needed, &outline, sources, cancel)? {
+            observer.event(Event::BaseResolved { reference: &image.reference, digest: image.digest });
+            bases.insert(wanted.clone(), BaseImage { config: image.config.clone(), pinned: image.pinned.clone() });
+            images.insert(wanted, image);
+        }
+        match plan::lower(dockerfile, &outline, &bases, options).map_err(failed)? {
+            Lowered::Plan(plan) => return Ok(PlatformPlan { plan: *plan, images }),
+            Lowered::Needs(more) => needed = more,
+        }
+    }
+}
+
+/// Resolves images side by side: each is a few small requests that mostly wait.
+fn resolve_all(
+    needed: &[ImageRequest],
+    outline: &Outline,
+    sources: &Sources,
+    cancel: &Cancel,
+) -> Result<Vec<(ImageRequest, Arc<ResolvedImage>)>, BuildError> {
+    let results: Vec<Result<Arc<ResolvedImage>, SourceError>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = needed
+            .iter()
+            .map(|request| scope.spawn(|| sources.resolve(&request.name, &request.platform, cancel)))
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    });
+    needed
+        .iter()
+        .zip(results)
+        .map(|(request, result)| match result {
+            Ok(image) => Ok((request.clone(), image)),
+            Err(_) if cancel.is_cancelled() => Err(BuildError::Cancelled),
+            Err(source) => Err(BuildError::Base {
+                name: request.name.clone(),
+                lines: outline.lines_of(request),
+                suggestion: if source.is_not_found() { outline.suggest_image(&request.name) } else { None },
+                source,
+            }),
+        })
+        .collect()
+}

@@ -1,0 +1,167 @@
+//! What a caller asks of a build.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::http::{ClientOptions, Secret};
+use crate::layer::Compression;
+use crate::limits::Limits;
+use crate::oci::{Platform, Reference};
+use crate::output::Target;
+use crate::plan::{Plan, PlanOptions};
+use crate::registry::{CredentialOptions, RegistryOptions};
+use crate::rootfs::TreeMode;
+use crate::sandbox::Environment;
+
+/// Everything that decides a build. Time, environment variables and the current directory enter here and nowhere else.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    /// Where the Dockerfile is.
+    pub dockerfile: DockerfileSource,
+    /// Where COPY and ADD read from.
+    pub context: ContextSource,
+    /// Arguments, target, labels, named contexts. `ignore_file` and `platform` are filled in by [`super::build`].
+    pub plan: PlanOptions,
+    /// Platforms to build; none means that of the builder or of the base.
+    pub platforms: Vec<Platform>,
+    /// Names for the image.
+    pub tags: Vec<Reference>,
+    /// What is written; nothing means that the image stays in the work dir.
+    pub outputs: Vec<Target>,
+    /// All state: one directory, shared by any number of builds at one time.
+    pub work_dir: PathBuf,
+    /// How trees are kept; `None` probes.
+    pub tree_mode: Option<TreeMode>,
+    /// What [`crate::sandbox::enter`] found.
+    pub environment: Environment,
+    /// Certificates, proxies, time-outs.
+    pub client: ClientOptions,
+    /// Mirrors, maps, registries without TLS.
+    pub registry: RegistryOptions,
+    /// Where credentials for registries are.
+    pub credentials: CredentialOptions,
+    /// How much may be done at once.
+    pub limits: Limits,
+    /// Which steps must not come from the cache.
+    pub no_cache: NoCache,
+    /// Compression of new layers, unless an output asks for another.
+    pub compression: Compression,
+    /// `--secret`, by id.
+    pub secrets: BTreeMap<String, SecretValue>,
+    /// `--ssh`, by id: path of an agent's socket.
+    pub ssh: BTreeMap<String, PathBuf>,
+    /// `--annotation` for the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// The clock; `SystemTime::now` outside tests.
+    pub now: fn() -> SystemTime,
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerfileSource {
+    /// A file of the host, with the name as the user gave it for messages.
+    File(PathBuf),
+    /// A file inside the context, relative; needed where the context is an archive or a URL.
+    InContext(PathBuf),
+    /// Text that is already here (standard input, a library's caller).
+    Text(String),
+}
+
+/// Where COPY and ADD read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContextSource {
+    /// A directory of the host.
+    Directory(PathBuf),
+    /// A tar, compressed or not, on standard input.
+    Stdin,
+    /// A git URL.
+    Git(String),
+    /// An http(s) URL of an archive or a Dockerfile.
+    Url(String),
+    /// No files at all.
+    Empty,
+}
+
+impl BuildRequest {
+    /// Compression of new layers: what an output asks for, else the request's own.
+    pub(super) fn layer_compression(&self) -> Compression {
+        self.outputs.iter().find_map(|target| target.compression).unwrap_or(self.compression)
+    }
+
+    /// The `Authorization` for git over http, from the secrets that BuildKit looks for too.
+    pub(super) fn git_authorization(&self) -> Option<Secret> {
+        let text = |id: &str| {
+            let value = self.secrets.get(id)?;
+            Some(String::from_utf8_lossy(&value.0).trim().to_owned())
+        };
+        if let Some(header) = text("GIT_AUTH_HEADER") {
+            return Some(Secret::new(header));
+        }
+        // What hosting services take for a token; the user name does not matter to them.
+        text("GIT_AUTH_TOKEN").map(|token| crate::http::basic("x-access-token", &token))
+    }
+
+    /// Whether an output wants Docker's media types instead of OCI's.
+    pub(super) fn docker_media_types(&self) -> bool {
+        self.outputs.iter().any(Target::wants_docker_media_types)
+    }
+
+    /// The time to which mtimes in layers are clamped, if an output asks for it and an epoch is in force.
+    pub(super) fn clamp_mtime(&self, plan: &Plan) -> Option<i64> {
+        let target = self.outputs.iter().find(|target| target.rewrite_timestamp)?;
+        target.source_date_epoch.unwrap_or(plan.source_date_epoch)
+    }
+
+    /// The epoch of the image's own times.
+    pub(super) fn epoch(&self, plan: &Plan) -> Option<i64> {
+        self.outputs.iter().find_map(|target| target.source_date_epoch).unwrap_or(plan.source_date_epoch)
+    }
+}
+
+/// Which steps must not come from the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NoCache {
+    /// All may.
+    #[default]
+    Off,
+    /// None may.
+    All,
+    /// None of these stages' steps may; names compare case-insensitively.
+    Stages(Vec<String>),
+}
+
+impl NoCache {
+    /// Whether the steps of stage `name` must be done anew.
+    pub fn applies_to(&self, name: &str) -> bool {
+        match self {
+            Self::Off => false,
+            Self::All => true,
+            Self::Stages(names) => names.iter().any(|n| n.eq_ignore_ascii_case(name)),
+        }
+    }
+}
+
+/// Bytes of a secret. Cannot be printed.
+#[derive(Clone)]
+pub struct SecretValue(Arc<Vec<u8>>);
+
+impl SecretValue {
+    /// Takes the bytes.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(bytes))
+    }
+
+    /// The bytes, for the sandbox.
+    pub(super) fn bytes(&self) -> Arc<Vec<u8>> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}

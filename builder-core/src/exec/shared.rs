@@ -1,0 +1,304 @@
+//! What all stages of one build use together.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::BuildError;
+use super::cache::StepCache;
+use super::request::BuildRequest;
+use crate::cancel::Cancel;
+use crate::context::Files;
+use crate::event::{Event, Observer, Transfer};
+use crate::layer::SealedLayer;
+use crate::oci::{BlobDigest, ChainId, Descriptor};
+use crate::plan::{FileSource, ImageRequest, Plan, StageId};
+use crate::rootfs::{LayerRef, LayerSource, Rootfs, Trees, WorkTree};
+use crate::source::{Keep, ResolvedImage, SourceError, Sources};
+use crate::store::{Store, StoreError};
+
+/// What all stages of one build use together.
+pub(super) struct Shared<'a> {
+    pub(super) request: &'a BuildRequest,
+    pub(super) plan: &'a Plan,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) cancel: Cancel,
+    pub(super) store: &'a Store,
+    pub(super) trees: &'a Trees,
+    pub(super) cache: &'a StepCache,
+    pub(super) images: &'a BTreeMap<ImageRequest, Arc<ResolvedImage>>,
+    pub(super) blobs: &'a BlobAccess<'a>,
+    /// The main context and the named ones, opened before the first step.
+    pub(super) context: &'a Files,
+    pub(super) named_contexts: &'a BTreeMap<String, Files>,
+    pub(super) stages: Vec<Slot>,
+    /// Root filesystems of images that are only copied or mounted from.
+    pub(super) image_trees: Mutex<BTreeMap<ImageRequest, Arc<Tree>>>,
+    /// Free places for steps that really run.
+    pub(super) places: Places,
+    /// Number of the first step of each stage.
+    pub(super) first_step: Vec<usize>,
+}
+
+/// Where a stage's result appears for those that wait for it.
+#[derive(Default)]
+pub(super) struct Slot {
+    result: Mutex<Option<Result<Arc<StageResult>, ()>>>,
+    ready: Condvar,
+}
+
+impl Slot {
+    /// Makes the result known; `None` if the stage failed.
+    pub(super) fn fill(&self, result: Option<Arc<StageResult>>) {
+        *lock(&self.result) = Some(result.ok_or(()));
+        self.ready.notify_all();
+    }
+
+    /// Waits for the result; `None` if the stage failed.
+    pub(super) fn wait(&self) -> Option<Arc<StageResult>> {
+        let mut result = lock(&self.result);
+        loop {
+            match &*result {
+                Some(done) => return done.clone().ok(),
+                None => result = self.ready.wait(result).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// Locks without caring for a panic elsewhere: the build ends then anyway.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A finished stage.
+pub(super) struct StageResult {
+    pub(super) tree: Tree,
+    /// The layers of its steps and of those of the stages below it.
+    pub(super) made: BTreeMap<(StageId, usize), MadeLayer>,
+}
+
+/// A layer that a step made, now or in an earlier build.
+#[derive(Debug, Clone)]
+pub(super) struct MadeLayer {
+    pub(super) sealed: SealedLayer,
+    /// Seconds and nanoseconds since 1970.
+    pub(super) created: (i64, u32),
+    /// The step's title.
+    pub(super) title: String,
+}
+
+impl MadeLayer {
+    pub(super) fn layer(&self) -> LayerRef {
+        LayerRef { diff_id: self.sealed.diff_id, blob: self.sealed.blob.clone() }
+    }
+}
+
+/// A stack of layers that does not change any more, unpacked when somebody looks.
+pub(super) struct Tree {
+    pub(super) layers: Vec<LayerRef>,
+    work_tree: Mutex<Option<WorkTree>>,
+}
+
+impl Tree {
+    pub(super) fn new(layers: Vec<LayerRef>, work_tree: Option<WorkTree>) -> Self {
+        Self { layers, work_tree: Mutex::new(work_tree) }
+    }
+
+    pub(super) fn chain(&self) -> Option<ChainId> {
+        ChainId::of(self.layers.iter().map(|layer| layer.diff_id))
+    }
+
+    /// The root filesystem to read from. It stays as long as `self` does.
+    pub(super) fn rootfs(&self, shared: &Shared<'_>) -> Result<Rootfs, BuildError> {
+        let mut work_tree = lock(&self.work_tree);
+        if work_tree.is_none() {
+            *work_tree = Some(shared.checkout(&self.layers)?);
+        }
+        let work_tree = work_tree.as_ref().expect("filled above");
+        work_tree.rootfs().map_err(BuildError::from)
+    }
+
+    /// Takes the directory behind the tree, for the only stage that goes on from it.
+    pub(super) fn take(&self) -> Option<WorkTree> {
+        lock(&self.work_tree).take()
+    }
+}
+
+/// Counts steps that run at one time.
+pub(super) struct Places {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Places {
+    pub(super) fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count.max(1)), changed: Condvar::new() }
+    }
+
+    /// Waits for a place; it is given back when the guard is dropped.
+    pub(super) fn enter(&self) -> PlaceGuard<'_> {
+        let mut free = lock(&self.free);
+        while *free == 0 {
+            free = self.changed.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+        *free -= 1;
+        PlaceGuard(self)
+    }
+}
+
+/// A place taken from [`Places`].
+pub(super) struct PlaceGuard<'a>(&'a Places);
+
+impl Drop for PlaceGuard<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.free) += 1;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Shared<'_> {
+    /// A tree with exactly these layers.
+    pub(super) fn checkout(&self, layers: &[LayerRef]) -> Result<WorkTree, BuildError> {
+        Ok(self.trees.checkout(layers, self.blobs, &self.cancel)?)
+    }
+
+    /// The result of a stage that this one uses.
+    pub(super) fn stage(&self, id: StageId) -> Result<Arc<StageResult>, BuildError> {
+        // A failed stage has reported its own error; whoever waited for it just ends.
+        self.stages[id.0].wait().ok_or(BuildError::Cancelled)
+    }
+
+    /// The layers of an image that was resolved with the plan.
+    pub(super) fn image(&self, request: &ImageRequest) -> Result<&Arc<ResolvedImage>, BuildError> {
+        self.images.get(request).ok_or_else(|| BuildError::UnresolvedImage { name: request.name.clone() })
+    }
+
+    /// The tree of an image that is copied or mounted from.
+    pub(super) fn image_tree(&self, request: &ImageRequest) -> Result<Arc<Tree>, BuildError> {
+        let layers = self.image(request)?.layers.clone();
+        let mut trees = lock(&self.image_trees);
+        Ok(Arc::clone(trees.entry(request.clone()).or_insert_with(|| Arc::new(Tree::new(layers, None)))))
+    }
+
+    /// The tree that `from` names, if it is one of layers.
+    pub(super) fn tree_of(&self, from: &FileSource) -> Result<Option<SourceTree>, BuildError> {
+        match from {
+            FileSource::Stage(id) => Ok(Some(SourceTree::Stage(self.stage(*id)?))),
+            FileSource::Image(request) => Ok(Some(SourceTree::Image(self.image_tree(request)?))),
+            FileSource::Context | FileSource::NamedContext(_) | FileSource::Scratch => Ok(None),
+        }
+    }
+}
+
+/// A tree of a stage or an image.
+pub(super) enum SourceTree {
+    Stage(Arc<StageResult>),
+    Image(Arc<Tree>),
+}
+
+impl SourceTree {
+    pub(super) fn tree(&self) -> &Tree {
+        match self {
+            Self::Stage(result) => &result.tree,
+            Self::Image(tree) => tree,
+        }
+    }
+}
+
+/// Blobs of base images and of new layers, wherever they are.
+pub(super) struct BlobAccess<'a> {
+    pub(super) store: &'a Store,
+    pub(super) sources: &'a Sources,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) cancel: Cancel,
+    /// Which image a base blob can be fetched from.
+    pub(super) origins: BTreeMap<BlobDigest, Arc<ResolvedImage>>,
+}
+
+impl<'a> BlobAccess<'a> {
+    /// Access to the blobs of `images` and of the store.
+    pub(super) fn new<'i>(
+        store: &'a Store,
+        sources: &'a Sources,
+        observer: Arc<dyn Observer>,
+        cancel: Cancel,
+        images: impl Iterator<Item = &'i Arc<ResolvedImage>>,
+    ) -> Self {
+        let origins =
+            images.flat_map(|image| image.layers.iter().map(|layer| (layer.blob.digest, Arc::clone(image)))).collect();
+        Self { store, sources, observer, cancel, origins }
+    }
+
+    /// A blob as a verified stream; one of a base is fetched where it is not kept, and kept then.
+    pub(super) fn open_blob(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>, BlobError> {
+        if self.store.contains(blob) {
+            return Ok(Box::new(self.store.blob(blob.digest)?));
+        }
+        let Some(image) = self.origins.get(&blob.digest) else {
+            return Err(BlobError::Gone { digest: blob.digest });
+        };
+        let inner = self.sources.open_blob(image, blob, Keep::InStore, &self.cancel)?;
+        Ok(Box::new(Counted {
+            inner,
+            observer: Arc::clone(&self.observer),
+            id: blob.digest.to_string(),
+            done: 0,
+            told: 0,
+            total: blob.size,
+        }))
+    }
+}
+
+/// Why a blob could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its registry or layout failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// It was pruned from the work dir while the build needed it.
+    #[error("blob {digest} is neither kept in the work directory nor part of a base image")]
+    Gone {
+        /// Which.
+        digest: BlobDigest,
+    },
+}
+
+impl LayerSource for BlobAccess<'_> {
+    fn open(&self, layer: &LayerRef) -> Result<Box<dyn Read + Send>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.open_blob(&layer.blob)?)
+    }
+}
+
+/// Counts bytes as they are read and tells the observer now and then.
+struct Counted {
+    inner: Box<dyn Read + Send>,
+    observer: Arc<dyn Observer>,
+    id: String,
+    done: u64,
+    told: u64,
+    total: u64,
+}
+
+/// How many bytes pass between two progress events.
+const PROGRESS_STEP_BYTES: u64 = 256 * 1024;
+
+impl Read for Counted {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buf)?;
+        self.done += read as u64;
+        if read == 0 || self.done - self.told >= PROGRESS_STEP_BYTES {
+            self.told = self.done;
+            self.observer.event(Event::Progress {
+                transfer: Transfer::Pull,
+                id: &self.id,
+                done: self.done,
+                total: Some(self.total),
+            });
+        }
+        Ok(read)
+    }
+}
