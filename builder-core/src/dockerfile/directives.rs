@@ -23,18 +23,16 @@ struct Found<'a> {
 
 /// Reads `key=value` of one of the [`KEYS`] behind a comment sign.
 fn directive(text: &str) -> Option<Found<'_>> {
-    let content = text.trim_start();
-    let (key, value) = content.split_once('=')?;
-    let key = key.trim_end_matches(BLANKS);
+    let equals = text.find('=')?;
+    let key = text[..equals].trim_start().trim_end_matches(BLANKS);
     let key = KEYS.into_iter().find(|known| known.eq_ignore_ascii_case(key))?;
-    let trimmed = value.trim_matches(BLANKS);
-    let value = if trimmed.is_empty() {
-        // A value needs one character, so of several blanks the last one is it.
-        &value[value.char_indices().next_back()?.0..]
-    } else {
-        trimmed
-    };
-    Some(Found { key, value, offset: value.as_ptr() as usize - text.as_ptr() as usize })
+    let behind = &text[equals + 1..];
+    // A value needs one character, so of nothing but blanks the last one is it.
+    let (last_blank, _) = behind.char_indices().next_back()?;
+    let begin = behind.find(|c| !BLANKS.contains(&c)).unwrap_or(last_blank);
+    let end = behind.trim_end_matches(BLANKS).len();
+    let value = if begin < end { &behind[begin..end] } else { &behind[begin..] };
+    Some(Found { key, value, offset: equals + 1 + begin })
 }
 
 /// What a comment line is.

@@ -98,7 +98,8 @@ pub(super) struct RawFlag {
     value_range: Range<usize>,
 }
 
-/// Takes the flags from the beginning of an instruction's rest.
+/// Takes the flags from the beginning of an instruction's rest. Within flags a backslash escapes, whatever the escape
+/// directive says, as in BuildKit.
 pub(super) fn take_flags(rest: Part<'_>) -> (Vec<RawFlag>, Part<'_>) {
     let mut flags = Vec::new();
     let mut position = 0;

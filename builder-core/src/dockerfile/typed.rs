@@ -1,5 +1,6 @@
 //! Third pass: instruction lines → typed instructions. Errors here are of class [`ErrorClass::Instr`](super::ErrorClass).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::duration;
@@ -249,14 +250,17 @@ impl Typer<'_> {
         }
         let mut sources = Vec::new();
         let mut heredocs = Vec::new();
+        // Of two bodies of one name both words get the last (H-05).
+        let bodies: BTreeMap<&str, &Heredoc> =
+            self.heredocs.iter().map(|heredoc| (heredoc.name.as_str(), heredoc)).collect();
         for word in words {
             let Some(found) = heredoc::word(&word.raw) else {
                 sources.push(word);
                 continue;
             };
-            // Of two bodies of one name both words get the last (H-05). A word without a body, as in a line with an
-            // open quote, stands for an empty file: BuildKit looks for words and for bodies in different ways.
-            let body = self.heredocs.iter().rfind(|heredoc| heredoc.name == found.name);
+            // A word without a body, as in a line with an open quote, stands for an empty file: BuildKit looks for
+            // words and for bodies in different ways.
+            let body = bodies.get(found.name.as_str());
             heredocs.push(Heredoc {
                 name: found.name,
                 file_descriptor: found.file_descriptor,
