@@ -88,10 +88,12 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
             ignore(Errno::NOENT, clone)
         }
         Op::LeaveOldRoot => {
-            state.staging = None;
-            let old_root = state.old_root.take().ok_or(Errno::BADF)?;
-            rustix::process::fchdir(&old_root)?;
-            rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+            // One after the other: "." is the topmost mount of a stack, and what stayed on the stack of "/" would be where
+            // `..` leads from /etc.
+            for mount in [state.staging.take(), state.old_root.take()].into_iter().flatten() {
+                rustix::process::fchdir(&mount)?;
+                rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+            }
             rustix::process::chdir(c"/")
         }
         Op::HostName(name) => rustix::system::sethostname(name),
@@ -144,13 +146,13 @@ fn close_descriptors(gaps: &[(u32, u32)]) -> Result<(), Errno> {
 }
 
 fn detach(program: &Program) -> Result<(), Errno> {
-    // SAFETY: an all-zero sigaction is SIG_DFL with an empty mask and no flags.
-    unsafe {
-        let action: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=64 {
-            // KILL, STOP and the two that libc keeps for itself are refused, which is fine.
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
-        }
+    // The system call itself, because libc keeps two signals back and a builder may have inherited them ignored. Zeros are
+    // SIG_DFL, no flags and an empty mask in the kernel's own struct, whatever the order of its fields.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        let no_old = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: 32 bytes are what the kernel reads of `struct sigaction`; its mask has 8. KILL and STOP are refused.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), no_old, 8) };
     }
     rustix::process::setsid()?;
     die_with_parent(program)?;

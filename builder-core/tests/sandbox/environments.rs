@@ -1,0 +1,111 @@
+//! How the copy of this program is started in each environment of the design's table.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use builder_core::sandbox::IdMapping;
+
+use crate::{Answer, Answers, INSIDE};
+
+/// A way to start the copy.
+#[derive(Debug)]
+pub struct Environment {
+    /// Name in test names.
+    pub name: &'static str,
+    /// What `enter` must find.
+    pub ids: IdMapping,
+    /// Shell commands, run as root in a mount namespace of their own, that end with `exec … "$@"`. `$dir` is a directory
+    /// for files of theirs.
+    start: &'static str,
+}
+
+/// Identity of a user that owns nothing on this machine.
+const USER: &str = "exec setpriv --reuid=61234 --regid=61234 --clear-groups --bounding-set=+all";
+
+/// Ids of that user in /etc/subuid; newuidmap(1) wants a name for it too.
+const SUBIDS: &str = "(cat /etc/passwd; echo somebody:x:61234:61234::/:/bin/sh) > $dir/passwd; \
+                      mount --bind $dir/passwd /etc/passwd; echo 61234:100000:65536 > $dir/subuid; mount --bind $dir/subuid /etc/subuid; \
+                      mount --bind $dir/subuid /etc/subgid; ";
+
+/// What a container runtime leaves to root.
+const POD: &str = "exec setpriv --bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,\
+                   +net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
+
+/// All of them.
+pub const ENVIRONMENTS: &[Environment] = &[
+    Environment { name: "root", ids: IdMapping::Root, start: "exec \"$@\"" },
+    Environment { name: "root_in_pod", ids: IdMapping::Identity, start: "POD \"$@\"" },
+    Environment {
+        name: "root_in_pod_with_masked_proc",
+        ids: IdMapping::Identity,
+        start: "mount -t tmpfs none /proc/scsi 2>/dev/null || mount -t tmpfs none /proc/acpi; \
+                mount --bind /dev/null /proc/timer_list; POD \"$@\"",
+    },
+    Environment { name: "user_with_subids", ids: IdMapping::Subordinate, start: "SUBIDS USER \"$@\"" },
+    Environment {
+        name: "user_without_subids",
+        ids: IdMapping::Single,
+        start: ": > $dir/none; mount --bind $dir/none /etc/subuid; USER \"$@\"",
+    },
+    Environment {
+        name: "user_without_namespaces",
+        ids: IdMapping::None,
+        start: "exec unshare -U --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
+                exec setpriv --bounding-set=-all \"$@\"' -- \"$@\"",
+    },
+];
+
+impl Environment {
+    /// Starts the copy and reads its answers.
+    pub fn answers(&self) -> Answers {
+        if !rustix::process::geteuid().is_root() {
+            return Err("starting the environments needs root".to_owned());
+        }
+        if !Path::new("/bin/busybox").exists() {
+            return Err("no /bin/busybox (package busybox-static)".to_owned());
+        }
+        let directory = tempfile::Builder::new().prefix("slipway-sandbox-").tempdir().map_err(|e| e.to_string())?;
+        let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+        open(directory.path(), 0o777).map_err(|e| e.to_string())?;
+        // The program itself may lie where others may not go.
+        let program = directory.path().join("sandbox-test");
+        std::env::current_exe().and_then(|exe| std::fs::copy(exe, &program)).map_err(|e| e.to_string())?;
+        open(&program, 0o755).map_err(|e| e.to_string())?;
+
+        let script = self.start.replace("SUBIDS", SUBIDS).replace("USER", USER).replace("POD", POD);
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-euc", &format!("dir=$1; shift; {script}"), "sh"])
+            .arg(directory.path())
+            .arg(&program)
+            .args([INSIDE, self.name])
+            .arg(directory.path())
+            .env("BUILDER_SECRET", "must not be seen")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("unshare(1): {error}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let mut answers = parse(&String::from_utf8_lossy(&output.stdout));
+        if answers.is_empty() || !output.status.success() {
+            answers.insert("enters".into(), Answer::Failed(format!("{}: {said}", output.status)));
+        }
+        Ok(answers)
+    }
+}
+
+/// One line an answer: `ok NAME`, `skipped NAME REASON`, `FAILED NAME MESSAGE` with newlines as `\n`.
+fn parse(text: &str) -> BTreeMap<String, Answer> {
+    let answer = |line: &str| {
+        let mut words = line.splitn(3, ' ');
+        let (kind, name, rest) = (words.next()?, words.next()?, words.next().unwrap_or_default().replace("\\n", "\n"));
+        let answer = match kind {
+            "ok" => Answer::Passed,
+            "skipped" => Answer::Skipped(rest),
+            "FAILED" => Answer::Failed(rest),
+            _ => return None,
+        };
+        Some((name.to_owned(), answer))
+    };
+    text.lines().filter_map(answer).collect()
+}

@@ -1,0 +1,209 @@
+//! The copy: enters, makes a tree, performs the cases.
+
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use builder_core::cancel::Cancel;
+use builder_core::event::Stream;
+use builder_core::rootfs::Rootfs;
+use builder_core::sandbox::{self, Environment, ExitStatus, IdMapping, RunSpec, RunUser, SandboxError};
+
+use crate::cases::CASES;
+use crate::environments::ENVIRONMENTS;
+
+/// What a case has.
+pub struct Context {
+    /// As `enter` gave it.
+    pub environment: Environment,
+    /// A directory to write in.
+    pub directory: PathBuf,
+    trees: RefCell<usize>,
+}
+
+/// A root filesystem for one case.
+pub struct Tree {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// The same, open.
+    pub rootfs: Rootfs,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Lines of standard output.
+    pub stdout: Vec<String>,
+    /// Lines of standard error.
+    pub stderr: Vec<String>,
+}
+
+/// Thrown by a case that does not apply.
+pub struct Skip(pub String);
+
+pub fn main(name: &str, arguments: &[String]) {
+    let expected = ENVIRONMENTS.iter().find(|environment| environment.name == name).expect("a known environment");
+    let probed = sandbox::probe();
+    let environment = sandbox::enter().expect("enter");
+    std::panic::set_hook(Box::new(|_| {}));
+    assert_eq!(probed.ids, environment.ids, "probe and enter agree");
+    let directory = PathBuf::from(&arguments[0]).join("trees");
+    fs::create_dir(&directory).expect("a directory for trees");
+    let context = Context { environment, directory: directory.clone(), trees: RefCell::new(0) };
+    for case in CASES {
+        let case_result = catch_unwind(AssertUnwindSafe(|| {
+            assert_eq!(context.environment.ids, expected.ids, "{:?}", context.environment.refused);
+            if expected.ids == IdMapping::None && case.name != "unavailable" {
+                std::panic::panic_any(Skip("nothing runs here".into()));
+            }
+            (case.run)(&context);
+        }));
+        match case_result {
+            Ok(()) => println!("ok {}", case.name),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+                match panic.downcast_ref::<Skip>() {
+                    Some(Skip(reason)) => println!("skipped {} {reason}", case.name),
+                    None => println!("FAILED {} {}", case.name, text.unwrap_or_default().replace('\n', "\\n")),
+                }
+            }
+        }
+    }
+    // Everything in it belongs to ids of this namespace, which the runner may not have.
+    fs::remove_dir_all(&directory).expect("remove the trees");
+}
+
+impl Context {
+    /// A tree with busybox, the usual directories, passwd and group.
+    pub fn tree(&self) -> Tree {
+        let path = self.empty_directory();
+        for directory in ["bin", "etc", "root", "tmp", "home", "var"] {
+            fs::create_dir(path.join(directory)).expect("create");
+        }
+        fs::set_permissions(path.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("chmod");
+        fs::set_permissions(path.join("root"), fs::Permissions::from_mode(0o700)).expect("chmod");
+        fs::copy("/bin/busybox", path.join("bin/busybox")).expect("copy busybox");
+        let applets = Command::new("/bin/busybox").arg("--list").output().expect("busybox --list").stdout;
+        for applet in String::from_utf8_lossy(&applets).lines().filter(|&applet| applet != "busybox") {
+            symlink("busybox", path.join("bin").join(applet)).expect("link");
+        }
+        fs::write(path.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n")
+            .expect("passwd");
+        fs::write(path.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:50:app\n").expect("group");
+        Tree { rootfs: Rootfs::open(&path).expect("open"), path }
+    }
+
+    /// A fresh directory, 0755.
+    pub fn empty_directory(&self) -> PathBuf {
+        *self.trees.borrow_mut() += 1;
+        let path = self.directory.join(self.trees.borrow().to_string());
+        fs::create_dir(&path).expect("create");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        path
+    }
+
+    /// Runs `spec` in `tree`.
+    pub fn try_run(&self, tree: &Rootfs, spec: &RunSpec) -> Result<Outcome, SandboxError> {
+        self.try_run_until(tree, spec, &Cancel::default(), &|_| {})
+    }
+
+    /// The same, with a flag to end it and a look at each line of standard output.
+    pub fn try_run_until(
+        &self,
+        tree: &Rootfs,
+        spec: &RunSpec,
+        cancel: &Cancel,
+        look: &(dyn Fn(&str) + Sync),
+    ) -> Result<Outcome, SandboxError> {
+        let lines = Mutex::new((Vec::new(), Vec::new()));
+        let output = |stream: Stream, line: &[u8]| {
+            let line = String::from_utf8_lossy(line).into_owned();
+            if stream == Stream::Stdout {
+                look(&line);
+            }
+            let mut lines = lines.lock().expect("no panic");
+            match stream {
+                Stream::Stdout => lines.0.push(line),
+                Stream::Stderr => lines.1.push(line),
+            }
+        };
+        let status = sandbox::run(&self.environment, tree, spec, &output, cancel)?;
+        let (stdout, stderr) = lines.into_inner().expect("no panic");
+        Ok(Outcome { status, stdout, stderr })
+    }
+
+    /// Runs a shell script as root and gives what it printed; panics unless it succeeds.
+    #[track_caller]
+    pub fn sh(&self, tree: &Tree, script: &str) -> Vec<String> {
+        self.succeed(tree, &shell(script))
+    }
+
+    /// Runs `spec` and gives what it printed; panics unless it succeeds.
+    #[track_caller]
+    pub fn succeed(&self, tree: &Tree, spec: &RunSpec) -> Vec<String> {
+        let outcome = self.try_run(&tree.rootfs, spec).unwrap_or_else(|error| panic!("{error}: {error:?}"));
+        assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
+        outcome.stdout
+    }
+
+    /// Ends the case where there are no other ids.
+    pub fn needs_ids(&self) {
+        if self.environment.ids == IdMapping::Single {
+            std::panic::panic_any(Skip("only one id here".into()));
+        }
+    }
+
+    /// A fresh overlay over `lower` as a detached mount, as `rootfs` makes it; the directories are given back too.
+    pub fn overlay(&self, lower: &Path) -> (OwnedFd, PathBuf) {
+        use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+        let (upper, work) = (self.empty_directory(), self.empty_directory());
+        let mount = || {
+            let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+            for (key, value) in [("lowerdir", lower), ("upperdir", &upper), ("workdir", &work)] {
+                rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?;
+            }
+            rustix::mount::fsconfig_create(context.as_fd())?;
+            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        };
+        match mount() {
+            Ok(mount) => (mount, upper),
+            Err(error) => std::panic::panic_any(Skip(format!("no overlayfs: {error}"))),
+        }
+    }
+}
+
+/// Opens a descriptor as a tree.
+pub fn tree_of(descriptor: &OwnedFd) -> Rootfs {
+    Rootfs::open(Path::new(&format!("/proc/self/fd/{}", descriptor.as_raw_fd()))).expect("open the descriptor")
+}
+
+/// A shell script as root in `/`.
+pub fn shell(script: &str) -> RunSpec {
+    command(&["/bin/sh", "-c", script])
+}
+
+/// A command as root in `/`.
+pub fn command(argv: &[&str]) -> RunSpec {
+    RunSpec {
+        argv: argv.iter().map(OsString::from).collect(),
+        env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("GREETING".into(), "hello  there".into())],
+        cwd: "/".into(),
+        user: RunUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
+        hostname: "buildkitsandbox".into(),
+        extra_hosts: Vec::new(),
+        no_network: false,
+        insecure: false,
+        shm_size: None,
+        ulimits: Vec::new(),
+        mounts: Vec::new(),
+    }
+}
