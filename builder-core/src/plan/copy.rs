@@ -54,8 +54,6 @@ impl StageBuilder<'_, '_> {
         created_by.push_str(&format!(" {written} # buildkit"));
 
         let title = self.title_text(command);
-        let mut excludes = Vec::with_capacity(copy.excludes.len());
-        excludes.extend(copy.excludes.iter().map(|word| word.raw.clone()));
         let action = Action::Copy(CopyAction {
             add,
             from,
@@ -66,7 +64,7 @@ impl StageBuilder<'_, '_> {
             link: copy.link && chmod.is_none(),
             chmod,
             parents: copy.parents,
-            excludes,
+            excludes: copy.excludes.iter().map(|word| word.raw.clone()).collect(),
             checksum,
             keep_git_dir: copy.keep_git_dir,
             unpack: copy.unpack,

@@ -121,9 +121,12 @@ pub(super) fn origins_of(
     let mut bad = None;
     let mut image = |outline: &mut Outline, name: &str, place: Option<(LineRange, Span)>| {
         let origin = image_origin(name, &outline.platform, options).unwrap_or_else(|kind| {
-            bad.get_or_insert(BadName { kind, place });
+            bad.get_or_insert(BadName { kind, place: place.clone() });
             Origin::Scratch
         });
+        if let (Origin::Image(request), Some((lines, _))) = (&origin, place) {
+            outline.image_lines.entry(request.clone()).or_insert(lines);
+        }
         outline.implicit.push(origin.clone());
         origin
     };

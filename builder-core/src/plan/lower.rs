@@ -43,20 +43,22 @@ pub struct Checked {
 }
 
 /// Applies all lint rules to all stages, the unused ones too (checklist L-00). Base images that are not in `bases` are
-/// taken for empty ones, so nothing has to be fetched.
+/// taken for empty ones, so nothing has to be fetched; variables are not called undefined where such a base may set them.
 pub fn check(dockerfile: &Dockerfile, options: &PlanOptions, bases: &Bases) -> Checked {
     let outline = match super::outline(dockerfile, options) {
         Ok(outline) => outline,
         Err(mut error) => return Checked { findings: std::mem::take(&mut error.findings), error: Some(error) },
     };
     let mut lowering = Lowering::new(dockerfile, &outline, bases, options, true);
-    let error = match lowering.run() {
-        Ok(Lowered::Plan(plan)) => return Checked { findings: plan.findings, error: None },
-        Ok(Lowered::Needs(_)) => None,
-        Err(error) => Some(error),
-    };
-    let findings = lowering.filtered();
-    Checked { findings, error: error.filter(|error| !matches!(*error.kind, PlanErrorKind::Lint(_))) }
+    match lowering.run() {
+        Ok(Lowered::Plan(plan)) => Checked { findings: plan.findings, error: None },
+        Ok(Lowered::Needs(_)) => Checked { findings: lowering.filtered(), error: None },
+        Err(error) => {
+            let mut error = lowering.with_findings(error);
+            let findings = std::mem::take(&mut error.findings);
+            Checked { findings, error: Some(error).filter(|error| !matches!(*error.kind, PlanErrorKind::Lint(_))) }
+        }
+    }
 }
 
 /// Trigger instructions of a stage, before its own.
@@ -325,6 +327,7 @@ impl<'a> Lowering<'a> {
             args: Vec::new(),
             platform: platform.clone(),
             workdir_set: false,
+            unknown_base: false,
         };
         let empty = |platform: &Platform| fresh(ImageConfig::scratch(&outline.platform), platform);
         Ok(match &stage.base {
@@ -343,7 +346,10 @@ impl<'a> Lowering<'a> {
                 (Base::Stage(*id), None, state)
             }
             StageBase::Image(request) => match self.bases.get(request) {
-                None => (Base::Image(request.clone()), None, empty(&platform)),
+                None => {
+                    let state = State { unknown_base: true, ..empty(&platform) };
+                    (Base::Image(request.clone()), None, state)
+                }
                 Some(base) => {
                     let message = wrong_platform(&stage.base_name, base, &platform);
                     let span = stage.span.clone();

@@ -27,6 +27,8 @@ mod render;
 mod run;
 mod signal;
 mod stage;
+#[cfg(test)]
+mod tests;
 mod text;
 mod types;
 

@@ -84,6 +84,9 @@ pub enum MountError {
     /// A secret with two names.
     #[error("both source and id can't be set")]
     SecretNamedTwice,
+    /// An agent has no path.
+    #[error("ssh does not support source")]
+    SshSource,
     /// The target is the root directory.
     #[error("invalid mount target \"/\"")]
     TargetIsRoot,
@@ -262,6 +265,9 @@ fn check(mount: &MountFields) -> Result<(), MountError> {
     }
     if mount.sharing.is_some() && mount.kind != MountType::Cache {
         return Err(MountError::SharingNotCache { kind });
+    }
+    if mount.kind == MountType::Ssh && !mount.source.is_empty() {
+        return Err(MountError::SshSource);
     }
     if mount.kind == MountType::Secret {
         if !mount.from.is_empty() {

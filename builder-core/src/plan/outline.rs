@@ -40,6 +40,8 @@ pub struct Outline {
     pub(super) build_args: BTreeMap<String, String>,
     /// What images behind `--from` mean, in order: they count as stages behind the real ones.
     pub(super) implicit: Vec<Origin>,
+    /// Lines of the first COPY that names an image.
+    pub(super) image_lines: BTreeMap<ImageRequest, LineRange>,
     /// Findings so far, unfiltered.
     pub(super) findings: Vec<Finding>,
     pub(super) checks: lint::Config,
@@ -112,10 +114,12 @@ impl Outline {
         }
     }
 
-    /// The first place that needs an image, for saying where a base was not found.
+    /// The first FROM that names an image, else the first COPY, for saying where an image was not found. `None` for images
+    /// of mounts, as in BuildKit, and of `ONBUILD` triggers.
     pub fn lines_of(&self, request: &ImageRequest) -> Option<LineRange> {
-        let base = |stage: &&StageOutline| stage.base == StageBase::Image(request.clone());
-        self.stages.iter().find(base).map(|stage| stage.lines)
+        let is_base = |stage: &&StageOutline| matches!(&stage.base, StageBase::Image(base) if base == request);
+        let base = self.stages.iter().find(is_base).map(|stage| stage.lines);
+        base.or_else(|| self.image_lines.get(request).copied())
     }
 
     /// A stage name, or a well-known image, near the name of an image that was not found (checklist F-11).
@@ -206,6 +210,7 @@ fn build(
         globals,
         build_args,
         implicit: Vec::new(),
+        image_lines: BTreeMap::new(),
         findings: Vec::new(),
         checks: checks.clone(),
     };

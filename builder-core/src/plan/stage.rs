@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) platform: Platform,
     /// A WORKDIR of this Dockerfile has been read.
     pub(super) workdir_set: bool,
+    /// The base image was not looked up: it may set variables.
+    pub(super) unknown_base: bool,
 }
 
 /// An instruction of a stage, or a trigger in front of them.
@@ -132,7 +134,7 @@ impl StageBuilder<'_, '_> {
 
     pub(super) fn undefined_name(&mut self, command: &Command<'_>, name: &str) {
         let declared = self.state.args.iter().any(|(arg, _)| arg == name);
-        if declared || NEVER_IN_ENV.contains(&name) {
+        if declared || self.state.unknown_base || NEVER_IN_ENV.contains(&name) {
             return;
         }
         let near = nearest(name, self.state.env.iter().map(|(name, _)| name.as_str()));
