@@ -79,13 +79,7 @@ struct Run {
     ok: bool,
 }
 
-fn measure(
-    row: &Row,
-    peers: &[Peer],
-    temp: &Path,
-    port: u16,
-    runs: usize,
-) -> Result<BTreeMap<String, Vec<Run>>> {
+fn measure(row: &Row, peers: &[Peer], temp: &Path, port: u16, runs: usize) -> Result<BTreeMap<String, Vec<Run>>> {
     let context = temp.join("context");
     let _ = fs::remove_dir_all(&context);
     fs::create_dir_all(&context)?;
@@ -428,7 +422,10 @@ fn bases(temp: &Path, port: u16, scale: f64) -> Result<()> {
         let manifest = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": config, "layers": layers });
         let manifest = blob(&layout, &serde_json::to_vec(&manifest)?, "application/vnd.oci.image.manifest.v1+json")?;
-        fs::write(layout.join("index.json"), serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [manifest] }))?)?;
+        fs::write(
+            layout.join("index.json"),
+            serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [manifest] }))?,
+        )?;
         fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
         let status = Command::new("skopeo")
             .args(["copy", "-q", "--dest-tls-verify=false", &format!("oci:{}", layout.display())])

@@ -286,10 +286,8 @@ impl Builder<'_> {
         self.staged += 1;
         let what = format!("mount `{}`", place.display());
         setup(&*what, mounts::write_file(&self.staging, &name, content, mode, (uid, gid)))?;
-        let flags = flags
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        // Not noexec: scripts of heredocs come this way.
+        let flags = flags | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
         self.push(what, Op::AttachStaged { name, target: cstring(place)?, flags });
         Ok(())
     }

@@ -658,6 +658,11 @@ fn files_in_memory(context: &Context) {
     let lines = context.succeed(&tree, &RunSpec { mounts, ..shell(script) });
     assert_eq!(lines, ["sesame", "400 0:0", "644 0:0", "read-only"]);
     assert!(!tree.path.join("run").exists() && !tree.path.join("x").exists());
+    // Scripts of heredocs: below /dev, executed.
+    let script =
+        MountSource::Bytes { content: Arc::new(b"#!/bin/sh\necho $0\n".to_vec()), mode: 0o755, uid: 0, gid: 0 };
+    let mounts = vec![SandboxMount { target: "/dev/pipes/EOF".into(), readonly: true, source: script }];
+    assert_eq!(context.succeed(&tree, &RunSpec { mounts, ..command(&["/dev/pipes/EOF"]) }), ["/dev/pipes/EOF"]);
     context.needs_ids();
     let user = RunUser { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() };
     let mounts = vec![secret("/a", 0o400, 0), secret("/b", 0o400, 1000)];
