@@ -252,7 +252,7 @@ impl<'a> Lowering<'a> {
             )
         };
         let own = &self.dockerfile.instructions[outline.instructions.clone()];
-        let from_image = matches!(base, Base::Image(_) | Base::Context(_));
+        let from_image = matches!(outline.base, StageBase::Image(_) | StageBase::Context(_));
         let step_total = usize::from(from_image) + own.iter().filter(|i| layered(&i.kind)).count() + triggers.len();
         let alone = self.shared.outline.stages.len() + self.shared.outline.implicit.len() == 1;
         let id = StageId(self.stages.len());

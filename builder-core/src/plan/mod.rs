@@ -11,6 +11,11 @@
 //! render   a plan for people and as JSON
 //! ```
 //!
+//! # Limitations
+//! `# syntax=` chooses nothing: there is one frontend, this one, without the labs features (`RUN --device`).
+//! `SOURCE_DATE_EPOCH` takes seconds; the forms that name a stage or a remote context are errors, and `context` counts as a
+//! local one, which means unset (checklist X-11). Windows paths are not understood.
+//!
 //! Architecture invariant: planning does no I/O and reads neither clock nor environment; executing decides nothing.
 
 mod chmod;
