@@ -33,7 +33,13 @@ pub(super) enum Target<'a> {
     Place(BorrowedFd<'a>, FileKind),
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    pub(super) fn fd(self) -> BorrowedFd<'a> {
+        match self {
+            Self::Open(fd) | Self::Place(fd, _) => fd,
+        }
+    }
+
     pub(super) fn chown(self, uid: u32, gid: u32) -> io::Result<()> {
         let (uid, gid) = (id(uid)?, id(gid)?);
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -75,6 +81,14 @@ impl Target<'_> {
             Self::Open(fd) => rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty()),
             Self::Place(fd, _) => rustix::fs::setxattr(proc_path(fd), name, value, XattrFlags::empty()),
         }
+    }
+
+    pub(super) fn remove_xattr(self, name: &OsStr) -> io::Result<()> {
+        match self {
+            Self::Open(fd) => rustix::fs::fremovexattr(fd, name)?,
+            Self::Place(fd, _) => rustix::fs::removexattr(proc_path(fd), name)?,
+        }
+        Ok(())
     }
 
     /// Value of one attribute; `None` if it is not set or the file system has none.

@@ -11,6 +11,7 @@ use rayon::slice::ParallelSliceMut;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
+use super::owners::Key;
 use super::stat::Stat;
 use super::{FileKind, Metadata, Rootfs};
 
@@ -84,6 +85,11 @@ impl Listing {
     pub fn get(&self, path: &Path) -> Option<Listed<'_>> {
         let found = self.entries.binary_search_by(|entry| path_order(self.path(entry), path));
         found.ok().and_then(|index| self.entries.get(index)).map(|entry| self.listed(entry))
+    }
+
+    /// Inodes of all files.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        self.entries.iter().map(|entry| Key::of(&entry.stat))
     }
 
     fn path(&self, entry: &Entry) -> &Path {

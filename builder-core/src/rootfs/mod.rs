@@ -2,18 +2,31 @@
 //!
 //! Architecture invariant: who runs in a tree, and what a change becomes in a layer, is not known here.
 
+mod archive;
 mod attributes;
 mod entries;
+mod fetch;
+mod fixup;
+mod inflate;
 mod listing;
+mod overlay;
+mod owners;
+mod plain;
 mod remove;
 mod resolve;
 mod sparse;
+mod stack;
 mod stat;
+#[cfg(test)]
+mod test_layers;
 mod tree;
 mod trees;
+mod unpack;
 mod users;
+mod workdir;
 
 pub use entries::DirectoryEntry;
+pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
 pub use listing::{ListError, Listed, Listing, path_order};
 pub use resolve::clean;
 pub use tree::*;

@@ -1,16 +1,19 @@
 //! One root filesystem: every path is resolved inside it.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attributes::{Handle, Target, is_overlays_own, tolerate};
+use super::owners::{Key, Owners};
 use super::remove::remove_entry;
 use super::resolve::{Dir, PLACE, Root};
 use super::sparse::write_sparse;
@@ -97,6 +100,8 @@ pub enum NewFile<'a> {
 #[derive(Debug)]
 pub struct Rootfs {
     root: Root,
+    /// What cannot be real here, if ids are recorded.
+    owners: Option<Arc<Owners>>,
 }
 
 impl Rootfs {
@@ -111,7 +116,12 @@ impl Rootfs {
 
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
-        Self { root: Root::new(fd) }
+        Self { root: Root::new(fd), owners: None }
+    }
+
+    /// Opens a plain directory in which owners and devices are recorded.
+    pub(super) fn open_recorded(directory: &Path, owners: Arc<Owners>) -> io::Result<Self> {
+        Ok(Self { owners: Some(owners), ..Self::open(directory)? })
     }
 
     /// The root directory itself, for `sandbox` to mount. In overlay mode it is a detached mount (fsmount(2)), which
@@ -150,15 +160,27 @@ impl Rootfs {
         Ok(self.shown(Stat::of(&place)?))
     }
 
+    /// The directory in which a path is an entry, and its name there; `None` for the root.
+    pub(super) fn parent_of<'p>(&self, path: &'p Path) -> io::Result<Option<(Dir<'_>, std::borrow::Cow<'p, OsStr>)>> {
+        self.root.parent(path)
+    }
+
     /// Opens a place for the other parts of this module.
     pub(super) fn open_place(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         self.root.open(path, flags, mode)
     }
 
     /// What the image sees of a file.
-    #[allow(clippy::unused_self, reason = "recorded owners will be looked up here")]
     pub(super) fn shown(&self, stat: Stat) -> Stat {
-        stat
+        match &self.owners {
+            None => stat,
+            Some(owners) => owners.shown(stat),
+        }
+    }
+
+    /// Whether owners and devices are recorded, not real.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.owners.is_some()
     }
 
     /// Text of a symbolic link.
@@ -190,11 +212,12 @@ impl Rootfs {
             if name == "." || name == ".." {
                 continue;
             }
-            let kind = match FileKind::of(entry.file_type()) {
-                Some(kind) => kind,
+            let stored = FileKind::of(entry.file_type());
+            let kind = match stored {
+                Some(kind) if !self.owners.as_ref().is_some_and(|owners| owners.may_be_device(entry.ino())) => kind,
                 // Some file systems do not store kinds in directories.
-                None => match Stat::entry(&dir, name) {
-                    Ok(stat) => stat.kind,
+                _ => match Stat::entry(&dir, name) {
+                    Ok(stat) => self.shown(stat).kind,
                     Err(Errno::NOENT) => continue,
                     Err(error) => return Err(error.into()),
                 },
@@ -212,7 +235,7 @@ impl Rootfs {
     pub fn open_file(&self, path: &Path) -> io::Result<File> {
         let Some((dir, name)) = self.root.parent(path)? else { return Err(Errno::INVAL.into()) };
         // Looked at first, because opening a device is already an action.
-        if Stat::entry(&dir, &name)?.kind != FileKind::File {
+        if self.shown(Stat::entry(&dir, &name)?).kind != FileKind::File {
             return Err(Errno::INVAL.into());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -232,7 +255,12 @@ impl Rootfs {
     /// # Errors
     /// What the kernel says, except that a file system without attributes has none.
     pub fn xattrs(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-        self.handle(path)?.target().xattrs()
+        let handle = self.handle(path)?;
+        let real = handle.target().xattrs()?;
+        let Some(owners) = &self.owners else { return Ok(real) };
+        let mut all: BTreeMap<_, _> = real.into_iter().collect();
+        all.extend(owners.xattrs(Key::of(&Stat::of(handle.target().fd())?)));
+        Ok(all.into_iter().collect())
     }
 
     /// One extended attribute of `path` itself, by full name; `None` if it is not set.
@@ -243,7 +271,14 @@ impl Rootfs {
         if is_overlays_own(name) {
             return Ok(None);
         }
-        self.handle(path)?.target().xattr(name)
+        let handle = self.handle(path)?;
+        if let Some(owners) = &self.owners {
+            let recorded = owners.xattrs(Key::of(&Stat::of(handle.target().fd())?));
+            if let Some(value) = recorded.get(name) {
+                return Ok(Some(value.clone()));
+            }
+        }
+        handle.target().xattr(name)
     }
 
     fn handle(&self, path: &Path) -> io::Result<Handle> {
@@ -286,10 +321,10 @@ impl Rootfs {
         let kind = file.kind();
         match file {
             NewFile::File(data) => {
-                let fd = replacing(dir, name, || new_file(dir, name))?;
-                let file = File::from(fd);
+                let file = File::from(replacing(dir, name, || new_file(dir, name))?);
+                self.is_new(&file)?;
                 let written = write_sparse(data, &file)
-                    .and_then(|()| apply(Target::Open(file.as_fd()), kind, attributes, Existing::New));
+                    .and_then(|()| self.apply(Target::Open(file.as_fd()), kind, attributes, Existing::New));
                 if written.is_err() {
                     // Half a file is worse than none. If even this fails, the first error says more.
                     _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
@@ -301,19 +336,23 @@ impl Rootfs {
                 Err(Errno::EXIST) => {
                     if Stat::entry(dir, name)?.kind == FileKind::Directory {
                         let handle = Handle::entry(dir, name, kind)?;
-                        return apply(handle.target(), kind, attributes, Existing::Changed);
+                        return self.apply(handle.target(), kind, attributes, Existing::Changed);
                     }
                     replacing(dir, name, || rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)))?;
                 }
                 Err(error) => return Err(error.into()),
             },
             NewFile::Symlink(text) => replacing(dir, name, || rustix::fs::symlinkat(text, dir, name))?,
-            NewFile::Fifo => make_node(dir, name, FileType::Fifo, (0, 0))?,
-            NewFile::CharDevice(major, minor) => make_node(dir, name, FileType::CharacterDevice, (major, minor))?,
-            NewFile::BlockDevice(major, minor) => make_node(dir, name, FileType::BlockDevice, (major, minor))?,
+            NewFile::Fifo => {
+                let mode = Mode::from_raw_mode(0o600);
+                replacing(dir, name, || rustix::fs::mknodat(dir, name, FileType::Fifo, mode, 0))?;
+            }
+            NewFile::CharDevice(major, minor) | NewFile::BlockDevice(major, minor) => {
+                replacing(dir, name, || self.make_device(dir, name, kind, (major, minor)))?;
+            }
         }
         let handle = Handle::entry(dir, name, kind)?;
-        apply(handle.target(), kind, attributes, Existing::New)
+        self.apply(handle.target(), kind, attributes, Existing::New)
     }
 
     /// Opens the regular file `path` for writing from its beginning without replacing it (same inode), following a
@@ -331,7 +370,7 @@ impl Rootfs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let fd = self.root.open(path, flags | OFlags::CREATE, Mode::from_raw_mode(0o644))?;
                 let attributes = Attributes::default();
-                apply(Target::Open(fd.as_fd()), FileKind::File, &attributes, Existing::New)?;
+                self.apply(Target::Open(fd.as_fd()), FileKind::File, &attributes, Existing::New)?;
                 Ok(fd.into())
             }
             Err(error) => Err(error),
@@ -396,7 +435,7 @@ impl Rootfs {
     pub(super) fn set_attributes_at(&self, dir: &impl AsFd, name: &OsStr, attributes: &Attributes) -> io::Result<()> {
         let kind = if name.is_empty() { FileKind::Directory } else { Stat::entry(dir, name)?.kind };
         let handle = Handle::entry(dir, name, kind)?;
-        apply(handle.target(), kind, attributes, Existing::Changed)
+        self.apply(handle.target(), kind, attributes, Existing::Changed)
     }
 
     /// Removes `path` and all below it; missing is fine. Of the root itself only the content goes.
@@ -433,6 +472,104 @@ impl Rootfs {
     }
 }
 
+impl Rootfs {
+    /// Applies attributes in the order in which none undoes another: a change of owner clears setuid, setgid and file
+    /// capabilities (chown(2), capabilities(7)); the time comes last.
+    pub(super) fn apply(
+        &self,
+        target: Target<'_>,
+        kind: FileKind,
+        attributes: &Attributes,
+        existing: Existing,
+    ) -> io::Result<()> {
+        let new = existing == Existing::New;
+        let recorded = match &self.owners {
+            Some(owners) => Some((owners, Key::of(&Stat::of(target.fd())?))),
+            None => None,
+        };
+        match recorded {
+            // A directory with setgid passes its group on, so even a new file of our own is not surely 0:0.
+            None => {
+                if let Some((uid, gid)) = attributes.owner.or(new.then_some((0, 0))) {
+                    target.chown(uid, gid)?;
+                }
+            }
+            Some((owners, key)) => {
+                if let Some(owner) = attributes.owner {
+                    owners.set_owner(key, owner);
+                }
+            }
+        }
+        // The umask has been at work on new files.
+        let default = if kind == FileKind::Directory { 0o755 } else { 0o644 };
+        if let Some(mode) = attributes.mode.or(new.then_some(default)) {
+            target.chmod(mode)?;
+        }
+        for (name, value) in attributes.xattrs.iter().filter(|(name, _)| !is_overlays_own(name)) {
+            match recorded {
+                None => tolerate(name, target.set_xattr(name, value))?,
+                Some((owners, key)) => {
+                    if !name.as_bytes().starts_with(b"user.") || target.set_xattr(name, value).is_err() {
+                        owners.set_xattr(key, name, value);
+                    }
+                }
+            }
+        }
+        if let Some(mtime) = attributes.mtime {
+            target.set_mtime(mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Removes all extended attributes that the image sees but these.
+    pub(super) fn retain_xattrs(&self, target: Target<'_>, kept: &[(OsString, Vec<u8>)]) -> io::Result<()> {
+        let is_kept = |name: &OsStr| kept.iter().any(|(kept, _)| kept == name);
+        for (name, _) in target.xattrs()? {
+            if !is_kept(&name) {
+                target.remove_xattr(&name)?;
+            }
+        }
+        if let Some(owners) = &self.owners {
+            let key = Key::of(&Stat::of(target.fd())?);
+            for name in owners.xattrs(key).keys().filter(|name| !is_kept(name)) {
+                owners.remove_xattr(key, name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a device with no rights yet, or an empty file that stands for one.
+    pub(super) fn make_device(
+        &self,
+        dir: &impl AsFd,
+        name: &OsStr,
+        kind: FileKind,
+        (major, minor): (u32, u32),
+    ) -> rustix::io::Result<()> {
+        if let Some(owners) = &self.owners {
+            let fd = new_file(dir, name)?;
+            let key = Key::of(&Stat::of(&fd)?);
+            owners.forget(key);
+            owners.set_device(key, kind, (major, minor));
+            return Ok(());
+        }
+        let file_type = match kind {
+            FileKind::BlockDevice => FileType::BlockDevice,
+            _ => FileType::CharacterDevice,
+        };
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device)
+    }
+
+    /// Takes notice of a new regular file, so that it does not inherit what was recorded for its inode.
+    pub(super) fn is_new(&self, file: impl AsFd) -> rustix::io::Result<()> {
+        if let Some(owners) = &self.owners {
+            owners.forget(Key::of(&Stat::of(file)?));
+        }
+        Ok(())
+    }
+}
+
 impl NewFile<'_> {
     fn kind(&self) -> FileKind {
         match self {
@@ -455,30 +592,6 @@ pub(super) enum Existing {
     Changed,
 }
 
-/// Applies attributes in the order in which none undoes another: a change of owner clears setuid, setgid and file
-/// capabilities (chown(2), capabilities(7)); the time comes last.
-pub(super) fn apply(target: Target<'_>, kind: FileKind, attributes: &Attributes, existing: Existing) -> io::Result<()> {
-    let new = existing == Existing::New;
-    // A directory with setgid passes its group on, so even a new file of our own is not surely 0:0.
-    if let Some((uid, gid)) = attributes.owner.or(new.then_some((0, 0))) {
-        target.chown(uid, gid)?;
-    }
-    // The umask has been at work on new files.
-    let default = if kind == FileKind::Directory { 0o755 } else { 0o644 };
-    if let Some(mode) = attributes.mode.or(new.then_some(default)) {
-        target.chmod(mode)?;
-    }
-    for (name, value) in &attributes.xattrs {
-        if !is_overlays_own(name) {
-            tolerate(name, target.set_xattr(name, value))?;
-        }
-    }
-    if let Some(mtime) = attributes.mtime {
-        target.set_mtime(mtime)?;
-    }
-    Ok(())
-}
-
 /// Makes something under a name; what has the name already gives way.
 pub(super) fn replacing<T>(dir: &impl AsFd, name: &OsStr, make: impl Fn() -> rustix::io::Result<T>) -> io::Result<T> {
     match make() {
@@ -494,11 +607,6 @@ pub(super) fn replacing<T>(dir: &impl AsFd, name: &OsStr, make: impl Fn() -> rus
 pub(super) fn new_file(dir: &impl AsFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
-}
-
-fn make_node(dir: &impl AsFd, name: &OsStr, kind: FileType, (major, minor): (u32, u32)) -> io::Result<()> {
-    let device = rustix::fs::makedev(major, minor);
-    replacing(dir, name, || rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(0o600), device))
 }
 
 #[cfg(test)]

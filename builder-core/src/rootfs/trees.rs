@@ -1,11 +1,19 @@
 //! All root filesystems of a work dir: layers unpacked once, stacked by overlayfs where that works, in one plain
-//! directory each otherwise.
+//! directory each otherwise. The layout on disk is described in `workdir`.
 
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::fetch::Stop;
+use super::overlay::{is_opaque, probe};
+use super::plain::PlainTree;
+use super::stack::{Claims, Stacks};
+use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{ListError, Listing, Rootfs};
 use crate::cancel::Cancel;
+use crate::hint::Hint;
 use crate::oci::{ChainId, Descriptor, DiffId};
 
 /// A layer of a stack: what it is in the tar and as a blob.
@@ -85,28 +93,117 @@ pub enum TreeError {
         /// Why.
         source: io::Error,
     },
+    /// The layer's compressed form is damaged, or ends too early.
+    #[error("layer {layer} is damaged")]
+    Damaged {
+        /// Which.
+        layer: DiffId,
+        /// What the decoder says.
+        source: io::Error,
+    },
+    /// The layer inflates to more than it may.
+    #[error("layer {layer} inflates to more than {limit} bytes")]
+    TooLarge {
+        /// Which.
+        layer: DiffId,
+        /// Bytes that its tar may have.
+        limit: u64,
+    },
+    /// A file of the layer belongs to an id that does not exist here.
+    #[error("layer {layer}, entry `{entry}`: owner {uid}:{gid} does not exist in this user namespace")]
+    UnmappedId {
+        /// Which.
+        layer: DiffId,
+        /// Name in the tar, lossy.
+        entry: String,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// Overlay mode was demanded, but does not work.
+    #[error("overlayfs does not work in `{}`: {reason}", path.display())]
+    NoOverlay {
+        /// Where the trees are.
+        path: PathBuf,
+        /// What was refused.
+        reason: String,
+    },
+    /// A step in this tree failed, and with it the tree was lost (directory mode).
+    #[error("the tree was discarded when a step in it failed")]
+    Discarded,
     /// Cancelled from outside.
     #[error("cancelled")]
     Cancelled,
 }
 
+impl Hint for TreeError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnmappedId { uid, gid, .. } => Some(format!(
+                "give the user enough subordinate ids in /etc/subuid and /etc/subgid, so that {uid}:{gid} can be mapped"
+            )),
+            Self::NoOverlay { .. } => Some(
+                "put the work dir on a file system such as ext4 or xfs, or leave the choice of the mode to slipway"
+                    .to_owned(),
+            ),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("the volume of the work dir is full".to_owned())
+            }
+            Self::WrongDiffId { .. } => Some("the image's config does not belong to its layers".to_owned()),
+            _ => None,
+        }
+    }
+}
+
 /// All root filesystems of one work dir.
 #[derive(Debug)]
 pub struct Trees {
-    _private: (),
+    kind: Kind,
+    ownership: Ownership,
+    overlay_refused: Option<String>,
+    streams: NonZeroUsize,
+    layer_limit: Option<u64>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Overlay(Arc<Stacks>),
+    Directory(Arc<TreesDir>),
 }
 
 /// A stage's root filesystem between steps: a stack of layers, with a directory behind it once one was needed.
 #[derive(Debug)]
 pub struct WorkTree {
-    _private: (),
+    state: State,
 }
 
-/// A step at work on a tree. Dropped before [`Step::commit`], its changes are gone (in directory mode the tree is then
-/// discarded with them).
+#[derive(Debug)]
+enum State {
+    Overlay(OverlayTree),
+    Directory(PlainTree),
+}
+
+#[derive(Debug)]
+struct OverlayTree {
+    stacks: Arc<Stacks>,
+    /// Chain ids of all layers, the lowest first.
+    chains: Vec<ChainId>,
+}
+
+/// A step at work on a tree. Dropped before [`TreeStep::commit`], its changes are gone (in directory mode the tree is
+/// then discarded with them).
 #[derive(Debug)]
 pub struct TreeStep<'a> {
-    _tree: &'a mut WorkTree,
+    /// Declared first: the mount goes before the directories under it.
+    rootfs: Rootfs,
+    work: Work<'a>,
+}
+
+#[derive(Debug)]
+enum Work<'a> {
+    Overlay { lower: Rootfs, upper: Rootfs, temp: TempDir, tree: &'a mut OverlayTree },
+    Directory { before: Arc<Listing>, now: Mutex<Option<Arc<Listing>>>, tree: &'a mut PlainTree },
 }
 
 impl Trees {
@@ -114,18 +211,48 @@ impl Trees {
     ///
     /// # Errors
     /// If directories cannot be made, or a forced overlay does not work.
-    pub fn open(_work_dir: &Path, _mode: Option<TreeMode>, _ownership: Ownership) -> Result<Self, TreeError> {
-        todo!()
+    pub fn open(work_dir: &Path, mode: Option<TreeMode>, ownership: Ownership) -> Result<Self, TreeError> {
+        let dir = TreesDir::open(work_dir)?;
+        let probed = match (mode, ownership) {
+            (Some(TreeMode::Directory), _) => None,
+            (_, Ownership::Recorded) => Some(Err("owners are recorded, which overlayfs cannot show".to_owned())),
+            (_, Ownership::Real) => {
+                let temp = dir.temp()?;
+                Some(probe(temp.path()))
+            }
+        };
+        let (kind, overlay_refused) = match probed {
+            None => (Kind::Directory(Arc::new(dir)), None),
+            Some(Ok(marks)) => (Kind::Overlay(Arc::new(Stacks { dir, marks, claims: Claims::default() })), None),
+            Some(Err(reason)) if mode == Some(TreeMode::Overlay) => {
+                return Err(TreeError::NoOverlay { path: dir.root().to_owned(), reason });
+            }
+            Some(Err(reason)) => (Kind::Directory(Arc::new(dir)), Some(reason)),
+        };
+        Ok(Self { kind, ownership, overlay_refused, streams: DEFAULT_STREAMS, layer_limit: None })
+    }
+
+    /// How many layers may be fetched and unpacked at one time (overlay mode); 4 if this is not called.
+    pub fn set_streams(&mut self, streams: NonZeroUsize) {
+        self.streams = streams;
+    }
+
+    /// Bytes that the tar of one layer may have; without limit if this is not called.
+    pub fn set_layer_limit(&mut self, bytes: Option<u64>) {
+        self.layer_limit = bytes;
     }
 
     /// How trees are kept here.
     pub fn mode(&self) -> TreeMode {
-        todo!()
+        match self.kind {
+            Kind::Overlay(_) => TreeMode::Overlay,
+            Kind::Directory(_) => TreeMode::Directory,
+        }
     }
 
     /// Why overlay is not used, if it was probed and refused.
     pub fn overlay_refused(&self) -> Option<&str> {
-        todo!()
+        self.overlay_refused.as_deref()
     }
 
     /// Unpacks those of `layers` (lowest first) that are not here yet, several at once where the mode allows, and gives
@@ -135,81 +262,173 @@ impl Trees {
     /// [`TreeError`]; nothing half unpacked is ever found by a later call.
     pub fn checkout(
         &self,
-        _layers: &[LayerRef],
-        _source: &dyn LayerSource,
-        _cancel: &Cancel,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+        cancel: &Cancel,
     ) -> Result<WorkTree, TreeError> {
-        todo!()
+        let mut top = None;
+        let mut chains = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let chain = ChainId::extend(top, layer.diff_id);
+            chains.push(chain);
+            top = Some(chain);
+        }
+        let stop = Stop::new(cancel);
+        let state = match &self.kind {
+            Kind::Overlay(stacks) => {
+                let stacks = Arc::clone(stacks);
+                stacks.prepare(layers, &chains, source, self.streams.get(), self.layer_limit, &stop)?;
+                State::Overlay(OverlayTree { stacks, chains })
+            }
+            Kind::Directory(dir) => State::Directory(PlainTree::checkout(
+                dir,
+                self.ownership,
+                layers,
+                &chains,
+                source,
+                self.layer_limit,
+                &stop,
+            )?),
+        };
+        Ok(WorkTree { state })
     }
 }
+
+/// Layers unpacked at one time: as many as hide the latency of a registry.
+const DEFAULT_STREAMS: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 
 impl WorkTree {
     /// The stack of layers; `None` for an empty tree.
     pub fn chain(&self) -> Option<ChainId> {
-        todo!()
+        match &self.state {
+            State::Overlay(tree) => tree.chains.last().copied(),
+            State::Directory(tree) => tree.chain,
+        }
     }
 
     /// The tree as it is, to read from (COPY --from, mounts, exporters). In overlay mode a read-only mount.
     ///
     /// # Errors
-    /// If it cannot be mounted or opened.
+    /// If it cannot be mounted or opened; [`TreeError::Discarded`].
     pub fn rootfs(&self) -> Result<Rootfs, TreeError> {
-        todo!()
+        match &self.state {
+            State::Overlay(tree) => tree.stacks.view(&tree.chains),
+            State::Directory(tree) if tree.dirty => Err(TreeError::Discarded),
+            State::Directory(tree) => tree.rootfs(),
+        }
     }
 
     /// Begins a step.
     ///
     /// # Errors
-    /// If no upper directory can be made and mounted, or (directory mode) the listing fails.
+    /// If no upper directory can be made and mounted, or (directory mode) the listing fails; [`TreeError::Discarded`].
     pub fn begin(&mut self) -> Result<TreeStep<'_>, TreeError> {
-        todo!()
+        match &mut self.state {
+            State::Overlay(tree) => {
+                let temp = tree.stacks.dir.temp()?;
+                let (upper, work) = (temp.path().join("upper"), temp.path().join("work"));
+                make_directory(&upper)?;
+                make_directory(&work)?;
+                let lower = tree.stacks.lower(&tree.chains)?;
+                let rootfs = tree.stacks.mount(lower.clone(), Some((&upper, &work)))?;
+                let lower = tree.stacks.mount(lower, None)?;
+                let upper = Rootfs::open(&upper).map_err(io_error("open", &upper))?;
+                Ok(TreeStep { rootfs, work: Work::Overlay { lower, upper, temp, tree } })
+            }
+            State::Directory(tree) => {
+                if tree.dirty {
+                    return Err(TreeError::Discarded);
+                }
+                let rootfs = tree.rootfs()?;
+                let before = match tree.listing.take() {
+                    Some(listing) => listing,
+                    None => Arc::new(rootfs.list().map_err(|error| io_error("list", &error.path)(error.source))?),
+                };
+                tree.dirty = true;
+                Ok(TreeStep { rootfs, work: Work::Directory { before, now: Mutex::new(None), tree } })
+            }
+        }
     }
 }
 
 impl TreeStep<'_> {
     /// The tree to change.
     pub fn rootfs(&self) -> &Rootfs {
-        todo!()
+        &self.rootfs
     }
 
     /// Overlay mode: the raw upper directory: what the step wrote, with whiteouts as character devices 0:0 and opaque
     /// directories marked by the attribute that [`TreeStep::is_opaque`] reads. `None` in directory mode.
     pub fn upper(&self) -> Option<&Rootfs> {
-        todo!()
+        match &self.work {
+            Work::Overlay { upper, .. } => Some(upper),
+            Work::Directory { .. } => None,
+        }
     }
 
     /// Overlay mode: the tree before the step, read-only. `None` in directory mode.
     pub fn lower(&self) -> Option<&Rootfs> {
-        todo!()
+        match &self.work {
+            Work::Overlay { lower, .. } => Some(lower),
+            Work::Directory { .. } => None,
+        }
     }
 
     /// Overlay mode: whether this directory of [`TreeStep::upper`] hides everything below it in the lower layers.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn is_opaque(&self, _path: &Path) -> io::Result<bool> {
-        todo!()
+    pub fn is_opaque(&self, path: &Path) -> io::Result<bool> {
+        match &self.work {
+            Work::Overlay { upper, tree, .. } => is_opaque(upper, path, tree.stacks.marks),
+            Work::Directory { .. } => Ok(false),
+        }
     }
 
     /// Directory mode: everything in the tree before the step. `None` in overlay mode.
     pub fn before(&self) -> Option<&Listing> {
-        todo!()
+        match &self.work {
+            Work::Overlay { .. } => None,
+            Work::Directory { before, .. } => Some(before),
+        }
     }
 
-    /// Directory mode: everything in the tree now. Kept as the next step's [`TreeStep::before`], so nothing may change
+    /// Everything in the tree now. In directory mode kept as the next step's [`TreeStep::before`], so nothing may change
     /// after the last call before [`TreeStep::commit`].
     ///
     /// # Errors
     /// The first path that could not be examined.
-    pub fn scan(&self) -> Result<std::sync::Arc<Listing>, ListError> {
-        todo!()
+    pub fn scan(&self) -> Result<Arc<Listing>, ListError> {
+        let found = Arc::new(self.rootfs.list()?);
+        if let Work::Directory { now, .. } = &self.work {
+            *now.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&found));
+        }
+        Ok(found)
     }
 
     /// Keeps the changes as the layer `diff_id` on top of the stack.
     ///
     /// # Errors
     /// If directories cannot be moved.
-    pub fn commit(self, _diff_id: DiffId) -> Result<(), TreeError> {
-        todo!()
+    pub fn commit(self, diff_id: DiffId) -> Result<(), TreeError> {
+        let Self { rootfs, work } = self;
+        // The mount goes before its upper directory becomes a layer.
+        drop(rootfs);
+        match work {
+            Work::Overlay { temp, tree, .. } => {
+                let chain = ChainId::extend(tree.chains.last().copied(), diff_id);
+                publish(&temp.path().join("upper"), &tree.stacks.dir.layer(chain))?;
+                tree.chains.push(chain);
+            }
+            Work::Directory { now, tree, .. } => {
+                let chain = ChainId::extend(tree.chain, diff_id);
+                tree.committed(chain, now.into_inner().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+        Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "trees_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+//! One layer from its source into a directory: fetched and inflated in one thread, hashed and unpacked in another.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::archive::TarError;
+use super::inflate::{TooLarge, channel};
+use super::unpack::{Pending, UnpackError, Whiteouts, unpack};
+use super::{LayerRef, LayerSource, Rootfs, TreeError};
+use crate::cancel::Cancel;
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Ends all threads of a checkout: from outside, or because one of them failed.
+#[derive(Debug)]
+pub(super) struct Stop<'a> {
+    pub cancel: &'a Cancel,
+    failed: AtomicBool,
+}
+
+impl<'a> Stop<'a> {
+    pub(super) fn new(cancel: &'a Cancel) -> Self {
+        Self { cancel, failed: AtomicBool::new(false) }
+    }
+
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.cancel.is_cancelled() || self.failed.load(Ordering::SeqCst)
+    }
+}
+
+/// A read that failed in the source, told apart from one that failed in a decoder.
+struct SourceFailed(io::Error);
+
+impl fmt::Debug for SourceFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for SourceFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for SourceFailed {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+struct Watched<R>(R);
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => io::Error::other(SourceFailed(error)),
+        })
+    }
+}
+
+/// Opens a layer's blob.
+pub(super) fn open(source: &dyn LayerSource, layer: &LayerRef) -> Result<Box<dyn Read + Send>, TreeError> {
+    source.open(layer).map_err(|cause| TreeError::Fetch { layer: layer.diff_id, source: cause })
+}
+
+/// Unpacks a blob and checks the digest of its tar.
+pub(super) fn unpack_blob(
+    blob: Box<dyn Read + Send>,
+    layer: &LayerRef,
+    rootfs: &Rootfs,
+    whiteouts: Whiteouts,
+    limit: Option<u64>,
+    stop: &Stop<'_>,
+) -> Result<Pending, TreeError> {
+    let (inflater, inflated) = channel();
+    let (tar, pending) = std::thread::scope(|scope| {
+        let inflating = std::thread::Builder::new().name("inflate".to_owned());
+        inflating
+            .spawn_scoped(scope, || inflater.run(Watched(blob), limit, stop))
+            .map_err(|source| TreeError::Fetch { layer: layer.diff_id, source: source.into() })?;
+        unpack(inflated, rootfs, whiteouts, stop).map_err(|error| describe(error, layer, stop))
+    })?;
+    let actual = tar.digest();
+    if actual != layer.diff_id {
+        return Err(TreeError::WrongDiffId { expected: layer.diff_id, actual });
+    }
+    Ok(pending)
+}
+
+/// The error of a layer, as callers see it.
+pub(super) fn describe(error: UnpackError, layer: &LayerRef, stop: &Stop<'_>) -> TreeError {
+    let id = layer.diff_id;
+    match error {
+        UnpackError::Cancelled => TreeError::Cancelled,
+        UnpackError::Tar(TarError::Read(error)) => read_error(error, layer, stop),
+        UnpackError::Tar(TarError::Malformed { entry, problem }) => {
+            TreeError::BadEntry { layer: id, entry, reason: problem.to_string() }
+        }
+        UnpackError::Entry { entry, problem } => {
+            TreeError::BadEntry { layer: id, entry: entry.to_string_lossy().into_owned(), reason: problem.to_string() }
+        }
+        UnpackError::Unmapped { entry, uid, gid } => {
+            TreeError::UnmappedId { layer: id, entry: entry.to_string_lossy().into_owned(), uid, gid }
+        }
+        UnpackError::Io { path, source } => TreeError::Io { action: "unpack", path, source },
+    }
+}
+
+fn read_error(error: io::Error, layer: &LayerRef, stop: &Stop<'_>) -> TreeError {
+    if stop.is_stopped() {
+        return TreeError::Cancelled;
+    }
+    let layer = layer.diff_id;
+    if let Some(TooLarge { limit }) = error.get_ref().and_then(|cause| cause.downcast_ref()) {
+        return TreeError::TooLarge { layer, limit: *limit };
+    }
+    match error.downcast::<SourceFailed>() {
+        // Errors of a source often carry its own typed error; that is the cause callers can act on.
+        Ok(SourceFailed(error)) => TreeError::Fetch { layer, source: into_cause(error) },
+        Err(source) => TreeError::Damaged { layer, source },
+    }
+}
+
+pub(super) fn into_cause(error: io::Error) -> Cause {
+    let kind = error.kind();
+    match error.get_ref() {
+        None => error.into(),
+        Some(_) => error.into_inner().unwrap_or_else(|| io::Error::from(kind).into()),
+    }
+}

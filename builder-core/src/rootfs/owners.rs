@@ -1,0 +1,200 @@
+//! What cannot be made real where only one id exists: owners, devices and privileged attributes, kept beside the tree.
+//!
+//! ```text
+//! <tree>/root/         the tree; every file really belongs to us, devices are empty regular files
+//! <tree>/owners.json   one JSON object a line for each file with something recorded
+//! ```
+//!
+//! A record belongs to an inode (its number and birth time), so renames and further links by anybody keep it, and a number
+//! that is used again does not inherit it. A file without a record belongs to 0:0.
+//!
+//! # Limitations
+//! Where the file system keeps no birth times, a file that somebody else makes with the inode of a removed one inherits
+//! its record. A copy that a step makes has no record.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+
+use super::FileKind;
+use super::stat::Stat;
+
+/// The records of one tree.
+#[derive(Debug, Default)]
+pub(super) struct Owners(Mutex<BTreeMap<Key, Record>>);
+
+/// An inode during its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    inode: u64,
+    born: (i64, u32),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Record {
+    owner: Option<(u32, u32)>,
+    device: Option<(FileKind, u32, u32)>,
+    xattrs: BTreeMap<OsString, Vec<u8>>,
+}
+
+/// A record as a line of the file; bytes in base64.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    inode: u64,
+    born: (i64, u32),
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<(u32, u32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<(char, u32, u32)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    xattrs: Vec<(String, String)>,
+}
+
+impl Key {
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self { inode: stat.inode, born: stat.btime }
+    }
+}
+
+impl Owners {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Record>> {
+        // Every change is whole before the lock is released, even if its thread then panics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the image sees of a file.
+    pub(super) fn shown(&self, mut stat: Stat) -> Stat {
+        (stat.uid, stat.gid) = (0, 0);
+        if let Some(record) = self.lock().get(&Key::of(&stat)) {
+            if let Some(owner) = record.owner {
+                (stat.uid, stat.gid) = owner;
+            }
+            if let Some((kind, major, minor)) = record.device {
+                (stat.kind, stat.device, stat.size) = (kind, (major, minor), 0);
+            }
+        }
+        stat
+    }
+
+    /// Whether a directory entry with this inode may be a device.
+    pub(super) fn may_be_device(&self, inode: u64) -> bool {
+        let from = Key { inode, born: (i64::MIN, 0) };
+        let to = Key { inode, born: (i64::MAX, u32::MAX) };
+        self.lock().range(from..=to).any(|(_, record)| record.device.is_some())
+    }
+
+    pub(super) fn set_owner(&self, key: Key, owner: (u32, u32)) {
+        self.change(key, |record| record.owner = (owner != (0, 0)).then_some(owner));
+    }
+
+    pub(super) fn set_device(&self, key: Key, kind: FileKind, (major, minor): (u32, u32)) {
+        self.change(key, |record| record.device = Some((kind, major, minor)));
+    }
+
+    pub(super) fn set_xattr(&self, key: Key, name: &OsStr, value: &[u8]) {
+        self.change(key, |record| {
+            record.xattrs.insert(name.to_owned(), value.to_vec());
+        });
+    }
+
+    pub(super) fn remove_xattr(&self, key: Key, name: &OsStr) {
+        self.change(key, |record| {
+            record.xattrs.remove(name);
+        });
+    }
+
+    pub(super) fn xattrs(&self, key: Key) -> BTreeMap<OsString, Vec<u8>> {
+        self.lock().get(&key).map(|record| record.xattrs.clone()).unwrap_or_default()
+    }
+
+    /// A new file begins without a record, whatever had its inode before.
+    pub(super) fn forget(&self, key: Key) {
+        self.lock().remove(&key);
+    }
+
+    fn change(&self, key: Key, change: impl FnOnce(&mut Record)) {
+        let mut records = self.lock();
+        let mut record = records.remove(&key).unwrap_or_default();
+        change(&mut record);
+        if record != Record::default() {
+            records.insert(key, record);
+        }
+    }
+
+    /// Drops the records of all inodes but these (sorted).
+    pub(super) fn retain(&self, alive: &[Key]) {
+        self.lock().retain(|key, _| alive.binary_search(key).is_ok());
+    }
+
+    /// Reads records; a file that is not there has none.
+    pub(super) fn load(path: &Path) -> io::Result<Self> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error),
+        };
+        let mut records = BTreeMap::new();
+        for line in BufReader::new(file).lines() {
+            let line: Line = serde_json::from_str(&line?)?;
+            let (key, record) = line.parse().ok_or(io::ErrorKind::InvalidData)?;
+            records.insert(key, record);
+        }
+        Ok(Self(Mutex::new(records)))
+    }
+
+    /// Writes records in the place of those in the file.
+    pub(super) fn save(&self, path: &Path) -> io::Result<()> {
+        let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        {
+            let mut writer = BufWriter::new(&mut file);
+            for (key, record) in self.lock().iter() {
+                serde_json::to_writer(&mut writer, &Line::new(*key, record))?;
+                writer.write_all(b"\n")?;
+            }
+            writer.flush()?;
+        }
+        file.persist(path)?;
+        Ok(())
+    }
+}
+
+impl Line {
+    fn new(key: Key, record: &Record) -> Self {
+        Self {
+            inode: key.inode,
+            born: key.born,
+            owner: record.owner,
+            device: record
+                .device
+                .map(|(kind, major, minor)| (if kind == FileKind::BlockDevice { 'b' } else { 'c' }, major, minor)),
+            xattrs: record
+                .xattrs
+                .iter()
+                .map(|(name, value)| (BASE64.encode(name.as_bytes()), BASE64.encode(value)))
+                .collect(),
+        }
+    }
+
+    fn parse(self) -> Option<(Key, Record)> {
+        let device = match self.device {
+            None => None,
+            Some(('c', major, minor)) => Some((FileKind::CharDevice, major, minor)),
+            Some(('b', major, minor)) => Some((FileKind::BlockDevice, major, minor)),
+            Some(_) => return None,
+        };
+        let mut xattrs = BTreeMap::new();
+        for (name, value) in self.xattrs {
+            xattrs.insert(OsString::from_vec(BASE64.decode(name).ok()?), BASE64.decode(value).ok()?);
+        }
+        Some((Key { inode: self.inode, born: self.born }, Record { owner: self.owner, device, xattrs }))
+    }
+}

@@ -1,0 +1,248 @@
+//! Directory mode: one plain directory a checkout, layers applied in order, later ones fetched meanwhile.
+//!
+//! A tree is taken from its place while it is used and put back, under the chain id that it has then, when nobody uses it
+//! any more and no change in it is unaccounted for. So no two users share one, and a killed process costs its trees.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::fetch::{Stop, open, unpack_blob};
+use super::owners::{Key, Owners};
+use super::unpack::Whiteouts;
+use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
+use super::{LayerRef, LayerSource, Listing, Ownership, Rootfs, TreeError};
+use crate::oci::ChainId;
+
+/// Layers that are fetched while an earlier one is unpacked.
+const FETCH_AHEAD: usize = 3;
+
+/// How often a thread that waits looks whether it should end.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// One tree in use.
+#[derive(Debug)]
+pub(super) struct PlainTree {
+    dir: Arc<TreesDir>,
+    temp: TempDir,
+    owners: Option<Arc<Owners>>,
+    pub chain: Option<ChainId>,
+    /// What the last step found at its end, as long as nothing changed since.
+    pub listing: Option<Arc<Listing>>,
+    /// A step began and did not end well, or is at work.
+    pub dirty: bool,
+}
+
+impl PlainTree {
+    /// Makes or finds a tree with this content.
+    pub(super) fn checkout(
+        dir: &Arc<TreesDir>,
+        ownership: Ownership,
+        layers: &[LayerRef],
+        chains: &[ChainId],
+        source: &dyn LayerSource,
+        limit: Option<u64>,
+        stop: &Stop<'_>,
+    ) -> Result<Self, TreeError> {
+        let temp = dir.temp()?;
+        let tree = temp.path().join("tree");
+        let mut there = 0;
+        for (at, chain) in chains.iter().enumerate().rev() {
+            // Whoever renames it first has it.
+            if rustix::fs::rename(dir.plain(*chain), &tree).is_ok() {
+                there = at + 1;
+                break;
+            }
+        }
+        if there == 0 {
+            make_directory(&tree)?;
+            make_directory(&tree.join("root"))?;
+        }
+        let owners = match ownership {
+            Ownership::Real => None,
+            Ownership::Recorded => {
+                let path = tree.join("owners.json");
+                Some(Arc::new(Owners::load(&path).map_err(io_error("read", &path))?))
+            }
+        };
+        let mut this = Self {
+            dir: Arc::clone(dir),
+            temp,
+            owners,
+            chain: chains.last().copied(),
+            listing: None,
+            // Until all layers are applied.
+            dirty: true,
+        };
+        let rootfs = this.rootfs()?;
+        apply_in_order(&layers[there..], dir, &rootfs, source, limit, stop)?;
+        this.dirty = false;
+        Ok(this)
+    }
+
+    #[cfg(test)]
+    pub(super) fn owners(&self) -> Option<&Owners> {
+        self.owners.as_deref()
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.temp.path().join("tree")
+    }
+
+    pub(super) fn rootfs(&self) -> Result<Rootfs, TreeError> {
+        let path = self.tree().join("root");
+        let opened = match &self.owners {
+            None => Rootfs::open(&path),
+            Some(owners) => Rootfs::open_recorded(&path, Arc::clone(owners)),
+        };
+        opened.map_err(io_error("open", &path))
+    }
+
+    /// Ends a step well: what is there now is the tree.
+    pub(super) fn committed(&mut self, chain: ChainId, now: Option<Arc<Listing>>) {
+        self.chain = Some(chain);
+        self.dirty = false;
+        if let (Some(owners), Some(now)) = (&self.owners, &now) {
+            let mut alive: Vec<Key> = now.keys().collect();
+            alive.sort_unstable();
+            owners.retain(&alive);
+        }
+        self.listing = now;
+    }
+
+    /// Puts the tree back to be found again.
+    fn park(&mut self) -> Result<(), TreeError> {
+        let Some(chain) = self.chain.filter(|_| !self.dirty) else { return Ok(()) };
+        let tree = self.tree();
+        if let Some(owners) = &self.owners {
+            let path = tree.join("owners.json");
+            owners.save(&path).map_err(io_error("write", &path))?;
+        }
+        publish(&tree, &self.dir.plain(chain))?;
+        Ok(())
+    }
+}
+
+impl Drop for PlainTree {
+    fn drop(&mut self) {
+        if let Err(error) = self.park() {
+            tracing::debug!(%error, "a finished tree is not kept");
+        }
+    }
+}
+
+/// Applies layers one onto the other.
+fn apply_in_order(
+    layers: &[LayerRef],
+    dir: &TreesDir,
+    rootfs: &Rootfs,
+    source: &dyn LayerSource,
+    limit: Option<u64>,
+    stop: &Stop<'_>,
+) -> Result<(), TreeError> {
+    let Some((first, later)) = layers.split_first() else { return Ok(()) };
+    let unpack = |blob: Box<dyn Read + Send>, layer: &LayerRef| {
+        unpack_blob(blob, layer, rootfs, Whiteouts::Apply, limit, stop).map(|_| ())
+    };
+    let ahead = Ahead::default();
+    std::thread::scope(|scope| {
+        for worker in 0..FETCH_AHEAD.min(later.len()) {
+            let ahead = &ahead;
+            // Each takes every third layer, which keeps the order and needs no queue.
+            scope.spawn(move || {
+                for (at, layer) in later.iter().enumerate().skip(worker).step_by(FETCH_AHEAD) {
+                    if !ahead.wait_until(stop, |state| at < state.unpacked + FETCH_AHEAD) {
+                        return;
+                    }
+                    let spilled = spill(layer, dir, source, stop);
+                    ahead.lock().spilled.push((at, spilled));
+                    ahead.changed.notify_all();
+                }
+            });
+        }
+        let result = (|| {
+            unpack(open(source, first)?, first)?;
+            for (at, layer) in later.iter().enumerate() {
+                if !ahead.wait_until(stop, |state| state.spilled.iter().any(|(found, _)| *found == at)) {
+                    return Err(TreeError::Cancelled);
+                }
+                let found = {
+                    let mut state = ahead.lock();
+                    let position = state.spilled.iter().position(|(found, _)| *found == at);
+                    position.map(|position| state.spilled.swap_remove(position).1)
+                };
+                let file = found.unwrap_or(Err(TreeError::Cancelled))?;
+                unpack(Box::new(file), layer)?;
+                ahead.lock().unpacked = at + 1;
+                ahead.changed.notify_all();
+            }
+            Ok(())
+        })();
+        if result.is_err() {
+            stop.fail();
+            ahead.changed.notify_all();
+        }
+        result
+    })
+}
+
+/// What the fetching threads and the unpacking one know of each other.
+#[derive(Default)]
+struct Ahead {
+    state: Mutex<AheadState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct AheadState {
+    /// How many of the later layers are unpacked.
+    unpacked: usize,
+    spilled: Vec<(usize, Result<File, TreeError>)>,
+}
+
+impl Ahead {
+    fn lock(&self) -> MutexGuard<'_, AheadState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `false` if everything is to stop.
+    fn wait_until(&self, stop: &Stop<'_>, ready: impl Fn(&AheadState) -> bool) -> bool {
+        let mut state = self.lock();
+        loop {
+            if ready(&state) {
+                return true;
+            }
+            if stop.is_stopped() {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, WAIT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Fetches a blob into a file without a name.
+fn spill(layer: &LayerRef, dir: &TreesDir, source: &dyn LayerSource, stop: &Stop<'_>) -> Result<File, TreeError> {
+    let place = dir.root().join("tmp");
+    let mut file = tempfile::tempfile_in(&place).map_err(io_error("create a file in", &place))?;
+    let mut blob = open(source, layer)?;
+    let mut buffer = vec![0_u8; 256 * 1024];
+    loop {
+        if stop.is_stopped() {
+            return Err(TreeError::Cancelled);
+        }
+        match blob.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                std::io::Write::write_all(&mut file, &buffer[..count]).map_err(io_error("write a file in", &place))?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                return Err(TreeError::Fetch { layer: layer.diff_id, source: super::fetch::into_cause(error) });
+            }
+        }
+    }
+    file.rewind().map_err(io_error("read a file in", &place))?;
+    Ok(file)
+}

@@ -1,0 +1,243 @@
+//! Overlay mode: one directory a layer, unpacked in parallel, put right in order, stacked by a mount.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use super::fetch::{Stop, describe, open, unpack_blob};
+use super::fixup::{copy_tree, fix_up};
+use super::overlay::{MAX_LOWER, Marks, Stack};
+use super::unpack::{Pending, Whiteouts};
+use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
+use super::{LayerRef, LayerSource, Rootfs, TreeError};
+use crate::oci::ChainId;
+
+/// Layers that become one directory where a stack is too high to be mounted. Leaves room for as many steps.
+const FLATTEN: usize = MAX_LOWER / 2;
+
+/// How often a thread that waits for another one's layer looks whether it should end.
+const WAIT: Duration = Duration::from_millis(50);
+
+/// Layers that some thread of this process is unpacking, so that stages with the same base do it once.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    taken: Mutex<BTreeSet<ChainId>>,
+    released: Condvar,
+}
+
+struct Claim<'a> {
+    claims: &'a Claims,
+    chain: ChainId,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.claims.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.chain);
+        self.claims.released.notify_all();
+    }
+}
+
+impl Claims {
+    /// Waits until nobody else has the layer. `None` if it is there then, or if we are to stop.
+    fn take(&self, chain: ChainId, is_there: impl Fn() -> bool, stop: &Stop<'_>) -> Option<Claim<'_>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if is_there() || stop.is_stopped() {
+                return None;
+            }
+            if taken.insert(chain) {
+                return Some(Claim { claims: self, chain });
+            }
+            taken = self.released.wait_timeout(taken, WAIT).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The parts of `Trees` that overlay mode needs.
+#[derive(Debug)]
+pub(super) struct Stacks {
+    pub dir: TreesDir,
+    pub marks: Marks,
+    pub claims: Claims,
+}
+
+/// A layer unpacked alone, not named yet.
+struct Unpacked<'a> {
+    temp: TempDir,
+    pending: Pending,
+    _claim: Claim<'a>,
+}
+
+impl Stacks {
+    /// Makes sure that all layers have their directories. `chains` are the chain ids of `layers`.
+    pub(super) fn prepare(
+        &self,
+        layers: &[LayerRef],
+        chains: &[ChainId],
+        source: &dyn LayerSource,
+        streams: usize,
+        limit: Option<u64>,
+        stop: &Stop<'_>,
+    ) -> Result<(), TreeError> {
+        let missing: Vec<usize> = (0..layers.len()).filter(|at| !self.dir.layer(chains[*at]).exists()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let next = AtomicUsize::new(0);
+        let (done, results) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..streams.min(missing.len()) {
+                let done = done.clone();
+                let (next, missing) = (&next, &missing);
+                scope.spawn(move || {
+                    while let Some(at) = missing.get(next.fetch_add(1, Ordering::SeqCst)) {
+                        let result = self.unpack_alone(&layers[*at], chains[*at], source, limit, stop);
+                        if result.is_err() {
+                            stop.fail();
+                        }
+                        // Nobody listens any more only after an error that says more.
+                        _ = done.send((*at, result));
+                    }
+                });
+            }
+            drop(done);
+            let named = self.name_in_order(layers, chains, &missing, &results, stop);
+            if named.is_err() {
+                stop.fail();
+            }
+            named
+        })
+    }
+
+    fn unpack_alone(
+        &self,
+        layer: &LayerRef,
+        chain: ChainId,
+        source: &dyn LayerSource,
+        limit: Option<u64>,
+        stop: &Stop<'_>,
+    ) -> Result<Option<Unpacked<'_>>, TreeError> {
+        let place = self.dir.layer(chain);
+        let Some(claim) = self.claims.take(chain, || place.exists(), stop) else {
+            return if stop.is_stopped() { Err(TreeError::Cancelled) } else { Ok(None) };
+        };
+        let temp = self.dir.temp()?;
+        let path = temp.path().join("layer");
+        make_directory(&path)?;
+        let rootfs = Rootfs::open(&path).map_err(io_error("open", &path))?;
+        let blob = open(source, layer)?;
+        let pending = unpack_blob(blob, layer, &rootfs, Whiteouts::Keep(self.marks), limit, stop)?;
+        Ok(Some(Unpacked { temp, pending, _claim: claim }))
+    }
+
+    /// Puts layers right and names them, each after the one below it.
+    fn name_in_order<'a>(
+        &'a self,
+        layers: &[LayerRef],
+        chains: &[ChainId],
+        missing: &[usize],
+        results: &mpsc::Receiver<(usize, Result<Option<Unpacked<'a>>, TreeError>)>,
+        stop: &Stop<'_>,
+    ) -> Result<(), TreeError> {
+        let mut early: Vec<Option<Option<Unpacked<'a>>>> = (0..layers.len()).map(|_| None).collect();
+        let mut first_error = None;
+        let mut waiting = missing.iter().copied().peekable();
+        for (at, result) in results {
+            match result {
+                Ok(unpacked) => early[at] = Some(unpacked),
+                Err(error) => {
+                    // Others only say that they were cancelled because of it.
+                    if !matches!(first_error, Some(ref first) if !matches!(first, TreeError::Cancelled)) {
+                        first_error = Some(error);
+                    }
+                    continue;
+                }
+            }
+            if first_error.is_some() {
+                continue;
+            }
+            while let Some(unpacked) = waiting.peek().and_then(|at| early[*at].take()) {
+                let Some(at) = waiting.next() else { break };
+                if let Some(unpacked) = unpacked
+                    && let Err(error) = self.name(&layers[at], &chains[..=at], unpacked, stop)
+                {
+                    stop.fail();
+                    first_error = Some(error);
+                    break;
+                }
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn name(
+        &self,
+        layer: &LayerRef,
+        chains: &[ChainId],
+        unpacked: Unpacked<'_>,
+        stop: &Stop<'_>,
+    ) -> Result<(), TreeError> {
+        let Some((chain, below)) = chains.split_last() else { return Ok(()) };
+        let path = unpacked.temp.path().join("layer");
+        if !unpacked.pending.is_empty() {
+            let rootfs = Rootfs::open(&path).map_err(io_error("open", &path))?;
+            let lower = if below.is_empty() { None } else { Some(self.view(below)?) };
+            fix_up(&rootfs, lower.as_ref(), unpacked.pending, self.marks)
+                .map_err(|error| describe(error, layer, stop))?;
+        }
+        publish(&path, &self.dir.layer(*chain))?;
+        Ok(())
+    }
+
+    /// Mounts a stack read-only.
+    pub(super) fn view(&self, chains: &[ChainId]) -> Result<Rootfs, TreeError> {
+        self.mount(self.lower(chains)?, None)
+    }
+
+    pub(super) fn mount(&self, mut lower: Vec<PathBuf>, upper: Option<(&Path, &Path)>) -> Result<Rootfs, TreeError> {
+        // Two directories at least are needed without an upper one.
+        let [one, two] = self.dir.none();
+        lower.push(one);
+        if lower.len() == 1 {
+            lower.push(two);
+        }
+        let place = upper.map_or(self.dir.root(), |(upper, _)| upper).to_owned();
+        let stack = Stack { lower, upper, marks: self.marks };
+        let fd = stack.mount().map_err(|error| io_error("mount", &place)(std::io::Error::other(error)))?;
+        Ok(Rootfs::from_fd(fd))
+    }
+
+    /// Directories of a stack, the uppermost first, few enough to be mounted.
+    pub(super) fn lower(&self, chains: &[ChainId]) -> Result<Vec<PathBuf>, TreeError> {
+        let mut flat = 0;
+        // One is the empty directory, one room for a step's layer.
+        if chains.len() + 2 > MAX_LOWER {
+            flat = (chains.len() - 1) / FLATTEN * FLATTEN;
+        }
+        let (base, rest) = chains.split_at(flat);
+        let mut directories: Vec<PathBuf> = rest.iter().rev().map(|chain| self.dir.layer(*chain)).collect();
+        if !base.is_empty() {
+            directories.push(self.flatten(base)?);
+        }
+        Ok(directories)
+    }
+
+    /// The directory that holds a whole stack; made if it is not there yet.
+    fn flatten(&self, chains: &[ChainId]) -> Result<PathBuf, TreeError> {
+        let Some(top) = chains.last() else { return Ok(self.dir.none()[0].clone()) };
+        let place = self.dir.flat(*top);
+        if !place.exists() {
+            tracing::debug!(layers = chains.len(), "more layers than a mount takes: the lowest become one directory");
+            let temp = self.dir.temp()?;
+            let path = temp.path().join("flat");
+            make_directory(&path)?;
+            let to = Rootfs::open(&path).map_err(io_error("open", &path))?;
+            let from = self.view(chains)?;
+            copy_tree(&from, &to).map_err(|error| io_error("copy", &error.path)(error.source))?;
+            publish(&path, &place)?;
+        }
+        Ok(place)
+    }
+}

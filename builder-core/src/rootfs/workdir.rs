@@ -1,0 +1,173 @@
+//! The directory in which all trees of a work dir lie, shared by any number of processes.
+//!
+//! ```text
+//! <work>/trees/lock            held for a moment: shared while a temporary directory is made, alone while old ones are found
+//! <work>/trees/layers/<hex>/   overlay mode: what one layer adds to the layers below it; named by chain id
+//! <work>/trees/flat/<hex>/     overlay mode: a whole stack as one directory, where there are more layers than a mount takes
+//! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody uses; named by chain id
+//! <work>/trees/none/{a,b}/     empty directories under every stack
+//! <work>/trees/tmp/<random>/   work of one process, which holds a lock (flock(2)) on it as long as it lives
+//! ```
+//!
+//! Everything with a name is whole: it was renamed there from `tmp`. What a killed process leaves lies in `tmp` without a
+//! lock, and the next one that opens the work dir removes it.
+//!
+//! # Limitations
+//! Nothing is synced: after a power failure (not after a kill) files may be empty.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::TreeError;
+use super::remove::remove_entry;
+use crate::oci::ChainId;
+
+/// The `trees` directory.
+#[derive(Debug)]
+pub(super) struct TreesDir {
+    root: PathBuf,
+}
+
+/// A directory that vanishes when dropped, or at the next start.
+#[derive(Debug)]
+pub(super) struct TempDir {
+    path: PathBuf,
+    /// Open and locked.
+    _lock: OwnedFd,
+}
+
+/// Attaches what was done and where.
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> TreeError {
+    move |source| TreeError::Io { action, path: path.to_owned(), source }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes a directory with exactly these rights; it may be there.
+pub(super) fn make_directory(path: &Path) -> Result<(), TreeError> {
+    let fail = io_error("create", path);
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) => {
+            let fd = open_directory(path).map_err(&fail)?;
+            rustix::fs::fchmod(fd, Mode::from_raw_mode(0o755)).map_err(|error| fail(error.into()))
+        }
+        Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(fail(error.into())),
+    }
+}
+
+impl TreesDir {
+    /// Opens or makes the directory and removes what nobody works on any more.
+    pub(super) fn open(work_dir: &Path) -> Result<Self, TreeError> {
+        std::fs::create_dir_all(work_dir).map_err(io_error("create", work_dir))?;
+        // Mount options need absolute paths, and the working directory may change.
+        let work_dir = work_dir.canonicalize().map_err(io_error("open", work_dir))?;
+        let this = Self { root: work_dir.join("trees") };
+        make_directory(&this.root)?;
+        for name in ["layers", "flat", "plain", "none", "none/a", "none/b", "tmp"] {
+            make_directory(&this.root.join(name))?;
+        }
+        this.remove_abandoned()?;
+        Ok(this)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn layer(&self, chain: ChainId) -> PathBuf {
+        self.root.join("layers").join(chain.to_hex())
+    }
+
+    pub(super) fn flat(&self, chain: ChainId) -> PathBuf {
+        self.root.join("flat").join(chain.to_hex())
+    }
+
+    pub(super) fn plain(&self, chain: ChainId) -> PathBuf {
+        self.root.join("plain").join(chain.to_hex())
+    }
+
+    /// Two empty directories.
+    pub(super) fn none(&self) -> [PathBuf; 2] {
+        [self.root.join("none/a"), self.root.join("none/b")]
+    }
+
+    fn lock(&self, operation: FlockOperation) -> io::Result<File> {
+        let file = File::options().create(true).truncate(false).write(true).open(self.root.join("lock"))?;
+        loop {
+            match rustix::fs::flock(&file, operation) {
+                Err(Errno::INTR) => {}
+                other => break Ok(other.map(|()| file)?),
+            }
+        }
+    }
+
+    pub(super) fn temp(&self) -> Result<TempDir, TreeError> {
+        let parent = self.root.join("tmp");
+        let fail = io_error("create", &parent);
+        // Between being made and being locked the directory looks abandoned.
+        let _making = self.lock(FlockOperation::LockShared).map_err(&fail)?;
+        let path = tempfile::Builder::new().prefix("").rand_bytes(12).tempdir_in(&parent).map_err(&fail)?.keep();
+        let lock = open_directory(&path).map_err(&fail)?;
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+        Ok(TempDir { path, _lock: lock })
+    }
+
+    fn remove_abandoned(&self) -> Result<(), TreeError> {
+        let parent = self.root.join("tmp");
+        let fail = io_error("clean", &parent);
+        let mut abandoned = Vec::new();
+        {
+            let _alone = match self.lock(FlockOperation::NonBlockingLockExclusive) {
+                Ok(lock) => lock,
+                // Somebody is at work here right now, and will be again.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(fail(error)),
+            };
+            for entry in std::fs::read_dir(&parent).map_err(&fail)? {
+                let path = entry.map_err(&fail)?.path();
+                let Ok(lock) = open_directory(&path) else { continue };
+                if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                    abandoned.push(TempDir { path, _lock: lock });
+                }
+            }
+        }
+        if !abandoned.is_empty() {
+            tracing::debug!(count = abandoned.len(), "removing trees that an earlier process left unfinished");
+        }
+        drop(abandoned);
+        Ok(())
+    }
+}
+
+impl TempDir {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return };
+        let removed = open_directory(parent).and_then(|parent| remove_entry(parent.as_fd(), name));
+        if let Err(error) = removed {
+            tracing::debug!(path = %self.path.display(), %error, "left for the next start to remove");
+        }
+    }
+}
+
+/// Gives a finished directory its name. `false` if the name was taken, which means the same content is there.
+pub(super) fn publish(from: &Path, to: &Path) -> Result<bool, TreeError> {
+    match rustix::fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
+        Err(error) => Err(io_error("publish", to)(error.into())),
+    }
+}
