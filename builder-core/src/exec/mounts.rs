@@ -105,14 +105,17 @@ pub(super) fn prepare(
             });
             Ok(PreparedMount { mount, env: variable })
         }
-        MountKind::Ssh { id, required, .. } => match shared.request.ssh.get(id) {
-            Some(socket) => Ok(PreparedMount {
-                mount: Some(sandbox_mount(MountSource::Host(socket.clone()))),
+        MountKind::Ssh { id, required, .. } => {
+            let socket = shared.request.ssh.get(id);
+            if socket.is_none() && *required {
+                return Err(BuildError::SshMissing { id: id.clone() });
+            }
+            // BuildKit sets the variable even where it has no agent to forward.
+            Ok(PreparedMount {
+                mount: socket.map(|socket| sandbox_mount(MountSource::Host(socket.clone()))),
                 env: Some(("SSH_AUTH_SOCK".to_owned(), OsString::from(&mount.target))),
-            }),
-            None if *required => Err(BuildError::SshMissing { id: id.clone() }),
-            None => just(None),
-        },
+            })
+        }
     }
 }
 
@@ -218,7 +221,8 @@ impl CacheMounts {
         let has_base = from.is_some();
         let attributes = Attributes {
             owner: (!has_base || source == "/").then_some(owner),
-            mode: (!has_base || source == "/").then_some(identity.mode.unwrap_or(0o755)),
+            // BuildKit makes the directory with the permission bits alone.
+            mode: (!has_base || source == "/").then_some(identity.mode.unwrap_or(0o755) & 0o777),
             ..Attributes::default()
         };
         rootfs.create(Path::new("/data"), NewFile::Directory, &attributes).map_err(failed)?;

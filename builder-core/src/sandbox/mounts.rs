@@ -58,6 +58,8 @@ pub const EMPTY: &CStr = c"empty";
 /// What the kernel says.
 pub fn tmpfs(options: &[(&str, &str)], flags: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // What df(1) shows; "none" otherwise.
+    rustix::mount::fsconfig_set_string(context.as_fd(), "source", "tmpfs")?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)?;
     }
