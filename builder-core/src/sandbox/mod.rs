@@ -18,7 +18,8 @@
 //! There are no signal handlers here. A program that links the library handles `SIGINT` and `SIGTERM` itself (a thread with
 //! `signal_hook::iterator`, or a self-pipe) and calls [`Cancel::cancel`]: `run` kills the whole pid namespace within
 //! a twentieth of a second and returns [`SandboxError::Cancelled`]. Commands have their own session, so a Ctrl-C on the
-//! terminal reaches the builder only. If the builder itself is killed, the kernel kills process 1 and with it all others.
+//! terminal reaches the builder only. If the builder itself is killed, the kernel kills process 1 and with it all others,
+//! or where a setuid program has made the kernel forget, [`sys::Watcher`] does.
 //!
 //! # What a command cannot reach
 //!

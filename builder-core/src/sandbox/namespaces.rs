@@ -14,7 +14,7 @@ use rustix::mount::MountAttrFlags;
 use rustix::thread::CapabilitySet;
 
 use super::stubs::{self, Stubs};
-use super::sys::{self, Arguments, Child, Op, Program, Step};
+use super::sys::{self, Arguments, Child, Op, Program, Step, Watcher};
 use super::{
     Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, mounts, network, output,
 };
@@ -282,7 +282,7 @@ impl Builder<'_> {
         place: &Path,
         flags: MountAttrFlags,
     ) -> Result<(), SandboxError> {
-        let name = cstring(&self.staged.to_string())?;
+        let name = cstring(self.staged.to_string())?;
         self.staged += 1;
         let what = format!("mount `{}`", place.display());
         setup(&*what, mounts::write_file(&self.staging, &name, content, mode, (uid, gid)))?;
@@ -485,6 +485,7 @@ fn candidates(name: &OsStr, env: &[(OsString, OsString)]) -> io::Result<Vec<CStr
 }
 
 /// `RLIMIT_…` by the name that `--ulimit` uses. setrlimit(2)
+#[allow(clippy::unnecessary_cast, reason = "the constants are signed with musl")]
 fn limit(name: &str) -> Option<u32> {
     Some(match name {
         "core" => libc::RLIMIT_CORE,
@@ -523,7 +524,8 @@ fn execute(
     // The parent's ends of the pipes: as long as they are open, none of them ends.
     drop(program);
 
-    let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| child.kill())?;
+    let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| child.end())?;
+    let watcher = setup("watch the command", Watcher::new(child.pidfd.as_fd())).inspect_err(|_| child.end())?;
     let status = std::thread::scope(|scope| {
         for (pipe, stream) in [(&stdout, Stream::Stdout), (&stderr, Stream::Stderr)] {
             let ended = &ended;
@@ -533,6 +535,7 @@ fn execute(
         drop(alive);
         status
     });
+    drop(watcher);
     if cancel.is_cancelled() {
         return Err(SandboxError::Cancelled);
     }
@@ -559,8 +562,7 @@ fn wait(child: &Child, cancel: &Cancel) -> io::Result<ExitStatus> {
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
             Ok(_) => return child.wait(),
             Err(errno) => {
-                child.kill();
-                child.wait()?;
+                child.end();
                 return Err(errno.into());
             }
         }

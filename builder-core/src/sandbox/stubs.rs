@@ -232,7 +232,7 @@ fn gone(error: &io::Error) -> bool {
 }
 
 fn mtime(stat: &Stat) -> (i64, i64) {
-    (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
+    (stat.st_mtime, stat.st_mtime_nsec as i64)
 }
 
 fn set_mtime(directory: impl AsFd, (seconds, nanoseconds): (i64, i64)) -> io::Result<()> {

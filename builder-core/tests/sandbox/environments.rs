@@ -19,6 +19,8 @@ pub struct Environment {
     /// Shell commands, run as root in a mount namespace of their own, that end with `exec … "$@"`. `$dir` is a directory
     /// for files of theirs.
     start: &'static str,
+    /// A program it needs that may be missing; if starting fails, it may be for reasons of the machine.
+    needs: Option<&'static str>,
 }
 
 /// Identity of a user that owns nothing on this machine.
@@ -35,25 +37,37 @@ const POD: &str = "exec setpriv --bounding-set=-all,+chown,+dac_override,+fowner
 
 /// All of them.
 pub const ENVIRONMENTS: &[Environment] = &[
-    Environment { name: "root", ids: IdMapping::Root, start: "exec \"$@\"" },
-    Environment { name: "root_in_pod", ids: IdMapping::Identity, start: "POD \"$@\"" },
+    Environment { name: "root", ids: IdMapping::Root, start: "exec \"$@\"", needs: None },
+    Environment { name: "root_in_pod", ids: IdMapping::Identity, start: "POD \"$@\"", needs: None },
     Environment {
         name: "root_in_pod_with_masked_proc",
         ids: IdMapping::Identity,
         start: "mount -t tmpfs none /proc/scsi 2>/dev/null || mount -t tmpfs none /proc/acpi; \
                 mount --bind /dev/null /proc/timer_list; POD \"$@\"",
+        needs: None,
     },
-    Environment { name: "user_with_subids", ids: IdMapping::Subordinate, start: "SUBIDS USER \"$@\"" },
+    Environment { name: "user_with_subids", ids: IdMapping::Subordinate, start: "SUBIDS USER \"$@\"", needs: None },
     Environment {
         name: "user_without_subids",
         ids: IdMapping::Single,
         start: ": > $dir/none; mount --bind $dir/none /etc/subuid; USER \"$@\"",
+        needs: None,
     },
     Environment {
         name: "user_without_namespaces",
         ids: IdMapping::None,
         start: "exec unshare -U --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
                 exec setpriv --bounding-set=-all \"$@\"' -- \"$@\"",
+        needs: None,
+    },
+    Environment {
+        name: "container",
+        ids: IdMapping::Identity,
+        start: "mkdir $dir/root; cd $dir/root; mkdir usr etc proc dev sys tmp run; for l in bin sbin lib lib64; do \
+                ln -s usr/$l $l; done; exec podman --cgroup-manager=cgroupfs run --rm --runtime runc --network host \
+                --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --security-opt seccomp=unconfined -e BUILDER_SECRET \
+                -v /usr:/usr:ro -v $dir:$dir --rootfs $dir/root \"$@\"",
+        needs: Some("/usr/bin/podman"),
     },
 ];
 
@@ -65,6 +79,9 @@ impl Environment {
         }
         if !Path::new("/bin/busybox").exists() {
             return Err("no /bin/busybox (package busybox-static)".to_owned());
+        }
+        if let Some(program) = self.needs.filter(|program| !Path::new(program).exists()) {
+            return Err(format!("no {program}"));
         }
         let directory = tempfile::Builder::new().prefix("slipway-sandbox-").tempdir().map_err(|e| e.to_string())?;
         let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
@@ -86,6 +103,9 @@ impl Environment {
             .output()
             .map_err(|error| format!("unshare(1): {error}"))?;
         let said = String::from_utf8_lossy(&output.stderr);
+        if self.needs.is_some() && output.stdout.is_empty() && !output.status.success() {
+            return Err(format!("{}: {said}", output.status));
+        }
         let mut answers = parse(&String::from_utf8_lossy(&output.stdout));
         if answers.is_empty() || !output.status.success() {
             answers.insert("enters".into(), Answer::Failed(format!("{}: {said}", output.status)));

@@ -90,18 +90,7 @@ impl Context {
     /// A tree with busybox, the usual directories, passwd and group.
     pub fn tree(&self) -> Tree {
         let path = self.empty_directory();
-        for directory in ["bin", "etc", "root", "tmp", "home", "var"] {
-            fs::create_dir(path.join(directory)).expect("create");
-        }
-        fs::set_permissions(path.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("chmod");
-        fs::set_permissions(path.join("root"), fs::Permissions::from_mode(0o700)).expect("chmod");
-        fs::copy("/bin/busybox", path.join("bin/busybox")).expect("copy busybox");
-        for applet in APPLETS.split_whitespace() {
-            symlink("busybox", path.join("bin").join(applet)).expect("link");
-        }
-        fs::write(path.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n")
-            .expect("passwd");
-        fs::write(path.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:50:app\n").expect("group");
+        make_tree(&path);
         Tree { rootfs: Rootfs::open(&path).expect("open"), path }
     }
 
@@ -182,6 +171,22 @@ impl Context {
             Err(error) => std::panic::panic_any(Skip(format!("no overlayfs: {error}"))),
         }
     }
+}
+
+/// Fills an empty directory with busybox, the usual directories, passwd and group.
+pub fn make_tree(path: &Path) {
+    for directory in ["bin", "etc", "root", "tmp", "home", "var"] {
+        fs::create_dir(path.join(directory)).expect("create");
+    }
+    fs::set_permissions(path.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("chmod");
+    fs::set_permissions(path.join("root"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    fs::copy("/bin/busybox", path.join("bin/busybox")).expect("copy busybox");
+    for applet in APPLETS.split_whitespace() {
+        symlink("busybox", path.join("bin").join(applet)).expect("link");
+    }
+    fs::write(path.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n")
+        .expect("passwd");
+    fs::write(path.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:50:app\n").expect("group");
 }
 
 /// Opens a descriptor as a tree.

@@ -9,6 +9,7 @@
 mod cases;
 mod environments;
 mod inside;
+mod killed;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +20,9 @@ use environments::{ENVIRONMENTS, Environment};
 
 /// First argument of the copy.
 const INSIDE: &str = "--inside";
+
+/// First argument of a copy that is going to be killed.
+const VICTIM: &str = "--victim";
 
 /// The copy's answers, by case; or why it could not be started.
 type Answers = Result<BTreeMap<String, Answer>, String>;
@@ -33,12 +37,15 @@ enum Answer {
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some(INSIDE) {
-        let name = arguments.next().expect("the name of an environment follows");
-        inside::main(&name, &arguments.collect::<Vec<_>>());
-        return;
+    match arguments.next().as_deref() {
+        Some(INSIDE) => {
+            let name = arguments.next().expect("the name of an environment follows");
+            return inside::main(&name, &arguments.collect::<Vec<_>>());
+        }
+        Some(VICTIM) => return killed::victim(&arguments.collect::<Vec<_>>()),
+        _ => {}
     }
-    let mut trials = Vec::new();
+    let mut trials = killed::trials();
     for environment in ENVIRONMENTS {
         let answers = Arc::new(OnceLock::new());
         for case in cases::CASES {

@@ -11,6 +11,7 @@ mod child;
 mod program;
 pub mod seccomp;
 mod trial;
+mod watcher;
 
 use std::io;
 use std::mem;
@@ -18,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 pub use program::{Arguments, Op, Program, Step};
 pub use trial::{Ids, Outsider, Refused, try_namespaces, write_own_maps};
+pub use watcher::Watcher;
 
 use super::ExitStatus;
 
@@ -35,6 +37,13 @@ impl Child {
     pub fn kill(&self) {
         // ESRCH: it has ended already.
         _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+    }
+
+    /// Kills it and waits until it is gone.
+    pub fn end(&self) {
+        self.kill();
+        // ECHILD: it is gone.
+        _ = self.wait();
     }
 
     /// Waits for its end: waitid(2).
@@ -154,7 +163,7 @@ impl MountAttributes {
     /// These flags set, propagation private: what every mount of a sandbox gets. Without it a mount below a bind of the
     /// host's shared `/` would appear on the host too.
     pub const fn private(set: u32) -> Self {
-        Self { set: set as u64, clear: 0, propagation: libc::MS_PRIVATE as u64, userns_fd: 0 }
+        Self { set: set as u64, clear: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 }
     }
 }
 
