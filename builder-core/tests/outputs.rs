@@ -511,7 +511,7 @@ fn several_platforms_are_split_or_merged() {
     assert!(f.path("merged/bin/run").exists() && f.path("merged/etc/arm").exists());
     let mut stdout = Vec::new();
     let options = FilesOptions::default();
-    output::tar(&files, &Destination::Stdout, &mut stdout, &options, &Cancel::default()).expect("written");
+    output::tar(&files, &Destination::Stdout, &mut stdout, &options, &Cancel::default(), &Silent).expect("written");
     let mut archive = tar::Archive::new(stdout.as_slice());
     let names: Vec<_> = archive
         .entries()
@@ -536,7 +536,8 @@ fn a_tar_gets_the_files() {
     let files = [PlatformFiles { platform: &amd64, rootfs: &tree }];
     let path = f.path("files.tar");
     let dest = Destination::File(path.clone());
-    output::tar(&files, &dest, &mut Vec::new(), &FilesOptions::default(), &Cancel::default()).expect("written");
+    output::tar(&files, &dest, &mut Vec::new(), &FilesOptions::default(), &Cancel::default(), &Silent)
+        .expect("written");
     let out = f.path("out");
     fs::create_dir(&out).expect("a directory");
     if run("tar", &["-xpf", &path.display().to_string(), "-C", &out.display().to_string()]).is_some() {
@@ -546,7 +547,7 @@ fn a_tar_gets_the_files() {
         assert_eq!(whole(listed(&out)), whole(listed(&f.path("tree"))));
     }
     let options = FilesOptions { epoch: Some(5), ..FilesOptions::default() };
-    output::tar(&files, &dest, &mut Vec::new(), &options, &Cancel::default()).expect("written");
+    output::tar(&files, &dest, &mut Vec::new(), &options, &Cancel::default(), &Silent).expect("written");
     let bytes = fs::read(&path).expect("a file");
     for entry in tar::Archive::new(bytes.as_slice()).entries().expect("a tar") {
         assert_eq!(entry.expect("an entry").header().mtime().expect("octal"), 5);

@@ -252,7 +252,7 @@ fn write_outputs(
             Exporter::OciDirectory(to) => output::oci_directory(&export, blobs, to, cancel, &**observer)?,
             Exporter::Tar { to, platform_split } => {
                 let options = FilesOptions { platform_split: *platform_split, epoch, delete: false };
-                output::tar(&files, to, &mut stdout, &options, cancel)?;
+                output::tar(&files, to, &mut stdout, &options, cancel, &**observer)?;
             }
             Exporter::Local { directory, platform_split, delete } => {
                 let options = FilesOptions { platform_split: *platform_split, epoch, delete: *delete };

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::layout::{self, copy_blob, publish};
+use super::layout::{self, copy_blob, exported, publish};
 use super::{Blobs, Destination, Export, OutputError, Part};
 use crate::cancel::Cancel;
 use crate::event::Observer;
@@ -37,7 +37,9 @@ pub fn oci_archive(
     cancel: &Cancel,
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
-    to_destination(dest, stdout, &mut |out| write(export, None, blobs, out, cancel, observer))
+    to_destination(dest, stdout, &mut |out| write(export, None, blobs, out, cancel, observer))?;
+    exported(observer, dest.name().as_ref(), export);
+    Ok(())
 }
 
 /// Writes an image as `docker load` reads it (checklist X-03), which is the tar of an OCI layout as well.
@@ -64,7 +66,9 @@ pub fn docker_archive(
         layers: image.layers.iter().map(|layer| blob_path(layer.blob.digest)).collect(),
     }];
     let manifest = canonical_json(&manifest).expect("all keys are strings");
-    to_destination(dest, stdout, &mut |out| write(export, Some(&manifest), blobs, out, cancel, observer))
+    to_destination(dest, stdout, &mut |out| write(export, Some(&manifest), blobs, out, cancel, observer))?;
+    exported(observer, dest.name().as_ref(), export);
+    Ok(())
 }
 
 /// Lets `produce` write into a file that gets its name at the end, or to standard output.

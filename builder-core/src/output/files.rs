@@ -57,6 +57,7 @@ pub fn tar(
     stdout: &mut (dyn Write + Send),
     options: &FilesOptions,
     cancel: &Cancel,
+    observer: &dyn Observer,
 ) -> Result<(), OutputError> {
     let parts = parts(files, options)?;
     let times = options.epoch.map_or(Times::Keep, Times::Set);
@@ -78,7 +79,9 @@ pub fn tar(
         }
         tar.finish()?.finish()?;
         Ok(())
-    })
+    })?;
+    observer.event(Event::Exported { target: dest.name().as_ref(), digest: None });
+    Ok(())
 }
 
 /// Writes the files into the directory `dest`, which is made if it is missing (checklist X-04).
@@ -128,6 +131,7 @@ pub fn directory(
             format!("{left_out} devices were left out of {}: making them is not allowed here", dest.display());
         observer.event(Event::Notice { message: &message });
     }
+    observer.event(Event::Exported { target: &dest.display().to_string(), digest: None });
     Ok(())
 }
 

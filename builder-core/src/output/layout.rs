@@ -59,7 +59,14 @@ pub fn oci_directory(
     index.manifests.extend(ours);
     let json = index_json(&index);
     replace(&dest.join("oci-layout"), LAYOUT)?;
-    replace(&dest.join("index.json"), &json)
+    replace(&dest.join("index.json"), &json)?;
+    exported(observer, &dest.display().to_string(), export);
+    Ok(())
+}
+
+/// Says that an image is complete at `target`.
+pub(super) fn exported(observer: &dyn Observer, target: &str, export: &Export<'_>) {
+    observer.event(Event::Exported { target, digest: export.root().map(|root| root.digest) });
 }
 
 /// What `index.json` says about an export: one entry a name, or one without a name (checklist X-02).

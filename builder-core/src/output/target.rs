@@ -1,5 +1,6 @@
 //! `--output`: what is written where, as a value.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,16 @@ pub enum Destination {
     Stdout,
     /// A file; replaced only when the new one is whole.
     File(PathBuf),
+}
+
+impl Destination {
+    /// `-`, or the path as people read it.
+    pub fn name(&self) -> Cow<'_, str> {
+        match self {
+            Self::Stdout => Cow::Borrowed("-"),
+            Self::File(path) => Cow::Owned(path.display().to_string()),
+        }
+    }
 }
 
 /// `annotation[-LEVEL][[PLATFORM]].KEY=VALUE` (checklist X-09).

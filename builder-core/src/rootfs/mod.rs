@@ -25,8 +25,8 @@ mod unpack;
 mod users;
 mod workdir;
 
-pub use entries::DirectoryEntry;
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
+pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, path_order};
 pub use resolve::clean;
 pub use tree::*;
