@@ -92,6 +92,23 @@ impl Environment {
         })
     }
 
+    /// For `slipway info`: name and value, most important first, one line each.
+    pub fn facts(&self) -> Vec<(&'static str, String)> {
+        let tier = match self.tier {
+            Some(Tier::Namespaces) => "namespaces",
+            None => "none",
+        };
+        let mut facts = vec![
+            ("sandbox", tier.to_owned()),
+            ("ids", self.ids.describe().to_owned()),
+            ("user ids", self.uids.count().to_string()),
+            ("group ids", self.gids.count().to_string()),
+            ("kernel", self.kernel.clone()),
+        ];
+        facts.extend(self.refused.iter().map(|reason| ("refused", reason.clone())));
+        facts
+    }
+
     /// Whether files and processes can belong to `uid`.
     pub fn has_uid(&self, uid: u32) -> bool {
         self.uids.contains(uid)

@@ -40,6 +40,7 @@
 //! `unsafe` are in [`sys`].
 
 mod environment;
+mod execute;
 mod ids;
 mod mounts;
 mod namespaces;
@@ -268,5 +269,32 @@ pub fn run(
     match environment.tier {
         Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
         None => Err(SandboxError::Unavailable { reason: environment.refused.join("; ") }),
+    }
+}
+
+/// Names a failing step.
+fn setup<T>(what: impl Into<String>, result: Result<T, impl Into<io::Error>>) -> Result<T, SandboxError> {
+    result.map_err(|error| SandboxError::Setup { what: what.into(), source: error.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entering_needs_one_thread() {
+        // The test runner and this test make two.
+        let error = enter().expect_err("more than one thread");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+    }
+
+    #[test]
+    fn probing_changes_nothing() {
+        let namespaces = || ["user", "mnt", "pid"].map(|kind| std::fs::read_link(format!("/proc/self/ns/{kind}")).ok());
+        let before = namespaces();
+        let environment = probe();
+        assert_eq!(namespaces(), before);
+        assert_eq!(environment.tier.is_none(), environment.ids == IdMapping::None);
+        assert!(environment.facts().iter().any(|(name, _)| *name == "ids"));
     }
 }

@@ -6,23 +6,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, FileType};
 use rustix::mount::MountAttrFlags;
 use rustix::thread::CapabilitySet;
 
+use super::execute::{Prepared, execute};
 use super::stubs::{self, Stubs};
-use super::sys::{self, Arguments, Child, Op, Program, Step, Watcher};
+use super::sys::{self, Arguments, Op, Program, Step};
 use super::{
-    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, mounts, network, output,
+    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, mounts, network, setup,
 };
 use crate::cancel::Cancel;
 use crate::event::Stream;
-
-/// How long `run` waits between two looks at [`Cancel`].
-const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Bytes of /dev/shm unless asked otherwise: Docker's default.
 const SHM_BYTES: u64 = 64 << 20;
@@ -110,15 +106,6 @@ fn check_ids(environment: &Environment, spec: &RunSpec) -> Result<(), SandboxErr
     missing.map_or(Ok(()), |id| Err(SandboxError::NoSuchId { id }))
 }
 
-/// The program and what the parent keeps of its pipes.
-struct Prepared {
-    program: Program,
-    flags: i32,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    report: OwnedFd,
-}
-
 /// Collects the steps.
 struct Builder<'a> {
     environment: &'a Environment,
@@ -130,11 +117,6 @@ struct Builder<'a> {
     covered: Vec<PathBuf>,
     staging: OwnedFd,
     staged: usize,
-}
-
-/// Names a failing step.
-fn setup<T>(what: impl Into<String>, result: Result<T, impl Into<io::Error>>) -> Result<T, SandboxError> {
-    result.map_err(|error| SandboxError::Setup { what: what.into(), source: error.into() })
 }
 
 fn prepare(
@@ -505,83 +487,6 @@ fn limit(name: &str) -> Option<u32> {
         "stack" => libc::RLIMIT_STACK,
         _ => return None,
     } as u32)
-}
-
-fn execute(
-    prepared: Prepared,
-    spec: &RunSpec,
-    output: &(dyn Fn(Stream, &[u8]) + Sync),
-    cancel: &Cancel,
-) -> Result<ExitStatus, SandboxError> {
-    let Prepared { program, flags, stdout, stderr, report } = prepared;
-    let started = match sys::start(&program, flags | libc::CLONE_NEWCGROUP) {
-        // A kernel without control groups.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => sys::start(&program, flags),
-        started => started,
-    };
-    let child = setup("start a process in new namespaces", started)?;
-    let what: Vec<String> = program.steps.iter().map(|step| step.what.clone()).collect();
-    // The parent's ends of the pipes: as long as they are open, none of them ends.
-    drop(program);
-
-    let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| child.end())?;
-    let watcher = setup("watch the command", Watcher::new(child.pidfd.as_fd())).inspect_err(|_| child.end())?;
-    let status = std::thread::scope(|scope| {
-        for (pipe, stream) in [(&stdout, Stream::Stdout), (&stderr, Stream::Stderr)] {
-            let ended = &ended;
-            scope.spawn(move || output::stream(pipe, ended, |line| output(stream, line)));
-        }
-        let status = wait(&child, cancel);
-        drop(alive);
-        status
-    });
-    drop(watcher);
-    if cancel.is_cancelled() {
-        return Err(SandboxError::Cancelled);
-    }
-    let status = setup("wait for the command", status)?;
-    match read_report(&report) {
-        None => Ok(status),
-        Some((Program::EXEC, source)) => {
-            Err(SandboxError::Exec { program: spec.argv.first().cloned().unwrap_or_default(), source })
-        }
-        Some((step, source)) => {
-            let what = usize::try_from(step).ok().and_then(|step| what.into_iter().nth(step));
-            Err(SandboxError::Setup { what: what.unwrap_or_else(|| "set the sandbox up".into()), source })
-        }
-    }
-}
-
-/// Waits for the end of process 1; kills it if the build is cancelled.
-fn wait(child: &Child, cancel: &Cancel) -> io::Result<ExitStatus> {
-    let interval = Timespec { tv_sec: 0, tv_nsec: CANCEL_INTERVAL.subsec_nanos().into() };
-    let mut killed = false;
-    loop {
-        let mut fds = [PollFd::new(&child.pidfd, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, (!killed).then_some(&interval)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return child.wait(),
-            Err(errno) => {
-                child.end();
-                return Err(errno.into());
-            }
-        }
-        if cancel.is_cancelled() {
-            child.kill();
-            killed = true;
-        }
-    }
-}
-
-fn read_report(report: &OwnedFd) -> Option<(u32, io::Error)> {
-    let mut bytes = [0; 8];
-    // The child is gone, so there is either a whole report or none; a stranger's copy of the other end must not hang us.
-    rustix::fs::fcntl_setfl(report, rustix::fs::OFlags::NONBLOCK).ok()?;
-    if rustix::io::read(report, &mut bytes[..]) != Ok(8) {
-        return None;
-    }
-    let [step, errno] = [0, 4].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
-    Some((step, io::Error::from_raw_os_error(errno.cast_signed())))
 }
 
 #[cfg(test)]
