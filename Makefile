@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need first (scripts/setup).
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 60
+
+.PHONY: help setup build demo test lint doc bench bench-e2e fuzz clean
+
+help: ## This list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## Install what tests and demo use (Debian, as root); says what is missing elsewhere
+	@scripts/setup
+
+build: ## The release binary: target/release/slipway
+	$(CARGO) build --release -p builder-cli
+
+demo: setup ## Build, export and push an image, then build it again from the cache
+	@scripts/demo
+
+test: setup ## Everything: format, lints, docs, unit, property, conformance, end-to-end and fuzz tests
+	@CARGO=$(CARGO) FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/test
+
+lint: ## Format and clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc: ## API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+bench: ## Micro-benchmarks of the parts
+	$(CARGO) bench -p benches
+
+bench-e2e: build ## Whole builds against every builder installed; prints a table, writes JSON
+	$(CARGO) run --release -p benches --bin e2e
+
+fuzz: ## Fuzz parser and expansion, FUZZ_SECONDS each
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
