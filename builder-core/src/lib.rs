@@ -53,20 +53,20 @@
 //! | [`cancel`], [`limits`], [`hint`] | Small values that everything may carry | |
 //! | [`dockerfile`] | Text → spanned, typed instructions; word expansion; findings | `hint` |
 //! | [`event`] | What a build tells while it runs | `dockerfile`, `oci` |
-//! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint` |
+//! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint`; of `context` the pattern matcher, for lint |
 //! | [`http`] | One HTTP client: TLS, proxies, retry, redaction, limits | `cancel`, `hint` |
 //! | [`git`] | One commit of a repository as files | `http`, `cancel`, `hint` |
 //! | [`store`] | Content-addressed blobs on local disk | `oci`, `hint` |
-//! | [`registry`] | The distribution protocol | `http`, `oci`, `store`, `cancel`, `limits`, `event`, `hint` |
-//! | [`source`] | Name + platform → resolved base | `registry`, `http`, `store`, `oci`, `rootfs`, `cancel`, `limits`, `event`, `hint` |
+//! | [`registry`] | The distribution protocol | `http`, `oci`, `cancel`, `limits`, `hint` |
+//! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
 //! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `hint` |
 //! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `http`, `git`, `oci`, `cancel`, `hint` |
 //! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `git`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
 //! | [`snapshot`] | Before + after → sorted changes | `rootfs` |
 //! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
-//! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan` |
-//! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `http`, `layer`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
+//! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan`, `layer` |
+//! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
 //! | [`exec`] | Runs a plan | all of them |
 
 pub mod oci;
