@@ -237,9 +237,13 @@ impl Files {
         let mut visible = Vec::new();
         for (name, found) in self.entries(directory)? {
             let path = directory.join(&name);
-            let below = self.patterns.below(&matched, path.as_os_str().as_bytes());
-            let is_directory = found.metadata.kind == FileKind::Directory;
-            if !below.yes || is_directory && self.has_visible(&path, below)? {
+            let is_visible = if found.metadata.kind == FileKind::Directory {
+                let below = self.patterns.below(&matched, path.as_os_str().as_bytes());
+                !below.yes || self.has_visible(&path, below)?
+            } else {
+                !self.patterns.matches_file(&matched, path.as_os_str().as_bytes())
+            };
+            if is_visible {
                 visible.push((name, found));
             }
         }
@@ -258,7 +262,7 @@ impl Files {
     fn has_visible(&self, directory: &Path, matched: Matched) -> Result<bool, FilesError> {
         let mut pending = vec![(directory.to_owned(), matched)];
         while let Some((directory, matched)) = pending.pop() {
-            if !self.patterns.may_change_below(&matched, directory.as_os_str().as_bytes()) {
+            if !self.patterns.may_change_below(&matched) {
                 continue;
             }
             let entries = match self.entries(&directory) {

@@ -154,6 +154,41 @@ impl Glob {
         })
     }
 
+    /// Whether all states fit one word, so that [`Glob::advance`] can be used.
+    pub(crate) fn is_small(&self) -> bool {
+        self.words == 1
+    }
+
+    /// States before the first character.
+    pub(crate) fn start(&self) -> u64 {
+        let mut states = [1];
+        self.close(&mut states);
+        states[0]
+    }
+
+    /// States after some more characters; 0 when nothing can match any more.
+    pub(crate) fn advance(&self, state: u64, text: &[u8]) -> u64 {
+        let (mut current, mut next) = ([state], [0]);
+        let mut rest = text;
+        while current[0] != 0 {
+            let Some((rune, length)) = decode(rest) else { break };
+            rest = &rest[length..];
+            self.step(rune, &current, &mut next);
+            current = next;
+        }
+        current[0]
+    }
+
+    /// Whether a text that ends in this state matches.
+    pub(crate) fn accepts(&self, state: u64) -> bool {
+        state >> self.states.len() & 1 == 1
+    }
+
+    /// Whether a path ends as every match does.
+    pub(crate) fn may_end(&self, path: &[u8]) -> bool {
+        path.ends_with(&self.tail)
+    }
+
     fn with_states<T>(&self, path: &[u8], then: impl FnOnce(&[u64]) -> T) -> T {
         // Nearly all patterns have fewer than 64 states: no allocation for them.
         let (mut current_one, mut next_one) = ([0; 1], [0; 1]);

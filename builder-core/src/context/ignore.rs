@@ -55,18 +55,22 @@ enum Rule {
 }
 
 /// What a list of patterns says about one path, with what the paths below it need to know.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Matched {
     /// Whether the list as a whole matches.
     pub(crate) yes: bool,
-    /// One bit per pattern: whether it matched this path or a directory above. Empty at the root.
-    patterns: Vec<u64>,
+    /// The patterns that matter below this path, in order; those that cannot match there are left out.
+    alive: Vec<Alive>,
 }
 
-impl Matched {
-    fn has(&self, pattern: usize) -> bool {
-        self.patterns.get(pattern / 64).is_some_and(|word| word >> (pattern % 64) & 1 == 1)
-    }
+/// A pattern on its way down.
+#[derive(Debug, Clone, Copy)]
+struct Alive {
+    index: usize,
+    /// It matched this path or a directory above, so it matches all that is below.
+    matched: bool,
+    /// Where its automaton stands behind the path and a slash, if it has one of one word.
+    state: u64,
 }
 
 impl Patterns {
@@ -127,13 +131,22 @@ impl Patterns {
     /// The line, counted from 1, and the pattern that hide `path`.
     pub fn hidden_by(&self, path: &[u8]) -> Option<(usize, &str)> {
         let matched = self.matched(path);
-        let deciding = (0..self.patterns.len()).rev().find(|i| matched.has(*i)).filter(|_| matched.yes)?;
-        self.patterns.get(deciding).map(|pattern| (pattern.line, &*pattern.text))
+        let deciding = matched.alive.iter().rev().find(|alive| alive.matched).filter(|_| matched.yes)?;
+        self.patterns.get(deciding.index).map(|pattern| (pattern.line, &*pattern.text))
+    }
+
+    /// What the patterns say about the root: that it is there.
+    pub(crate) fn root(&self) -> Matched {
+        let alive = self.patterns.iter().enumerate().map(|(index, pattern)| {
+            let state = pattern.rule.small_glob().map_or(0, Glob::start);
+            Alive { index, matched: false, state }
+        });
+        Matched { yes: false, alive: alive.collect() }
     }
 
     /// Follows `path` down from the root.
     pub(crate) fn matched(&self, path: &[u8]) -> Matched {
-        let mut matched = Matched::default();
+        let mut matched = self.root();
         if self.patterns.is_empty() || path.is_empty() {
             return matched;
         }
@@ -145,24 +158,56 @@ impl Patterns {
 
     /// What the patterns say about `path`, given what they said about the directory it is in.
     pub(crate) fn below(&self, parent: &Matched, path: &[u8]) -> Matched {
-        let mut matched = Matched { yes: false, patterns: vec![0; self.patterns.len().div_ceil(64)] };
-        for (i, pattern) in self.patterns.iter().enumerate() {
+        let name = last_name(path);
+        let mut yes = false;
+        let mut alive = Vec::with_capacity(parent.alive.len());
+        for above in &parent.alive {
+            let Some(pattern) = self.patterns.get(above.index) else { continue };
+            let small = pattern.rule.small_glob();
+            let state = small.map_or(0, |glob| glob.advance(above.state, name));
             // A pattern that could not change the answer is not looked at, and its match not noted: moby's way, and
             // visible below when a later pattern turns the answer round again.
-            if parent.has(i) || pattern.exception == matched.yes && pattern.rule.matches(path) {
-                matched.patterns[i / 64] |= 1 << (i % 64);
-                matched.yes = !pattern.exception;
+            let matches = || small.map_or_else(|| pattern.rule.matches(path), |glob| glob.accepts(state));
+            let matched = above.matched || pattern.exception == yes && matches();
+            if matched {
+                yes = !pattern.exception;
+            }
+            let state = small.map_or(0, |glob| glob.advance(state, b"/"));
+            let may_match = || small.map_or_else(|| pattern.rule.may_match_below(path), |_| state != 0);
+            if matched || may_match() {
+                alive.push(Alive { index: above.index, matched, state });
             }
         }
-        matched
+        Matched { yes, alive }
     }
 
-    /// Whether something below the directory `path` could get another answer than the directory itself.
-    pub(crate) fn may_change_below(&self, matched: &Matched, path: &[u8]) -> bool {
-        self.patterns.iter().enumerate().any(|(i, pattern)| {
-            pattern.exception == matched.yes && !matched.has(i) && pattern.rule.may_match_below(path)
-        })
+    /// [`Patterns::below`] for a file: its answer alone.
+    pub(crate) fn matches_file(&self, parent: &Matched, path: &[u8]) -> bool {
+        let name = last_name(path);
+        let mut yes = false;
+        for above in &parent.alive {
+            let Some(pattern) = self.patterns.get(above.index) else { continue };
+            let matches = || match pattern.rule.small_glob() {
+                Some(glob) => glob.may_end(path) && glob.accepts(glob.advance(above.state, name)),
+                None => pattern.rule.matches(path),
+            };
+            if above.matched || pattern.exception == yes && matches() {
+                yes = !pattern.exception;
+            }
+        }
+        yes
     }
+
+    /// Whether something below a directory could get another answer than the directory itself.
+    pub(crate) fn may_change_below(&self, matched: &Matched) -> bool {
+        let exception = |alive: &Alive| self.patterns.get(alive.index).is_some_and(|pattern| pattern.exception);
+        matched.alive.iter().any(|alive| !alive.matched && exception(alive) == matched.yes)
+    }
+}
+
+/// The last component of a path.
+fn last_name(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(path, |slash| &path[slash + 1..])
 }
 
 impl Pattern {
@@ -202,6 +247,14 @@ impl Rule {
             Self::Prefix(prefix) => path.starts_with(prefix),
             Self::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix(b"/") == Some(path),
             Self::Glob(glob) => glob.matches(path),
+        }
+    }
+
+    /// The automaton, if its state is one word that can be kept from directory to directory.
+    fn small_glob(&self) -> Option<&Glob> {
+        match self {
+            Self::Glob(glob) if glob.is_small() => Some(glob),
+            _ => None,
         }
     }
 

@@ -10,16 +10,28 @@
 //!
 //! Architecture invariant: stages are not known here, and nothing here changes a file that it did not make.
 
+mod archive;
+mod fetched;
 mod files;
+pub mod git;
 pub(crate) mod glob;
 mod hashes;
 mod ignore;
+mod remote;
 mod walk;
 
+pub use archive::ArchiveError;
+pub(crate) use archive::{detect, make_directories, unpack};
+pub use fetched::{FetchedContext, FetchedTree};
 pub(crate) use files::Found;
 pub use files::{Files, FilesError, HashCounts};
 pub use glob::BadPattern;
 pub(crate) use hashes::FileHash;
 pub(crate) use ignore::clean;
 pub use ignore::{IgnoreError, IgnoreFile, IgnoreFileError, Patterns, find_ignore_file};
+pub(crate) use remote::{Checkout, Download, shown as shown_url};
+pub use remote::{Remote, RemoteError, SecretLookup};
 pub(crate) use walk::{Selection, TreeEntry};
+
+#[cfg(test)]
+pub(crate) mod testing;

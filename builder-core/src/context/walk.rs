@@ -1,6 +1,5 @@
 //! Everything below one directory that is visible and selected, found by several threads.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -34,7 +33,6 @@ pub(crate) struct TreeEntry {
 }
 
 /// What the patterns said about a directory.
-#[derive(Debug, Clone, Default)]
 struct State {
     ignore: Matched,
     include: Matched,
@@ -64,9 +62,13 @@ impl Files {
         cancel: &Cancel,
     ) -> Result<Vec<TreeEntry>, FilesError> {
         let ignore = self.patterns.matched(directory.as_os_str().as_bytes());
-        let hidden = ignore.yes;
         // The directory itself is there, or nobody would ask; but what is hidden in it stays so.
-        let root = State { ignore, hidden, ..State::default() };
+        let root = State {
+            hidden: ignore.yes,
+            ignore,
+            include: selection.include.as_ref().map_or_else(|| Patterns::default().root(), Patterns::root),
+            exclude: selection.exclude.root(),
+        };
         let mut pending = vec![Pending { path: PathBuf::new(), state: root }];
         let mut candidates = Vec::new();
         // Level by level, not recursively: a tree may be deeper than a stack.
@@ -108,58 +110,61 @@ impl Files {
         let mut below = Vec::new();
         for (name, entry) in entries {
             let path = parent.join(&name);
-            let state = self.state(&full, &name, &path, state, selection);
-            let include = selection.include.is_none() || state.include.yes;
-            let selected = include && !state.exclude.yes;
-            let hidden = state.ignore.yes;
+            let in_context = full.join(&name);
             if entry.metadata.kind == FileKind::Directory {
-                if self.may_hold(&full.join(&name), &path, &state, selection) {
-                    below.push(Pending { path: path.clone(), state });
+                let next = self.enter(&in_context, &path, state, selection);
+                let include = selection.include.is_none() || next.include.yes;
+                let (selected, hidden) = (include && !next.exclude.yes, next.ignore.yes);
+                if self.may_hold(&next, selection) {
+                    below.push(Pending { path: path.clone(), state: next });
                 }
-            } else if hidden || !selected && !state.hidden {
-                // A file that is not selected still proves that a hidden directory above it exists.
+                found.push(Candidate { entry: TreeEntry { path, found: entry, link: None, selected }, hidden });
+                continue;
+            }
+            if self.patterns.matches_file(&state.ignore, in_context.as_os_str().as_bytes()) {
+                continue;
+            }
+            let relative = path.as_os_str().as_bytes();
+            let include =
+                selection.include.as_ref().is_none_or(|patterns| patterns.matches_file(&state.include, relative));
+            let selected = include && !selection.exclude.matches_file(&state.exclude, relative);
+            // A file that is not selected still proves that a hidden directory above it exists.
+            if !selected && !state.hidden {
                 continue;
             }
             let link = match entry.metadata.kind {
-                FileKind::Symlink => Some(self.read_link(&full.join(&name))?),
+                FileKind::Symlink => Some(self.read_link(&in_context)?),
                 _ => None,
             };
-            found.push(Candidate { entry: TreeEntry { path, found: entry, link, selected }, hidden });
+            found.push(Candidate { entry: TreeEntry { path, found: entry, link, selected }, hidden: false });
         }
         Ok((found, below))
     }
 
-    fn state(&self, directory: &Path, name: &OsStr, path: &Path, parent: &State, selection: &Selection) -> State {
+    fn enter(&self, in_context: &Path, path: &Path, parent: &State, selection: &Selection) -> State {
         let relative = path.as_os_str().as_bytes();
-        let ignore = if self.patterns.is_empty() {
-            Matched::default()
-        } else {
-            self.patterns.below(&parent.ignore, directory.join(name).as_os_str().as_bytes())
-        };
+        let ignore = self.patterns.below(&parent.ignore, in_context.as_os_str().as_bytes());
         State {
             hidden: parent.hidden || ignore.yes,
             ignore,
-            include: selection.include.as_ref().map(|p| p.below(&parent.include, relative)).unwrap_or_default(),
-            exclude: if selection.exclude.is_empty() {
-                Matched::default()
-            } else {
-                selection.exclude.below(&parent.exclude, relative)
+            include: match &selection.include {
+                Some(patterns) => patterns.below(&parent.include, relative),
+                None => parent.include.clone(),
             },
+            exclude: selection.exclude.below(&parent.exclude, relative),
         }
     }
 
     /// Whether a directory has to be listed.
-    fn may_hold(&self, full: &Path, path: &Path, state: &State, selection: &Selection) -> bool {
-        let (full, path) = (full.as_os_str().as_bytes(), path.as_os_str().as_bytes());
-        if state.ignore.yes && !self.patterns.may_change_below(&state.ignore, full) {
-            return false;
+    fn may_hold(&self, state: &State, selection: &Selection) -> bool {
+        if state.ignore.yes {
+            // What is below decides whether it exists.
+            return self.patterns.may_change_below(&state.ignore);
         }
-        let include = selection
-            .include
-            .as_ref()
-            .is_none_or(|patterns| state.include.yes || patterns.may_change_below(&state.include, path));
-        let exclude = !state.exclude.yes || selection.exclude.may_change_below(&state.exclude, path);
-        state.ignore.yes || include && exclude
+        let include = &selection.include;
+        let included =
+            include.as_ref().is_none_or(|patterns| state.include.yes || patterns.may_change_below(&state.include));
+        included && (!state.exclude.yes || selection.exclude.may_change_below(&state.exclude))
     }
 }
 

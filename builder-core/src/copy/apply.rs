@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::mode::ModeChange;
+use super::remote::RemoteFile;
 use super::resolve::{Match, ResolvedCopy, Source};
 use super::target::{Target, Watched, make_directories};
 use super::{CopyError, io_error, owner};
 use crate::cancel::Cancel;
-use crate::context::{Files, FilesError, Found, TreeEntry};
+use crate::context::{self, ArchiveError, Files, FilesError, Found, TreeEntry, clean};
 use crate::plan::{CopyAction, CopySource, WorkdirAction};
 use crate::rootfs::{Attributes, FileKind, NewFile, Rootfs};
 
@@ -40,7 +42,7 @@ pub fn apply(
         mode: action.chmod.as_ref().map(ModeChange::new).transpose()?,
         cancel,
     };
-    let copy = Copy { action, files, target };
+    let copy = Copy { action, files, target: &target };
     for (written, source) in action.sources.iter().zip(&resolved.sources) {
         match (written, source) {
             (_, Source::Matches(matches)) => {
@@ -49,6 +51,8 @@ pub fn apply(
                 }
             }
             (CopySource::Heredoc { name, body }, Source::Heredoc) => copy.heredoc(name, body)?,
+            (_, Source::Url(file)) => copy.url(file)?,
+            (_, Source::Git(tree)) => Copy { action, files: &tree.files, target: &target }.copy(&tree.content)?,
             // `resolve` keeps the order of the action's sources.
             (_, Source::Heredoc) => {}
         }
@@ -87,7 +91,7 @@ pub fn workdir(action: &WorkdirAction, target: &Rootfs) -> Result<(), CopyError>
 struct Copy<'a> {
     action: &'a CopyAction,
     files: &'a Files,
-    target: Target<'a>,
+    target: &'a Target<'a>,
 }
 
 /// A directory of the target that gets its attributes when everything below it is written.
@@ -98,10 +102,37 @@ struct Unfinished {
 
 impl Copy<'_> {
     fn copy(&self, found: &Match) -> Result<(), CopyError> {
+        let unpack = self.action.add && self.action.unpack != Some(false);
+        if unpack && found.found.metadata.kind == FileKind::File && self.unpack_source(found)? {
+            return Ok(());
+        }
         let name = found.named.file_name().unwrap_or_default();
         let is_directory = found.found.metadata.kind == FileKind::Directory;
         let path = self.target.place(&self.action.destination, name, is_directory)?;
-        if is_directory { self.tree(found, &path) } else { self.file(&found.path, &found.found, None, &path) }
+        if is_directory { self.tree(found, &path) } else { self.file(&found.path, found, &found.found, None, &path) }
+    }
+
+    /// Unpacks a source if it is an archive; says whether it was one.
+    fn unpack_source(&self, found: &Match) -> Result<bool, CopyError> {
+        let named = Path::new("/").join(&found.named);
+        let unpacked = self.unpack(&named, self.files.open(&found.path, &found.found)?)?;
+        // Opened again: it must still be what was hashed.
+        _ = self.files.open(&found.path, &found.found)?;
+        Ok(unpacked)
+    }
+
+    /// Unpacks a file into the destination if it is an archive; says whether it was one.
+    fn unpack(&self, named: &Path, file: std::fs::File) -> Result<bool, CopyError> {
+        let failed = |error| match error {
+            ArchiveError::Cancelled => CopyError::Cancelled,
+            ArchiveError::NotADirectory { path } => CopyError::NotADirectory { path },
+            source => CopyError::Archive { archive: named.to_owned(), source },
+        };
+        let Some(archive) = context::detect(file).map_err(failed)? else { return Ok(false) };
+        let destination = self.target.follow(Path::new(&clean(&format!("/{}", self.action.destination))))?;
+        let Target { rootfs, owner, cancel, .. } = *self.target;
+        context::unpack(archive, rootfs, &destination, owner, cancel).map_err(failed)?;
+        Ok(true)
     }
 
     fn heredoc(&self, name: &str, body: &str) -> Result<(), CopyError> {
@@ -110,6 +141,29 @@ impl Copy<'_> {
         let attributes =
             Attributes { owner: Some(self.target.owner.unwrap_or((0, 0))), mode: Some(mode), ..Attributes::default() };
         self.target.write(&path, NewFile::File(&mut body.as_bytes()), &attributes)
+    }
+
+    /// What a URL holds: a file 0600, or an archive if `--unpack` says so (checklist C-51, C-57).
+    fn url(&self, file: &RemoteFile) -> Result<(), CopyError> {
+        let mut content = file.open(self.target.cancel)?;
+        if self.action.unpack == Some(true) {
+            let name = Path::new(&file.name);
+            let again = content.try_clone().map_err(|error| io_error("read", name, error))?;
+            if self.unpack(name, again)? {
+                return Ok(());
+            }
+            content.rewind().map_err(|error| io_error("read", name, error))?;
+        }
+        let path = self.target.place(&self.action.destination, OsStr::new(&file.name), false)?;
+        let mode = self.target.mode.as_ref().map_or(0o600, |mode| mode.apply(0o600, false));
+        let attributes = Attributes {
+            owner: Some(self.target.owner.unwrap_or((0, 0))),
+            mode: Some(mode),
+            mtime: Some((file.mtime(), 0)),
+            xattrs: Vec::new(),
+        };
+        let mut content = Watched { inner: content, cancel: self.target.cancel, bytes: 0 };
+        self.target.write(&path, NewFile::File(&mut content), &attributes)
     }
 
     /// The content of a source directory into a directory that exists, or onto something that is none.
@@ -140,7 +194,7 @@ impl Copy<'_> {
         // The first failure in order is reported, however many threads met one.
         let failure = files.par_iter().find_map_first(|entry| {
             let source = found.path.join(&entry.path);
-            self.file(&source, &entry.found, entry.link.as_deref(), &root.join(&entry.path)).err()
+            self.file(&source, found, &entry.found, entry.link.as_deref(), &root.join(&entry.path)).err()
         });
         if let Some(error) = failure {
             return Err(error);
@@ -156,7 +210,7 @@ impl Copy<'_> {
         // Deepest first: a later one would change the time of the directory around it. The root comes last; of the
         // source it takes the time alone (checklist C-21).
         if !found.parents {
-            let mtime = Some(found.found.metadata.mtime);
+            let mtime = Some(found.mtime.unwrap_or(found.found.metadata.mtime));
             unfinished.insert(
                 0,
                 Unfinished { path: root.to_owned(), attributes: Attributes { mtime, ..Default::default() } },
@@ -183,7 +237,7 @@ impl Copy<'_> {
             let attributes = Attributes { mode: Some(source.mode), ..Attributes::default() };
             return Ok(Some(Unfinished { path, attributes }));
         }
-        let mut attributes = self.target.attributes(source);
+        let mut attributes = self.target.attributes(source, found.mtime);
         attributes.xattrs = self.files.xattrs(&found.path.join(&entry.path), None);
         if !entry.selected {
             attributes.mtime = None;
@@ -198,39 +252,46 @@ impl Copy<'_> {
         Ok(Some(Unfinished { path, attributes }))
     }
 
-    /// One file that is no directory.
-    fn file(&self, source: &Path, found: &Found, link: Option<&Path>, path: &Path) -> Result<(), CopyError> {
+    /// One file of `source` that is no directory.
+    fn file(
+        &self,
+        path: &Path,
+        source: &Match,
+        found: &Found,
+        link: Option<&Path>,
+        target: &Path,
+    ) -> Result<(), CopyError> {
         self.target.check_cancel()?;
-        let mut attributes = self.target.attributes(&found.metadata);
+        let mut attributes = self.target.attributes(&found.metadata, source.mtime);
         let device = found.metadata.device;
         match found.metadata.kind {
             FileKind::File => {
-                let file = self.files.open(source, found)?;
-                attributes.xattrs = self.files.xattrs(source, Some(&file));
+                let file = self.files.open(path, found)?;
+                attributes.xattrs = self.files.xattrs(path, Some(&file));
                 let mut content = Watched { inner: &file, cancel: self.target.cancel, bytes: 0 };
-                self.target.write(path, NewFile::File(&mut content), &attributes)?;
+                self.target.write(target, NewFile::File(&mut content), &attributes)?;
                 if content.bytes != found.metadata.size {
-                    return Err(FilesError::Changed { path: Path::new("/").join(source) }.into());
+                    return Err(FilesError::Changed { path: Path::new("/").join(path) }.into());
                 }
-                Ok(self.files.check(&file, source, found)?)
+                Ok(self.files.check(&file, path, found)?)
             }
             FileKind::Symlink => {
                 let read;
                 let text = match link {
                     Some(text) => text,
                     None => {
-                        read = self.files.read_link(source)?;
+                        read = self.files.read_link(path)?;
                         &read
                     }
                 };
-                self.target.write(path, NewFile::Symlink(text), &attributes)
+                self.target.write(target, NewFile::Symlink(text), &attributes)
             }
-            FileKind::Fifo => self.target.write(path, NewFile::Fifo, &attributes),
-            FileKind::CharDevice => self.target.write(path, NewFile::CharDevice(device.0, device.1), &attributes),
-            FileKind::BlockDevice => self.target.write(path, NewFile::BlockDevice(device.0, device.1), &attributes),
+            FileKind::Fifo => self.target.write(target, NewFile::Fifo, &attributes),
+            FileKind::CharDevice => self.target.write(target, NewFile::CharDevice(device.0, device.1), &attributes),
+            FileKind::BlockDevice => self.target.write(target, NewFile::BlockDevice(device.0, device.1), &attributes),
             // Nobody can connect to the copy of a socket (checklist C-27).
-            FileKind::Socket => self.target.write(path, NewFile::File(&mut std::io::empty()), &attributes),
-            FileKind::Directory => Err(CopyError::NonDirectory { path: path.to_owned() }),
+            FileKind::Socket => self.target.write(target, NewFile::File(&mut std::io::empty()), &attributes),
+            FileKind::Directory => Err(CopyError::NonDirectory { path: target.to_owned() }),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mode::ModeError;
-use crate::context::{BadPattern, FilesError, IgnoreError};
+use crate::context::{ArchiveError, BadPattern, FilesError, IgnoreError, RemoteError};
 use crate::hint::Hint;
 
 /// Why a COPY or ADD could not be done. `Display` holds BuildKit's telling words.
@@ -76,9 +76,20 @@ pub enum CopyError {
         /// Why.
         source: io::Error,
     },
+    /// A URL or git source could not be had.
+    #[error(transparent)]
+    Remote(RemoteError),
     /// `--chmod` is none.
     #[error(transparent)]
     Mode(#[from] ModeError),
+    /// An archive cannot be unpacked.
+    #[error("cannot unpack `{}`: {source}", archive.display())]
+    Archive {
+        /// The source.
+        archive: PathBuf,
+        /// Why.
+        source: ArchiveError,
+    },
     /// A source that needs something this build was not given.
     #[error("ADD of `{url}` is not possible here")]
     NoRemote {
@@ -109,6 +120,15 @@ impl From<FilesError> for CopyError {
     }
 }
 
+impl From<RemoteError> for CopyError {
+    fn from(error: RemoteError) -> Self {
+        match error {
+            RemoteError::Cancelled => Self::Cancelled,
+            error => Self::Remote(error),
+        }
+    }
+}
+
 impl Hint for CopyError {
     fn hint(&self) -> Option<String> {
         match self {
@@ -120,6 +140,8 @@ impl Hint for CopyError {
             }
             Self::Pattern { .. } => Some("write `[[]` for a bracket that is part of a name".to_owned()),
             Self::Files(error) => error.hint(),
+            Self::Remote(error) => error.hint(),
+            Self::Archive { source, .. } => source.hint(),
             Self::NonDirectory { path } | Self::NotADirectory { path } => Some(format!(
                 "`{}` is a file or a link in the image; remove it first, or copy elsewhere",
                 path.display()

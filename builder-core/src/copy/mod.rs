@@ -12,6 +12,7 @@ mod apply;
 mod error;
 mod mode;
 mod owner;
+mod remote;
 mod resolve;
 mod target;
 
@@ -19,7 +20,7 @@ pub use apply::{apply, workdir};
 pub use error::CopyError;
 use error::io_error;
 pub use mode::{ModeChange, ModeError, Operation};
-pub use resolve::{ResolvedCopy, resolve};
+pub use resolve::{ResolvedCopy, resolve, resolve_with_remote};
 
 use crate::plan::CopyAction;
 
@@ -28,6 +29,8 @@ pub fn links(action: &CopyAction) -> bool {
     action.link && action.chmod.is_none()
 }
 
+#[cfg(test)]
+mod remote_tests;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::CopyError;
+use super::remote::{self, GitTree, RemoteFile};
 use crate::cancel::Cancel;
 use crate::context::glob::{Glob, has_wildcards, wildcard};
-use crate::context::{FileHash, Files, Found, Patterns, Selection, TreeEntry, clean};
+use crate::context::{FileHash, Files, Found, Patterns, Remote, Selection, TreeEntry, clean};
 use crate::oci::{Hasher, Sha256};
 use crate::plan::{CopyAction, CopySource};
 use crate::rootfs::{FileKind, Metadata};
@@ -32,6 +33,10 @@ pub(super) enum Source {
     Matches(Vec<Match>),
     /// The action holds the content.
     Heredoc,
+    /// What a URL holds.
+    Url(RemoteFile),
+    /// What a commit holds.
+    Git(Box<GitTree>),
 }
 
 /// One file or directory that a source means.
@@ -46,6 +51,8 @@ pub(super) struct Match {
     pub(super) entries: Vec<TreeEntry>,
     /// Chosen by the patterns of `--parents`.
     pub(super) parents: bool,
+    /// What all files get instead of their own times.
+    pub(super) mtime: Option<(i64, u32)>,
 }
 
 impl ResolvedCopy {
@@ -63,22 +70,46 @@ impl ResolvedCopy {
 /// Matches the sources of `action` in `files` and hashes them; several threads; reads only what is selected.
 ///
 /// # Errors
-/// [`CopyError`]
+/// [`CopyError`]; [`CopyError::NoRemote`] for URLs and git sources, which need [`resolve_with_remote`].
 pub fn resolve(action: &CopyAction, files: &Files, cancel: &Cancel) -> Result<ResolvedCopy, CopyError> {
+    resolve_all(action, files, None, cancel)
+}
+
+/// Like [`resolve`], with a way to reach URLs and git repositories.
+///
+/// # Errors
+/// [`CopyError`]
+pub fn resolve_with_remote(
+    action: &CopyAction,
+    files: &Files,
+    remote: &Remote,
+    cancel: &Cancel,
+) -> Result<ResolvedCopy, CopyError> {
+    resolve_all(action, files, Some(remote), cancel)
+}
+
+fn resolve_all(
+    action: &CopyAction,
+    files: &Files,
+    remote: Option<&Remote>,
+    cancel: &Cancel,
+) -> Result<ResolvedCopy, CopyError> {
+    let reach = |url: &str| remote.ok_or_else(|| CopyError::NoRemote { url: crate::context::shown_url(url) });
     let mut sources = Vec::with_capacity(action.sources.len());
     for source in &action.sources {
         sources.push(match source {
             CopySource::Path(path) if action.parents => Source::Matches(with_parents(action, path, files, cancel)?),
             CopySource::Path(path) => Source::Matches(plain(action, path, files, cancel)?),
             CopySource::Heredoc { .. } => Source::Heredoc,
-            CopySource::Url(url) | CopySource::Git(url) => return Err(CopyError::NoRemote { url: url.clone() }),
+            CopySource::Url(url) => Source::Url(remote::file(action, url, reach(url)?, cancel)?),
+            CopySource::Git(url) => Source::Git(Box::new(remote::tree(action, url, reach(url)?, cancel)?)),
         });
     }
     let (hash, items) = summarize(action, &sources, files, cancel)?;
     Ok(ResolvedCopy { sources, hash, items })
 }
 
-fn excludes(action: &CopyAction) -> Result<Patterns, CopyError> {
+pub(super) fn excludes(action: &CopyAction) -> Result<Patterns, CopyError> {
     Patterns::new(action.excludes.iter().map(String::as_str)).map_err(|source| CopyError::Exclude {
         pattern: source.line.checked_sub(1).and_then(|i| action.excludes.get(i)).cloned().unwrap_or_default(),
         source,
@@ -94,7 +125,7 @@ fn plain(action: &CopyAction, source: &str, files: &Files, cancel: &Cancel) -> R
         let found = followed.found.ok_or_else(|| missing(&named, files))?;
         let is_directory = found.metadata.kind == FileKind::Directory;
         let entries = if is_directory { files.walk(&followed.path, &selection, cancel)? } else { Vec::new() };
-        matches.push(Match { named, path: followed.path, found, entries, parents: false });
+        matches.push(Match { named, path: followed.path, found, entries, parents: false, mtime: None });
     }
     Ok(matches)
 }
@@ -122,7 +153,7 @@ fn with_parents(action: &CopyAction, source: &str, files: &Files, cancel: &Cance
                 return Err(missing(&named.join(&pattern), files));
             }
         }
-        matches.push(Match { named, path: followed.path, found, entries, parents: true });
+        matches.push(Match { named, path: followed.path, found, entries, parents: true, mtime: None });
     }
     Ok(matches)
 }
@@ -194,6 +225,11 @@ fn summarize(
     let mut whole = Hasher::default();
     let mut items = Vec::new();
     for (source, written) in sources.iter().zip(&action.sources) {
+        match source {
+            Source::Url(file) => items.push(file.add_to(&mut whole)),
+            Source::Git(tree) => items.push(tree.add_to(&mut whole)),
+            Source::Heredoc | Source::Matches(_) => {}
+        }
         if let (Source::Heredoc, CopySource::Heredoc { name, body }) = (source, written) {
             let hash = Sha256::of(body.as_bytes());
             field(&mut whole, b"heredoc");
@@ -229,7 +265,7 @@ fn summarize(
 fn matches_of(source: &Source) -> &[Match] {
     match source {
         Source::Matches(matches) => matches,
-        Source::Heredoc => &[],
+        Source::Heredoc | Source::Url(_) | Source::Git(_) => &[],
     }
 }
 
@@ -283,7 +319,7 @@ impl<'a> Items<'a> {
 }
 
 /// One field of a hash; the length keeps neighbours apart.
-fn field(hasher: &mut Hasher, bytes: &[u8]) {
+pub(super) fn field(hasher: &mut Hasher, bytes: &[u8]) {
     hasher.update(&(bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::mode::ModeChange;
 use super::{CopyError, io_error};
 use crate::cancel::Cancel;
-use crate::context::clean;
+use crate::context::{self, clean};
 use crate::rootfs::{Attributes, FileKind, Metadata, NewFile, Rootfs};
 
 /// A target and what the flags say about everything that is put into it.
@@ -66,7 +66,7 @@ impl Target<'_> {
     }
 
     /// What a copied file gets.
-    pub(super) fn attributes(&self, source: &Metadata) -> Attributes {
+    pub(super) fn attributes(&self, source: &Metadata, mtime: Option<(i64, u32)>) -> Attributes {
         let mode = match (&self.mode, source.kind) {
             (_, FileKind::Symlink) => None,
             (Some(mode), kind) => Some(mode.apply(source.mode, kind == FileKind::Directory)),
@@ -75,7 +75,7 @@ impl Target<'_> {
         Attributes {
             owner: Some(self.owner.unwrap_or((source.uid, source.gid))),
             mode,
-            mtime: Some(source.mtime),
+            mtime: Some(mtime.unwrap_or(source.mtime)),
             xattrs: Vec::new(),
         }
     }
@@ -105,8 +105,8 @@ impl Target<'_> {
     }
 }
 
-/// Makes a directory and its parents, each with `attributes`; `path` holds no links. Those that exist stay as they are.
-/// Returns those it made, outermost first.
+/// Makes a directory and its parents, each with `attributes`; `path` holds no links. Returns those it made, outermost
+/// first.
 ///
 /// # Errors
 /// [`CopyError::NotADirectory`] if something else is in the way.
@@ -115,26 +115,10 @@ pub(super) fn make_directories(
     path: &Path,
     attributes: &Attributes,
 ) -> Result<Vec<PathBuf>, CopyError> {
-    let mut missing = Vec::new();
-    for ancestor in path.ancestors() {
-        match rootfs.lstat(ancestor) {
-            Ok(there) if there.kind == FileKind::Directory => break,
-            Ok(_) => return Err(CopyError::NotADirectory { path: ancestor.to_owned() }),
-            // Something above is no directory: found when its turn comes.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                missing.push(ancestor);
-            }
-            Err(error) => return Err(io_error("examine", ancestor, error)),
-        }
-    }
-    let mut made = Vec::with_capacity(missing.len());
-    for directory in missing.into_iter().rev() {
-        rootfs
-            .create(directory, NewFile::Directory, attributes)
-            .map_err(|error| io_error("create the directory", directory, error))?;
-        made.push(directory.to_owned());
-    }
-    Ok(made)
+    context::make_directories(rootfs, path, attributes).map_err(|(path, error)| match error.kind() {
+        io::ErrorKind::NotADirectory => CopyError::NotADirectory { path },
+        _ => io_error("create the directory", &path, error),
+    })
 }
 
 /// A reader that ends with an error once the build is cancelled, and counts.

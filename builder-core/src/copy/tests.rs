@@ -1,9 +1,10 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use super::testing::{Trees, action, check, check_error, show};
+use super::testing::{Trees, action, check, check_error};
 use super::*;
 use crate::cancel::Cancel;
+use crate::context::testing::show;
 use crate::context::{Files, FilesError, Patterns};
 use crate::plan::WorkdirAction;
 use crate::rootfs::Rootfs;

@@ -123,7 +123,7 @@ fn directories_below_which_nothing_changes_are_known() {
     ] {
         let patterns = Patterns::parse(text).expect(text);
         let matched = patterns.matched(directory.as_bytes());
-        assert_eq!(patterns.may_change_below(&matched, directory.as_bytes()), may_change, "{text:?} {directory:?}");
+        assert_eq!(patterns.may_change_below(&matched), may_change, "{text:?} {directory:?}");
     }
 }
 
@@ -192,6 +192,8 @@ proptest! {
     fn one_pattern_means_what_is_documented(pattern in pattern(), path in "[ab]{1,2}(/[ab]{1,2}){0,3}") {
         let patterns = Patterns::parse(&pattern).expect("well formed");
         prop_assert_eq!(patterns.is_ignored(path.as_bytes()), naive_list(&[(false, pattern)], &path));
+        let parent = path.rsplit_once('/').map_or_else(|| patterns.root(), |(parent, _)| patterns.matched(parent.as_bytes()));
+        prop_assert_eq!(patterns.matches_file(&parent, path.as_bytes()), patterns.is_ignored(path.as_bytes()));
     }
 
     /// With one exception at the end, moby's shortcut for patterns that cannot change the answer has no effect.
@@ -222,7 +224,7 @@ proptest! {
         for (i, _) in path.match_indices('/') {
             let directory = &path.as_bytes()[..i];
             let matched = patterns.matched(directory);
-            if !patterns.may_change_below(&matched, directory) {
+            if !patterns.may_change_below(&matched) {
                 prop_assert_eq!(patterns.is_ignored(path.as_bytes()), matched.yes, "{} below {}", text, &path[..i]);
             }
         }

@@ -1,0 +1,152 @@
+//! Build contexts that are no directory of the user: archives on a stream or behind a URL, git repositories.
+
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::archive::{self, ArchiveError};
+use super::git::Reference;
+use super::remote::{Remote, RemoteError, shown, subdirectory};
+use crate::cancel::Cancel;
+use crate::git::Commit;
+use crate::rootfs::Rootfs;
+
+/// So many bytes of a stream decide whether it is an archive: a whole block of any compression fits.
+const PREFIX_BYTES: u64 = 1 << 20;
+
+/// Longest Dockerfile that is taken from a stream, in bytes.
+const DOCKERFILE_BYTES: u64 = 16 << 20;
+
+/// What came in place of a directory (checklist D-10, D-11).
+#[derive(Debug)]
+pub enum FetchedContext {
+    /// Files.
+    Tree(FetchedTree),
+    /// Text that is the Dockerfile itself; there are no files.
+    Dockerfile(String),
+}
+
+/// Files in a directory of ours, removed with this value.
+#[derive(Debug)]
+pub struct FetchedTree {
+    path: PathBuf,
+    commit: Option<Commit>,
+    _temp: TempDir,
+}
+
+impl FetchedTree {
+    /// The root of the context.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The commit that was fetched, if the context is a git repository.
+    pub fn commit(&self) -> Option<&Commit> {
+        self.commit.as_ref()
+    }
+}
+
+impl Remote {
+    /// Takes an archive in any compression, or else a Dockerfile, from a stream such as standard input. `name` says in
+    /// errors where it comes from.
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn stream_context(
+        &self,
+        mut stream: impl Read + Send + 'static,
+        name: &str,
+        cancel: &Cancel,
+    ) -> Result<FetchedContext, RemoteError> {
+        let broken = |source| RemoteError::Stream { name: name.to_owned(), source };
+        let mut prefix = Vec::new();
+        (&mut stream).take(PREFIX_BYTES).read_to_end(&mut prefix).map_err(broken)?;
+        if !archive::is_prefix_of_archive(&prefix) {
+            let mut text = prefix;
+            stream.take(DOCKERFILE_BYTES + 1).read_to_end(&mut text).map_err(broken)?;
+            let text = (text.len() as u64 <= DOCKERFILE_BYTES).then(|| String::from_utf8(text).ok()).flatten();
+            let text = text.ok_or_else(|| RemoteError::NotAContext { name: name.to_owned() })?;
+            return Ok(FetchedContext::Dockerfile(text));
+        }
+        let temp = self.temporary_directory()?;
+        let path = temp.path().join("tree");
+        std::fs::create_dir(&path).map_err(|source| self.io("create a directory in", source))?;
+        let tree = Rootfs::open(&path).map_err(|source| self.io("open a directory in", source))?;
+        let failed = |source| match source {
+            ArchiveError::Cancelled => RemoteError::Cancelled,
+            source => RemoteError::Archive { name: name.to_owned(), source },
+        };
+        let whole = archive::open(Cursor::new(prefix).chain(stream)).map_err(|error| failed(error.into()))?;
+        // Owners of a context do not count, and without privileges only our own can be given.
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        archive::unpack(whole, &tree, Path::new("/"), Some(owner), cancel).map_err(failed)?;
+        Ok(FetchedContext::Tree(FetchedTree { path, commit: None, _temp: temp }))
+    }
+
+    /// Takes an archive, or else a Dockerfile, from an http(s) URL.
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn url_context(&self, url: &str, cancel: &Cancel) -> Result<FetchedContext, RemoteError> {
+        let download = self.fetch(url, None, cancel)?;
+        let file = self.open(url, &download, cancel)?;
+        self.stream_context(file, &shown(url), cancel)
+    }
+
+    /// Takes the files of a commit. `github.com/owner/repository` is git here (checklist C-58).
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn git_context(&self, text: &str, keep_git_dir: bool, cancel: &Cancel) -> Result<FetchedTree, RemoteError> {
+        let reference = Reference::parse_context(text)?;
+        let reference = reference.ok_or_else(|| RemoteError::NotAUrl { text: shown(text) })?;
+        let keep = reference.keep_git_dir.unwrap_or(keep_git_dir);
+        let checkout = self.checkout(&reference, keep, None, cancel)?;
+        let root = checkout.temp.path().join("tree");
+        // The check that the subdirectory is one.
+        let files = subdirectory(&root, checkout.subdir.as_deref(), &checkout.url)?;
+        let path = files.host_path().unwrap_or(root);
+        Ok(FetchedTree { path, commit: Some(checkout.commit), _temp: checkout.temp })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::context::archive::tests::{compressed, tar};
+    use crate::context::testing::show;
+    use crate::http::{Client, ClientOptions};
+
+    #[test]
+    fn contexts_from_streams() {
+        let work = tempfile::tempdir().expect("a temporary directory");
+        let client = Client::new(ClientOptions::default());
+        let remote = Remote::new(client, work.path(), Arc::new(|_: &str| None));
+        let cancel = Cancel::default();
+        match remote.stream_context("FROM scratch\n".as_bytes(), "text", &cancel).expect("text") {
+            FetchedContext::Dockerfile(text) => assert_eq!(text, "FROM scratch\n"),
+            FetchedContext::Tree(_) => panic!("it is no archive"),
+        }
+        let tar = tar("Dockerfile=FROM d/f@600#7:8=f ../up=u l->/etc");
+        for (name, bytes) in compressed(&tar).into_iter().chain([("plain", tar.clone())]) {
+            let FetchedContext::Tree(tree) = remote.stream_context(io::Cursor::new(bytes), name, &cancel).expect(name)
+            else {
+                panic!("{name} is an archive");
+            };
+            assert_eq!(show(tree.path()), "Dockerfile=FROM d/ d/f@600=f l->/etc up=u", "{name}");
+            let path = tree.path().to_owned();
+            drop(tree);
+            assert!(!path.exists());
+        }
+        let error =
+            remote.stream_context(io::Cursor::new(vec![0xff; 100]), "standard input", &cancel).expect_err("binary");
+        assert_eq!(error.to_string(), "standard input is neither an archive nor a Dockerfile");
+        let cut = tar[..600].to_vec();
+        let error = remote.stream_context(io::Cursor::new(cut), "standard input", &cancel).expect_err("cut");
+        assert!(error.to_string().contains("unexpected EOF"), "{error}");
+    }
+}
