@@ -1,15 +1,5 @@
 //! What this process may do, found out by doing it in a child process, and then done.
 //!
-//! # The four mappings
-//!
-//! | [`IdMapping`] | who | files and processes can belong to | RUN cannot |
-//! |---|---|---|---|
-//! | `Root` | root with CAP_SYS_ADMIN | every id | – |
-//! | `Identity` | root without it, where user namespaces are allowed (a pod without a seccomp profile) | every id that the container has | make device nodes |
-//! | `Subordinate` | a user with ranges in /etc/subuid and /etc/subgid, and newuidmap(1) | as many ids as granted, usually 65,536; inside they begin at 0 | make device nodes, use larger ids |
-//! | `Single` | any other user | id 0 only, which is the user itself | `chown` to, `setuid` to or `USER` of another id (`EINVAL`), setgroups(2), device nodes |
-//! | `None` | nobody's fault: see [`Environment::refused`] | | run at all |
-//!
 //! The first that works is taken. Whether it works is tried in a forked child with everything that a RUN needs: the
 //! namespaces and a mount in them.
 //!
@@ -54,6 +44,14 @@ pub enum Tier {
 }
 
 /// Ids that exist inside.
+///
+/// | [`IdMapping`] | who | files and processes can belong to | RUN cannot |
+/// |---|---|---|---|
+/// | `Root` | root with CAP_SYS_ADMIN | every id | – |
+/// | `Identity` | root without it, where user namespaces are allowed (a pod without a seccomp profile) | every id that the container has | make device nodes |
+/// | `Subordinate` | a user with ranges in /etc/subuid and /etc/subgid, and newuidmap(1) | as many ids as granted, usually 65,536; inside they begin at 0 | make device nodes, use larger ids |
+/// | `Single` | any other user | id 0 only, which is the user itself | `chown` to, `setuid` to or `USER` of another id (`EINVAL`), setgroups(2), device nodes |
+/// | `None` | nobody's fault: see [`Environment::refused`] | | run at all |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IdMapping {
     /// Real root with CAP_SYS_ADMIN; no user namespace is needed.
@@ -107,11 +105,6 @@ impl Environment {
         ];
         facts.extend(self.refused.iter().map(|reason| ("refused", reason.clone())));
         facts
-    }
-
-    /// Whether files and processes can belong to `uid`.
-    pub fn has_uid(&self, uid: u32) -> bool {
-        self.uids.contains(uid)
     }
 }
 

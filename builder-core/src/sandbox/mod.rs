@@ -1,13 +1,13 @@
 //! Runs one command in a root filesystem: namespaces, mounts, ids, limits, output.
 //!
 //! [`enter`] is called first thing in `main`: it finds out what this machine allows and moves the process into a user and
-//! mount namespace where that is needed ([`environment`] says what each kind can and cannot do). [`run`] then runs commands,
+//! mount namespace where that is needed (the table at [`IdMapping`] says what each kind can and cannot do). [`run`] then runs commands,
 //! from any thread and several at once.
 //!
 //! # A run
 //!
-//! 1. The parent finds mount points in the tree, makes those that are missing ([`stubs`]), prepares all mounts detached
-//!    ([`mounts`]) and writes down every step as a [`sys::Program`].
+//! 1. The parent finds mount points in the tree, makes those that are missing (`stubs`), prepares all mounts detached
+//!    (`mounts`) and writes down every step as a `sys::Program`.
 //! 2. A process is cloned into new mount, pid, ipc, uts and cgroup namespaces (and network, for `--network=none`). It
 //!    performs the steps and becomes the command. The command is **process 1** of its namespace, as in BuildKit: when it
 //!    ends, the kernel kills everything it left behind before the parent learns of the end.
@@ -19,13 +19,13 @@
 //! `signal_hook::iterator`, or a self-pipe) and calls [`Cancel::cancel`]: `run` kills the whole pid namespace within
 //! a twentieth of a second and returns [`SandboxError::Cancelled`]. Commands have their own session, so a Ctrl-C on the
 //! terminal reaches the builder only. If the builder itself is killed, the kernel kills process 1 and with it all others,
-//! or where a setuid program has made the kernel forget, [`sys::Watcher`] does.
+//! or where a setuid program has made the kernel forget, `sys::Watcher` does.
 //!
 //! # What a command cannot reach
 //!
 //! The builder's environment, descriptors, memory and processes: the environment is the given one, every descriptor is
 //! closed, `/proc` is that of the new pid namespace. Device nodes other than the six harmless ones cannot be opened, in
-//! whatever way they were made. System calls and capabilities are Docker's defaults ([`sys::seccomp`]).
+//! whatever way they were made. System calls and capabilities are Docker's defaults (`sys::seccomp`).
 //!
 //! # Limitations
 //!
@@ -37,7 +37,7 @@
 //! - Linux 5.12 or later. Only x86-64 and aarch64 have a system call filter.
 //!
 //! Architecture invariant: Dockerfiles, layers and network protocols are not known here; all system calls that need
-//! `unsafe` are in [`sys`].
+//! `unsafe` are in `sys`.
 
 mod environment;
 mod execute;
@@ -97,9 +97,10 @@ pub struct SandboxMount {
 /// What is mounted.
 #[derive(Clone)]
 pub enum MountSource {
-    /// The file or directory behind an `O_PATH` descriptor, without the mounts below it.
+    /// The file or directory behind an `O_PATH` descriptor, without the mounts below it (with them where a user namespace
+    /// does not let them be left out).
     Descriptor(Arc<OwnedFd>),
-    /// A file, directory or socket of the host, without the mounts below it.
+    /// A file, directory or socket of the host; mounts below it as for a descriptor.
     Host(PathBuf),
     /// A fresh tmpfs of at most so many bytes. It has the mode of the directory that it covers, 1777 if there is none.
     Tmpfs(Option<u64>),

@@ -52,6 +52,9 @@ const DEV_OPTIONS: [(&str, &str); 2] = [("mode", "755"), ("size", "65536k")];
 /// Name of an empty directory in the staging tmpfs, shown in place of masked directories.
 pub const EMPTY: &CStr = c"empty";
 
+/// Name of a directory in the staging tmpfs that is like `/sys/class/net` of a network with nothing but loopback.
+pub const LOOPBACK_ONLY: &CStr = c"net";
+
 /// A detached tmpfs.
 ///
 /// # Errors
@@ -73,7 +76,12 @@ pub fn tmpfs(options: &[(&str, &str)], flags: MountAttrFlags) -> io::Result<Owne
 /// # Errors
 /// What the kernel says.
 pub fn bind(from: BorrowedFd<'_>, path: &Path, flags: MountAttrFlags, recursive: bool) -> io::Result<OwnedFd> {
-    let mount = clone(from, path, recursive)?;
+    let (mount, recursive) = match clone(from, path, recursive) {
+        // In a user namespace what is mounted further in may not be left out, because that would show what it hides:
+        // mount_namespaces(7), "Restrictions".
+        Err(Errno::INVAL) if !recursive => (clone(from, path, true)?, true),
+        result => (result?, recursive),
+    };
     mount_setattr(mount.as_fd(), &MountAttributes::private(flags.bits()), recursive)?;
     Ok(mount)
 }
@@ -154,6 +162,9 @@ pub fn staging() -> io::Result<OwnedFd> {
     // 700: nobody but the sandbox itself has to reach it by path.
     let mount = tmpfs(&[("mode", "700")], MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID)?;
     make_directory(&mount, EMPTY)?;
+    make_directory(&mount, LOOPBACK_ONLY)?;
+    let target = [LOOPBACK_ONLY.to_bytes(), b"/lo"].concat();
+    rustix::fs::symlinkat(c"../../devices/virtual/net/lo", &mount, target)?;
     Ok(mount)
 }
 

@@ -230,6 +230,11 @@ impl Builder<'_> {
         self.fresh(c"proc", Vec::new(), harmless, c"/proc", fallback, false);
         let fallback = outer("/sys", harmless | writable).ok();
         self.fresh(c"sysfs", Vec::new(), harmless | writable, c"/sys", fallback, false);
+        if self.spec.no_network {
+            // The outer /sys would name the interfaces of the outer network, which are not there.
+            let target = c"/sys/class/net".into();
+            self.push("mount /sys/class/net", Op::CoverFallback { name: mounts::LOOPBACK_ONLY, target });
+        }
 
         let unified = rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.f_type == CGROUP2_MAGIC);
         let fallback = outer("/sys/fs/cgroup", harmless | writable).ok();

@@ -19,6 +19,8 @@ pub struct Environment {
     /// Shell commands, run as root in a mount namespace of their own, that end with `exec … "$@"`. `$dir` is a directory
     /// for files of theirs.
     start: &'static str,
+    /// Whether parts of /proc are hidden.
+    pub masked_proc: bool,
     /// A program it needs that may be missing; if starting fails, it may be for reasons of the machine.
     needs: Option<&'static str>,
 }
@@ -37,20 +39,28 @@ const POD: &str = "exec setpriv --bounding-set=-all,+chown,+dac_override,+fowner
 
 /// All of them.
 pub const ENVIRONMENTS: &[Environment] = &[
-    Environment { name: "root", ids: IdMapping::Root, start: "exec \"$@\"", needs: None },
-    Environment { name: "root_in_pod", ids: IdMapping::Identity, start: "POD \"$@\"", needs: None },
+    Environment { name: "root", ids: IdMapping::Root, start: "exec \"$@\"", masked_proc: false, needs: None },
+    Environment { name: "root_in_pod", ids: IdMapping::Identity, start: "POD \"$@\"", masked_proc: false, needs: None },
     Environment {
         name: "root_in_pod_with_masked_proc",
         ids: IdMapping::Identity,
         start: "mount -t tmpfs none /proc/scsi 2>/dev/null || mount -t tmpfs none /proc/acpi; \
                 mount --bind /dev/null /proc/timer_list; POD \"$@\"",
+        masked_proc: true,
         needs: None,
     },
-    Environment { name: "user_with_subids", ids: IdMapping::Subordinate, start: "SUBIDS USER \"$@\"", needs: None },
+    Environment {
+        name: "user_with_subids",
+        ids: IdMapping::Subordinate,
+        start: "SUBIDS USER \"$@\"",
+        masked_proc: false,
+        needs: None,
+    },
     Environment {
         name: "user_without_subids",
         ids: IdMapping::Single,
         start: ": > $dir/none; mount --bind $dir/none /etc/subuid; USER \"$@\"",
+        masked_proc: false,
         needs: None,
     },
     Environment {
@@ -58,6 +68,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         ids: IdMapping::None,
         start: "exec unshare -U --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
                 exec setpriv --bounding-set=-all \"$@\"' -- \"$@\"",
+        masked_proc: false,
         needs: None,
     },
     Environment {
@@ -66,7 +77,8 @@ pub const ENVIRONMENTS: &[Environment] = &[
         start: "mkdir $dir/root; cd $dir/root; mkdir usr etc proc dev sys tmp run; for l in bin sbin lib lib64; do \
                 ln -s usr/$l $l; done; exec podman --cgroup-manager=cgroupfs run --rm --runtime runc --network host \
                 --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --security-opt seccomp=unconfined -e BUILDER_SECRET \
-                -v /usr:/usr:ro -v $dir:$dir --rootfs $dir/root \"$@\"",
+                -v /usr:/usr:ro -v $dir:$dir:bind --rootfs $dir/root \"$@\"",
+        masked_proc: true,
         needs: Some("/usr/bin/podman"),
     },
 ];

@@ -26,6 +26,8 @@ const APPLETS: &str = "awk cat chmod chown chroot cp cut dd df echo env false fi
 pub struct Context {
     /// As `enter` gave it.
     pub environment: Environment,
+    /// Whether parts of the outer /proc are hidden.
+    pub masked_proc: bool,
     /// A directory to write in.
     pub directory: PathBuf,
     trees: RefCell<usize>,
@@ -61,7 +63,8 @@ pub fn main(name: &str, arguments: &[String]) {
     assert_eq!(probed.ids, environment.ids, "probe and enter agree");
     let directory = PathBuf::from(&arguments[0]).join("trees");
     fs::create_dir(&directory).expect("a directory for trees");
-    let context = Context { environment, directory: directory.clone(), trees: RefCell::new(0) };
+    let masked_proc = expected.masked_proc;
+    let context = Context { environment, masked_proc, directory: directory.clone(), trees: RefCell::new(0) };
     for case in CASES {
         let case_result = catch_unwind(AssertUnwindSafe(|| {
             assert_eq!(context.environment.ids, expected.ids, "{:?}", context.environment.refused);

@@ -17,6 +17,8 @@ use super::{MountAttributes, Op, Program, last_errno, mount_setattr};
 struct State {
     old_root: Option<OwnedFd>,
     staging: Option<OwnedFd>,
+    /// Whether the last `Op::Fresh` took its fallback.
+    fell_back: bool,
 }
 
 /// Runs the program; ends the process with 127 if it cannot.
@@ -66,11 +68,20 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
         }
         Op::Fresh { kind, options, flags, target, fallback, optional } => {
             let mounted = fresh(kind, options, *flags).and_then(|mount| attach(mount.as_fd(), target));
+            state.fell_back = mounted.is_err();
             match (mounted, fallback) {
                 (Err(_), Some(fallback)) => attach(fallback.as_fd(), target),
                 (mounted, _) => mounted,
             }
             .or_else(|errno| if *optional { Ok(()) } else { Err(errno) })
+        }
+        Op::CoverFallback { name, target } => {
+            if !state.fell_back {
+                return Ok(());
+            }
+            let staging = state.staging.as_ref().ok_or(Errno::BADF)?;
+            let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            ignore(Errno::NOENT, attach_clone(staging.as_fd(), name, OpenTreeFlags::empty(), read_only, target))
         }
         Op::MakeDirectories { paths } => {
             for path in paths {

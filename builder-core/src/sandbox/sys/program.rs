@@ -121,6 +121,13 @@ pub enum Op {
         /// Whether failing altogether is fine.
         optional: bool,
     },
+    /// Does what [`Op::AttachStaged`] does, if the [`Op::Fresh`] before it had to take its fallback.
+    CoverFallback {
+        /// Its name.
+        name: &'static CStr,
+        /// Where.
+        target: CString,
+    },
     /// Makes directories, outermost first; those that exist are fine.
     MakeDirectories {
         /// Each with its full path.

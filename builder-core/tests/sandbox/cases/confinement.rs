@@ -1,0 +1,248 @@
+//! Who a command is, and what it cannot do.
+
+use super::*;
+use crate::inside::{Context, command, shell};
+use builder_core::hint::Hint;
+use builder_core::sandbox::{ExitStatus, IdMapping, RunSpec, RunUser, SandboxError, users};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+pub(super) fn other_devices_do_not_open(context: &Context) {
+    let tree = context.tree();
+    // The same numbers as /dev/null, which is harmless; made in a place where devices must not work.
+    let script = "for d in /tmp /dev /dev/shm; do if mknod $d/node c 1 3 2>/dev/null; then \
+                  if (echo x > $d/node) 2>/dev/null; then echo opened $d; fi; fi; done";
+    assert!(context.sh(&tree, script).is_empty());
+}
+
+pub(super) fn proc_is_ours(context: &Context) {
+    let tree = context.tree();
+    // Where a container's runtime has hidden a part of /proc, the kernel lets nobody inside see it in another way.
+    assert_eq!(fresh_proc(context), !context.masked_proc);
+    if fresh_proc(context) {
+        let script = "tr '\\0' ' ' < /proc/1/cmdline; echo; ls -d /proc/[0-9]*";
+        let lines = context.sh(&tree, script);
+        assert_eq!(lines[0], format!("/bin/sh -c {script} "));
+        // The shell itself and `ls`.
+        assert!(lines.len() <= 3, "other processes: {lines:?}");
+    } else {
+        context.sh(&tree, "test -e /proc/self/status && test -e /proc/meminfo");
+    }
+}
+
+/// Whether the kernel lets us mount a /proc of our own: process 1 is then the only number of process 1.
+fn fresh_proc(context: &Context) -> bool {
+    let tree = context.tree();
+    context.succeed(&tree, &command(&["/bin/readlink", "/proc/self"])) == ["1"]
+}
+
+pub(super) fn read_only_parts(context: &Context) {
+    let tree = context.tree();
+    let script = "touch /sys/x 2>/dev/null || echo sys; (echo 1 > /proc/sys/kernel/domainname) 2>/dev/null || echo procsys; \
+                  mkdir /sys/fs/cgroup/x 2>/dev/null || echo cgroup; test ! -s /proc/kcore && echo kcore; \
+                  test -z \"$(ls /sys/firmware 2>/dev/null)\" && echo firmware";
+    assert_eq!(context.sh(&tree, script), ["sys", "procsys", "cgroup", "kcore", "firmware"]);
+}
+
+pub(super) fn builder_is_out_of_reach(context: &Context) {
+    let tree = context.tree();
+    let script = "cat /proc/*/environ /proc/*/task/*/environ 2>/dev/null | tr '\\0' '\\n' | grep BUILDER; \
+                  ls -d /proc/*/root/etc/shadow /proc/*/cwd/builder-core 2>/dev/null; ls /proc/self/fd | wc -l";
+    // 0, 1, 2 and the one that ls itself has open.
+    assert_eq!(context.sh(&tree, script), ["4"]);
+}
+
+pub(super) fn old_root_is_gone(context: &Context) {
+    let tree = context.tree();
+    fs::write(tree.path.join("marker"), "").expect("write");
+    // Every way up leads to the same directory, also for who may chroot.
+    let script = "cd /etc/..; ls marker; ls /../marker /bin/../../marker; mkdir /c; chroot /c /../bin/true 2>/dev/null || echo none; \
+                  awk '$5 == \"/\"' /proc/self/mountinfo | wc -l";
+    assert_eq!(context.sh(&tree, script), ["marker", "/../marker", "/bin/../../marker", "none", "1"]);
+    if context.environment.ids == IdMapping::Root {
+        // Only what the sandbox mounts: 1 root, 10 of /dev, /proc with its parts, /sys with its parts, 2 of /etc.
+        let mounts = context.sh(&tree, "cut -d' ' -f5 /proc/self/mountinfo");
+        let known = ["/dev", "/proc", "/sys", "/etc/hosts", "/etc/resolv.conf"];
+        let strange: Vec<_> =
+            mounts.iter().filter(|path| *path != "/" && !known.iter().any(|known| path.starts_with(known))).collect();
+        assert!(strange.is_empty(), "{strange:?}");
+    }
+}
+
+pub(super) fn capabilities(context: &Context) {
+    let tree = context.tree();
+    let script = "grep -E '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t '";
+    assert_eq!(
+        context.sh(&tree, script),
+        [
+            "CapInh:0000000000000000",
+            "CapPrm:00000000a80425fb",
+            "CapEff:00000000a80425fb",
+            "CapBnd:00000000a80425fb",
+            "CapAmb:0000000000000000",
+            "NoNewPrivs:0",
+            "Seccomp:2",
+        ]
+    );
+    context.needs_ids();
+    let spec =
+        RunSpec { user: RunUser { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() }, ..shell(script) };
+    let lines = context.succeed(&tree, &spec);
+    assert_eq!(lines[1..4], ["CapPrm:0000000000000000", "CapEff:0000000000000000", "CapBnd:00000000a80425fb"]);
+}
+
+pub(super) fn system_calls_are_filtered(context: &Context) {
+    let tree = context.tree();
+    let script = "unshare -U true 2>/dev/null || echo user; mount -t tmpfs none /tmp 2>/dev/null || echo mount; \
+                  chroot / true && echo chroot";
+    assert_eq!(context.sh(&tree, script), ["user", "mount", "chroot"]);
+}
+
+pub(super) fn working_directory(context: &Context) {
+    let tree = context.tree();
+    let spec = RunSpec { cwd: "/new/work".into(), ..shell("pwd; touch here") };
+    assert_eq!(context.succeed(&tree, &spec), ["/new/work"]);
+    assert!(tree.path.join("new/work/here").exists());
+    let metadata = fs::metadata(tree.path.join("new")).expect("stat");
+    assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o755, 0));
+
+    symlink("/tmp", tree.path.join("link")).expect("link");
+    assert_eq!(context.succeed(&tree, &RunSpec { cwd: "/link/sub".into(), ..shell("pwd -P") }), ["/tmp/sub"]);
+
+    fs::write(tree.path.join("file"), "").expect("write");
+    let error =
+        context.try_run(&tree.rootfs, &RunSpec { cwd: "/file".into(), ..shell("true") }).expect_err("no directory");
+    assert!(matches!(&error, SandboxError::Setup { what, .. } if what.contains("/file")), "{error:?}");
+
+    context.needs_ids();
+    let user = RunUser { uid: 1000, gid: 50, groups: vec![50], home: "/".into() };
+    let spec = RunSpec { cwd: "/var/of/app".into(), user, ..shell("touch mine; stat -c '%u:%g %a' /var/of . mine") };
+    assert_eq!(context.succeed(&tree, &spec), ["1000:50 755", "1000:50 755", "1000:50 644"]);
+}
+
+pub(super) fn users_and_groups(context: &Context) {
+    let tree = context.tree();
+    let script = "echo $(id -u):$(id -g) $(id -G)";
+    let root = RunSpec { user: users::lookup(&tree.rootfs, "").expect("root"), ..shell(script) };
+    let lines = context.succeed(&tree, &root);
+    if context.environment.ids == IdMapping::Single {
+        assert!(lines[0].starts_with("0:0 0"), "{lines:?}");
+    } else {
+        assert_eq!(lines, ["0:0 0"]);
+    }
+    context.needs_ids();
+    for (user, expected) in
+        [("app", "1000:1000 1000 50"), ("1000", "1000:1000 1000 50"), ("app:extra", "1000:50 50"), ("7", "7:0 0")]
+    {
+        let spec = RunSpec { user: users::lookup(&tree.rootfs, user).expect(user), ..shell(script) };
+        assert_eq!(context.succeed(&tree, &spec), [expected], "{user}");
+    }
+    let app = RunSpec { user: users::lookup(&tree.rootfs, "app").expect("app"), ..shell("echo x > /root/denied") };
+    assert_eq!(context.try_run(&tree.rootfs, &app).expect("runs").status, ExitStatus::Code(1));
+    // It may use its own output by name, which belongs to somebody else otherwise.
+    let app = RunSpec { argv: shell("echo named > /dev/stdout; echo x > /tmp/mine").argv, ..app };
+    assert_eq!(context.succeed(&tree, &app), ["named"]);
+    assert_eq!(fs::metadata(tree.path.join("tmp/mine")).expect("stat").uid(), 1000);
+    context.sh(&tree, "chown 1000:50 /etc/group && stat -c %u:%g /etc/group");
+}
+
+pub(super) fn ids_that_do_not_exist(context: &Context) {
+    let tree = context.tree();
+    let user = |uid| RunUser { uid, gid: 0, groups: vec![0], home: "/".into() };
+    match context.environment.ids {
+        IdMapping::Single => {
+            let error =
+                context.try_run(&tree.rootfs, &RunSpec { user: user(1000), ..shell("true") }).expect_err("no id");
+            assert!(matches!(error, SandboxError::NoSuchId { id: 1000 }), "{error:?}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("/etc/subuid")), "{error:?}");
+            assert!(context.environment.failed_run_hint().is_some_and(|hint| hint.contains("add-subuids")));
+            ends(context, "chown 1000 /tmp", ExitStatus::Code(1));
+            // Supplementary groups cannot be had, and must not stand in the way: Alpine's root has ten.
+            let user = RunUser { groups: vec![0, 10, 20], ..user(0) };
+            context.succeed(&tree, &RunSpec { user, ..shell("true") });
+        }
+        IdMapping::Subordinate => {
+            let error =
+                context.try_run(&tree.rootfs, &RunSpec { user: user(99_999), ..shell("true") }).expect_err("no id");
+            assert!(matches!(error, SandboxError::NoSuchId { id: 99_999 }), "{error:?}");
+        }
+        _ => {
+            let outcome = context.try_run(&tree.rootfs, &RunSpec { user: user(4_000_000_000), ..shell("id -u") });
+            assert_eq!(outcome.expect("runs").stdout, ["4000000000"]);
+        }
+    }
+}
+
+pub(super) fn setuid_programs(context: &Context) {
+    context.needs_ids();
+    let tree = context.tree();
+    // `su` of busybox says so when it does not have root's rights at its start. Not from the shell, which would not exec it.
+    fs::remove_file(tree.path.join("bin/su")).expect("remove the link");
+    fs::copy(tree.path.join("bin/busybox"), tree.path.join("bin/su")).expect("copy");
+    let complains = |mode| {
+        fs::set_permissions(tree.path.join("bin/su"), fs::Permissions::from_mode(mode)).expect("chmod");
+        let user = RunUser { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() };
+        let outcome =
+            context.try_run(&tree.rootfs, &RunSpec { user, ..command(&["/bin/su", "-c", "true"]) }).expect("runs");
+        assert_eq!(outcome.status, ExitStatus::Code(1), "no password is given: {outcome:?}");
+        outcome.stderr.iter().any(|line| line.contains("must be suid"))
+    };
+    assert!(complains(0o755));
+    assert!(!complains(0o4755));
+}
+
+pub(super) fn device_nodes(context: &Context) {
+    let tree = context.tree();
+    let made = context.try_run(&tree.rootfs, &shell("mkfifo /pipe && mknod /null c 1 3")).expect("runs");
+    let expected = if context.environment.ids == IdMapping::Root { 0 } else { 1 };
+    assert_eq!(made.status, ExitStatus::Code(expected), "{made:?}");
+    assert!(tree.path.join("pipe").exists());
+}
+
+pub(super) fn no_network(context: &Context) {
+    let tree = context.tree();
+    let script = "ls /sys/class/net; ip -o addr show up | grep -c 'inet 127.0.0.1/8'";
+    let spec = RunSpec { no_network: true, ..shell(script) };
+    let outcome = context.try_run(&tree.rootfs, &spec).expect("runs");
+    assert_eq!(outcome.stdout.last().map(String::as_str), Some("1"), "{outcome:?}");
+    assert_eq!(outcome.stdout.first().map(String::as_str), Some("lo"), "{outcome:?}");
+}
+
+pub(super) fn limits(context: &Context) {
+    let tree = context.tree();
+    let spec = RunSpec {
+        ulimits: vec![("nofile".into(), 64, 128), ("core".into(), 0, 0)],
+        ..shell("ulimit -Sn; ulimit -Hn; ulimit -c")
+    };
+    assert_eq!(context.succeed(&tree, &spec), ["64", "128", "0"]);
+    let spec = RunSpec { ulimits: vec![("bogus".into(), 1, 1)], ..shell("true") };
+    let error = context.try_run(&tree.rootfs, &spec).expect_err("no such limit");
+    assert!(matches!(&error, SandboxError::UnknownLimit { name } if name == "bogus"), "{error:?}");
+    let spec = RunSpec { ulimits: vec![("nofile".into(), 2, 1)], ..shell("true") };
+    let error = context.try_run(&tree.rootfs, &spec).expect_err("soft above hard");
+    assert!(matches!(&error, SandboxError::Setup { what, .. } if what.contains("nofile to 2:1")), "{error:?}");
+}
+
+pub(super) fn no_descriptors_leak(context: &Context) {
+    let tree = context.tree();
+    context.sh(&tree, "true");
+    let open = || fs::read_dir("/proc/self/fd").expect("list").count();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("read").lines().count();
+    let before = (open(), mounts());
+    for _ in 0..3 {
+        context.sh(&tree, "true");
+        refuses(context, &tree, &["/no/such/program"], ENOENT);
+    }
+    assert_eq!((open(), mounts()), before);
+}
+
+pub(super) fn insecure(context: &Context) {
+    let tree = context.tree();
+    let spec = RunSpec {
+        insecure: true,
+        ..shell("mount -t tmpfs none /tmp && echo x > /tmp/f && grep ^Seccomp: /proc/self/status")
+    };
+    let lines = context.succeed(&tree, &spec);
+    assert_eq!(lines, ["Seccomp:\t0"]);
+    assert!(!tree.path.join("tmp/f").exists());
+}
