@@ -7,7 +7,7 @@
 //! - whiteouts that hide nothing go, because overlayfs shows them in directories that only one layer has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::attributes::{Handle, Target};
 use super::overlay::{Marks, is_opaque, is_whiteout, make_whiteout};
-use super::resolve::PLACE;
+use super::resolve::{MAX_LINKS, PLACE};
 use super::unpack::{EntryProblem, Pending, PendingLink, UnpackError};
 use super::{Attributes, FileKind, ListError, Metadata, NewFile, Rootfs};
 
@@ -125,14 +125,12 @@ impl Fixer<'_> {
             if self.below(&path)?.is_none_or(|found| found.kind != FileKind::Symlink) {
                 continue;
             }
-            let Some(lower) = self.lower else { continue };
-            let absolute = Path::new("/").join(&path);
-            let target = lower.resolve(&absolute, true).map_err(|_| parent_problem(&path))?;
-            let target = relative(&target).to_owned();
             let opaque = is_opaque(self.layer, &path, self.marks).map_err(fail(&path))?;
             // Out of the way first: the link may lead to where the directory itself is.
             let aside = Path::new(ASIDE);
             self.keeping_time(path.parent().unwrap_or(Path::new("")), |fixer| fixer.rename(&path, aside))?;
+            self.seen_below.clear();
+            let target = self.resolve(&path)?;
             self.make_parents(&target, true)?;
             let described = self.move_content(&path, &target)?;
             self.unlink(aside, true)?;
@@ -159,6 +157,49 @@ impl Fixer<'_> {
             left = self.pending.implied.range(PathBuf::new()..).cloned().collect();
         }
         Ok(())
+    }
+
+    /// Follows all links of a path in what the layer shows together with those below it. What does not exist is taken
+    /// literally.
+    fn resolve(&mut self, path: &Path) -> Result<PathBuf, UnpackError> {
+        let names = |path: &Path| -> Vec<OsString> {
+            path.components().rev().map(|component| component.as_os_str().to_owned()).collect()
+        };
+        let mut plain = PathBuf::new();
+        let mut left = names(path);
+        let mut links = 0;
+        while let Some(name) = left.pop() {
+            match name.as_encoded_bytes() {
+                b"/" => plain = PathBuf::new(),
+                b"." => {}
+                b".." => {
+                    plain.pop();
+                }
+                _ => {
+                    let next = plain.join(&name);
+                    let here = lookup(self.layer, &next).map_err(fail(&next))?;
+                    let (rootfs, found) = match here {
+                        Some(found) if is_whiteout(found.kind, found.device) => (self.layer, None),
+                        Some(found) => (self.layer, Some(found)),
+                        None => (self.lower.unwrap_or(self.layer), self.below(&next)?),
+                    };
+                    match found.map(|found| found.kind) {
+                        Some(FileKind::Symlink) => {
+                            links += 1;
+                            if links > MAX_LINKS {
+                                return Err(parent_problem(path));
+                            }
+                            left.extend(names(&rootfs.read_link(&Path::new("/").join(&next)).map_err(fail(&next))?));
+                        }
+                        Some(FileKind::Directory) | None => plain = next,
+                        // A directory takes its place, as where no link is involved.
+                        Some(_) if left.is_empty() => plain = next,
+                        Some(_) => return Err(parent_problem(path)),
+                    }
+                }
+            }
+        }
+        Ok(plain)
     }
 
     /// Makes the missing ones of a plain path's directories, the last one too if `whole`.
@@ -245,9 +286,22 @@ impl Fixer<'_> {
                         emptied.push(old);
                         left.push(rest.join(&name));
                     }
-                    Some(_) => {
+                    Some(found) => {
+                        let moved = lookup(self.layer, &old).map_err(fail(&old))?;
+                        if moved.is_some_and(|moved| is_whiteout(moved.kind, moved.device)) {
+                            // What this layer brings stays, what lies below goes.
+                            self.unlink(&old, false)?;
+                            if found.kind == FileKind::Directory {
+                                self.pending.implied.remove(&new);
+                                self.set_opaque(&new)?;
+                            }
+                            continue;
+                        }
                         self.layer.remove(&Path::new("/").join(&new)).map_err(fail(&new))?;
                         self.rename(&old, &new)?;
+                        if is_whiteout(found.kind, found.device) && kind == FileKind::Directory {
+                            self.set_opaque(&new)?;
+                        }
                     }
                     None => self.rename(&old, &new)?,
                 }
@@ -347,13 +401,8 @@ impl Fixer<'_> {
         let problem = |problem| UnpackError::Entry { entry: path.to_owned(), problem };
         let missing = || problem(EntryProblem::LinkTarget(target.to_owned()));
         let (Some(name), Some(lower)) = (target.file_name(), self.lower) else { return Err(missing()) };
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        let resolve = |rootfs: &Rootfs, path: &Path| match rootfs.resolve(path, true) {
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(missing()),
-            other => other.map_err(fail(target)),
-        };
-        let place = resolve(lower, &resolve(self.layer, parent)?)?;
-        let plain = relative(&place).join(name);
+        let parent = self.resolve(relative(target).parent().unwrap_or(Path::new("")))?;
+        let plain = join(&parent, Path::new(name));
         let here = lookup(self.layer, &plain).map_err(fail(&plain))?;
         if let Some(found) = here.filter(|found| !is_whiteout(found.kind, found.device)) {
             // Found only now because a link of a lower layer led there. By its plain name it would have been found when
@@ -381,7 +430,9 @@ impl Fixer<'_> {
 
     fn drop_idle_whiteouts(&mut self) -> Result<(), UnpackError> {
         for path in std::mem::take(&mut self.pending.whiteouts) {
-            if self.below(&path)?.is_none() {
+            let here = lookup(self.layer, &path).map_err(fail(&path))?;
+            let is_there = here.is_some_and(|found| is_whiteout(found.kind, found.device));
+            if is_there && self.below(&path)?.is_none() {
                 let parent = path.parent().unwrap_or(Path::new("")).to_owned();
                 self.keeping_time(&parent, |fixer| fixer.unlink(&path, false))?;
             }

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 /// Symbolic links followed in one resolution (path_resolution(7)).
-const MAX_LINKS: u32 = 40;
+pub(super) const MAX_LINKS: u32 = 40;
 
 /// How often a resolution by the kernel is tried again when a rename elsewhere made it unsure (openat2(2), `EAGAIN`).
 const MAX_RETRIES: u32 = 64;

@@ -218,7 +218,8 @@ pub(super) fn describe(rootfs: &Rootfs) -> Vec<String> {
     listing.iter().map(line).collect()
 }
 
-/// Everything that an image can tell of a tree: also modes, owners, times, attributes and which names share a file.
+/// Everything that an image can tell of a tree: also modes, owners, times, attributes and which names share a file
+/// (overlayfs counts links that upper layers hide, so their number is not told).
 pub(super) fn describe_fully(rootfs: &Rootfs) -> Vec<String> {
     let listing = rootfs.list().unwrap();
     let mut inodes = BTreeMap::new();
@@ -228,9 +229,8 @@ pub(super) fn describe_fully(rootfs: &Rootfs) -> Vec<String> {
         .map(|(line, file)| {
             let metadata = file.metadata;
             let first = inodes.entry(metadata.inode).or_insert_with(|| file.path.to_owned()).clone();
-            let links = if metadata.kind == FileKind::Directory { 0 } else { metadata.links };
             format!(
-                "{line} {:o} {}:{} {:?} {links} {} {:?}",
+                "{line} {:o} {}:{} {:?} {} {:?}",
                 metadata.mode,
                 metadata.uid,
                 metadata.gid,

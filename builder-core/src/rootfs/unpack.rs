@@ -94,7 +94,7 @@ pub(super) enum UnpackError {
 /// What a layer unpacked alone could not know about the layers below it.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    /// Directories that no entry described.
+    /// Directories that no entry described, made or found.
     pub implied: BTreeSet<PathBuf>,
     /// Whiteouts that were made.
     pub whiteouts: BTreeSet<PathBuf>,
@@ -480,7 +480,10 @@ impl<'a> Unpacker<'a> {
             Whiteouts::Apply => match found {
                 None => Ok(()),
                 Some(_) if !self.brought.contains(&hash(&path)) => self.vacate(&dir, name, &path),
-                Some(found) if found.kind == FileKind::Directory => self.remove_lower(path),
+                Some(found) if found.kind == FileKind::Directory => {
+                    self.renew(&dir, name, &path)?;
+                    self.remove_lower(path)
+                }
                 Some(_) => Ok(()),
             },
             Whiteouts::Keep(_) => match found {
@@ -525,6 +528,21 @@ impl<'a> Unpacker<'a> {
         }
     }
 
+    /// Makes a directory that no entry describes as if it were new, because what lower layers had there is hidden.
+    fn renew(&mut self, dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), UnpackError> {
+        if !self.pending.implied.contains(path) {
+            return Ok(());
+        }
+        let renew = || {
+            let handle = Handle::entry(dir, name, FileKind::Directory)?;
+            self.rootfs.retain_xattrs(handle.target(), &[])?;
+            self.rootfs.apply(handle.target(), FileKind::Directory, &implied_attributes(), Existing::Changed)
+        };
+        renew().map_err(|error| entry_error(path, None, error))?;
+        self.times.insert(path.to_owned(), (0, 0));
+        Ok(())
+    }
+
     /// Removes all in a directory that this layer did not bring.
     fn remove_lower(&mut self, top: PathBuf) -> Result<(), UnpackError> {
         let mut left = vec![top];
@@ -536,6 +554,7 @@ impl<'a> Unpacker<'a> {
                 if !self.brought.contains(&hash(&below)) {
                     self.vacate(&dir, &name, &below)?;
                 } else if kind == FileKind::Directory {
+                    self.renew(&dir, &name, &below)?;
                     left.push(below);
                 }
             }
@@ -616,6 +635,9 @@ impl<'a> Unpacker<'a> {
                 let found = stat(&fd, path)?;
                 // Who adds an entry changes the time, which the layer did not ask for.
                 self.times.entry(path.to_owned()).or_insert(found.mtime);
+                if !self.brought.contains(&hash(path)) {
+                    self.pending.implied.insert(path.to_owned());
+                }
                 return Ok(Some((fd, is_setgid(&found))));
             }
             Err(Errno::NOENT) => {}
@@ -626,10 +648,9 @@ impl<'a> Unpacker<'a> {
             }
             Err(error) => return Err(fail(error)),
         }
-        let attributes = Attributes { owner: Some((0, 0)), mode: Some(0o755), ..Attributes::default() };
-        let hides = self.directory(dir, name, path, &attributes)?;
+        let hides = self.directory(dir, name, path, &implied_attributes())?;
         self.times.insert(path.to_owned(), (0, 0));
-        if matches!(self.whiteouts, Whiteouts::Keep(_)) && !hides {
+        if !hides {
             self.pending.implied.insert(path.to_owned());
         }
         let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(fail)?;
@@ -690,6 +711,11 @@ fn entry_error(path: &Path, owner: Option<(u32, u32)>, source: io::Error) -> Unp
         }
         _ => UnpackError::Io { path: entry, source },
     }
+}
+
+/// Of a directory that no entry describes.
+fn implied_attributes() -> Attributes {
+    Attributes { owner: Some((0, 0)), mode: Some(0o755), ..Attributes::default() }
 }
 
 fn stat(fd: &OwnedFd, path: &Path) -> Result<Stat, UnpackError> {
