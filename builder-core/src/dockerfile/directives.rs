@@ -12,7 +12,8 @@ use super::source::{Span, Spanned};
 /// Blanks as regular expressions know them.
 const BLANKS: [char; 5] = [' ', '\t', '\n', '\r', '\u{c}'];
 
-const KEYS: [&str; 3] = ["syntax", "escape", "check"];
+/// The directives that exist.
+pub(super) const KEYS: [&str; 3] = ["syntax", "escape", "check"];
 
 /// A directive: its key, and its value with the place of the value in the text behind the comment sign.
 struct Found<'a> {

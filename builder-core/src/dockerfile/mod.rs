@@ -37,3 +37,4 @@ pub use instruction::*;
 pub use parse::{parse, parse_trigger, read};
 pub use quote::Quoted;
 pub use source::{LineRange, Source, Span, Spanned};
+pub use typed::{directives as directive_names, instructions as instruction_names};

@@ -42,12 +42,36 @@ const ADD_FLAGS: [(&str, FlagType); 7] = [
     ("exclude", FlagType::Texts),
 ];
 
+const FROM_FLAGS: [(&str, FlagType); 1] = [("platform", FlagType::Text)];
+
 const RUN_FLAGS: [(&str, FlagType); 4] = [
     ("mount", FlagType::Texts),
     ("network", FlagType::Text),
     ("security", FlagType::Text),
     ("device", FlagType::Texts),
 ];
+
+/// The flags that an instruction takes.
+fn flags_of(keyword: Keyword) -> &'static [(&'static str, FlagType)] {
+    match keyword {
+        Keyword::Add => &ADD_FLAGS,
+        Keyword::Copy => &COPY_FLAGS,
+        Keyword::From => &FROM_FLAGS,
+        Keyword::Healthcheck => &HEALTHCHECK_FLAGS,
+        Keyword::Run => &RUN_FLAGS,
+        _ => &[],
+    }
+}
+
+/// Every instruction in upper case with the names of its flags, as the parser knows them; documentation is tested with it.
+pub fn instructions() -> impl Iterator<Item = (&'static str, impl Iterator<Item = &'static str>)> {
+    Keyword::ALL.into_iter().map(|keyword| (keyword.name(), flags_of(keyword).iter().map(|(flag, _)| *flag)))
+}
+
+/// The parser directives, as the parser knows them; documentation is tested with it.
+pub fn directives() -> impl Iterator<Item = &'static str> {
+    super::directives::KEYS.into_iter()
+}
 
 /// The shortest duration of `HEALTHCHECK` other than 0, in nanoseconds.
 const SHORTEST_DURATION: i64 = 1_000_000;
@@ -199,7 +223,7 @@ impl Typer<'_> {
             }
             None => None,
         };
-        let flags = Flags::check(&self.command.flags, &[("platform", FlagType::Text)])?;
+        let flags = Flags::check(&self.command.flags, &FROM_FLAGS)?;
         let platform = self.flag_word(&flags, "platform");
         Ok(InstructionKind::From(From { base: words.remove(0), platform, name }))
     }

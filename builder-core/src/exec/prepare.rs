@@ -19,6 +19,18 @@ use crate::registry::{Credentials, Registry};
 use crate::source::{ResolvedImage, SourceError, Sources};
 use crate::store::Store;
 
+/// Build arguments that steer something of BuildKit which is not here, and what the user is told.
+const ARGUMENTS_WITHOUT_EFFECT: [(&str, &str); 2] = [
+    (
+        "BUILDKIT_INLINE_CACHE",
+        "BUILDKIT_INLINE_CACHE: the image carries no cache records; the work directory keeps the steps",
+    ),
+    (
+        "BUILDKIT_BUILD_NAME",
+        "BUILDKIT_BUILD_NAME: builds have no names here; the report and the digest tell them apart",
+    ),
+];
+
 /// A build that is planned and not begun.
 #[derive(Debug)]
 pub struct Prepared {
@@ -47,12 +59,19 @@ pub struct PlatformPlan {
 /// # Errors
 /// [`BuildError`] for everything that can be known before the first step.
 pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<Prepared, BuildError> {
+    request.check_outputs()?;
     let store = Store::open(&request.work_dir)?;
     let client = http::Client::new(request.client.clone());
     let credentials = Credentials::new(request.credentials.clone());
     let sources = Sources::new(Registry::new(client.clone(), credentials, request.registry.clone()), store.clone());
     let mut opened = inputs::open(request, &client, cancel)?;
     let dockerfile = parse(&opened, observer)?;
+
+    for (argument, told) in ARGUMENTS_WITHOUT_EFFECT {
+        if request.plan.build_args.contains_key(argument) {
+            observer.event(Event::Notice { message: told });
+        }
+    }
 
     let mut plans = Vec::new();
     for platform in platforms(request) {

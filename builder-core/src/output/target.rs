@@ -249,6 +249,11 @@ fn keys_of(exporter: &str) -> Vec<&'static str> {
 }
 
 impl Target {
+    /// Every `type=` with its keys, as the reader knows them; documentation is tested with it.
+    pub fn words() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+        TYPES.iter().map(|exporter| (*exporter, keys_of(exporter)))
+    }
+
     /// An output without options.
     pub fn new(exporter: Exporter) -> Self {
         Self {

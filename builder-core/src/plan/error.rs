@@ -180,11 +180,17 @@ pub enum PlanErrorKind {
         /// What was given.
         value: String,
     },
-    /// A build argument that BuildKit refuses.
+    /// `# syntax=` names a frontend that reads another language.
+    #[error("frontend {reference} is not available: slipway reads the language of docker/dockerfile itself")]
+    Frontend {
+        /// As written.
+        reference: String,
+    },
+    /// A build argument that cannot be followed.
     #[error("build argument {name} is not supported")]
     BuildArg {
         /// Its name.
-        name: &'static str,
+        name: String,
     },
 }
 
@@ -239,6 +245,10 @@ impl Hint for PlanErrorKind {
             }
             Self::CopyUrl | Self::CopyGit => "use ADD".to_owned(),
             Self::NotAllowed { entitlement } => format!("allow it with `--allow {entitlement}`"),
+            Self::Frontend { .. } => {
+                "remove the line if the file needs no more than that; a frontend image is a program for BuildKit"
+                    .to_owned()
+            }
             Self::EpochSource { .. } => "give SOURCE_DATE_EPOCH as seconds since 1970".to_owned(),
             _ => return None,
         })

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! # Limitations
-//! `# syntax=` chooses nothing: there is one frontend, this one, without the labs features (`RUN --device`).
+//! There is one frontend, this one, without the labs features (`RUN --device`); `# syntax=` of another one is refused.
 //! `SOURCE_DATE_EPOCH` takes seconds; the forms that name a stage or a remote context are errors, and `context` counts as a
 //! local one, which means unset (checklist X-11). Windows paths are not understood.
 //!
@@ -40,7 +40,7 @@ mod types;
 pub use chmod::ChmodError;
 pub use error::{PlanError, PlanErrorKind};
 pub use lower::{Checked, check, lower};
-pub use mount::{MountError, bytes as parse_bytes};
+pub use mount::{MountError, bytes as parse_bytes, mount_words};
 pub use outline::{Origin, Outline, StageBase, StageOutline, outline};
 pub use port::PortError;
 pub use types::*;

@@ -140,6 +140,11 @@ const KEYS: [&str; 19] = [
     "env",
 ];
 
+/// Every type of mount and every key, as the planner knows them; documentation is tested with it.
+pub fn mount_words() -> impl Iterator<Item = &'static str> {
+    TYPES.into_iter().map(|(name, _)| name).chain(SHARINGS.into_iter().map(|(name, _)| name)).chain(KEYS)
+}
+
 impl MountType {
     pub(super) fn name(self) -> &'static str {
         TYPES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)

@@ -160,8 +160,14 @@ fn build(
     checks: &lint::Config,
     findings: &mut Vec<Finding>,
 ) -> Result<Outline, PlanError> {
-    if options.build_args.contains_key("BUILDKIT_DISABLE_FILEOP") {
-        return Err(PlanError::new(PlanErrorKind::BuildArg { name: "BUILDKIT_DISABLE_FILEOP" }));
+    frontend(dockerfile, options)?;
+    // BuildKit refuses the first, too; a result without the attestations that were asked for would be a lie.
+    let refused = options.build_args.iter().find(|(name, value)| {
+        *name == "BUILDKIT_DISABLE_FILEOP"
+            || name.starts_with("BUILDKIT_ATTEST_") && !matches!(value.as_str(), "" | "false")
+    });
+    if let Some((name, _)) = refused {
+        return Err(PlanError::new(PlanErrorKind::BuildArg { name: name.clone() }));
     }
     let froms: Vec<(usize, &From)> = dockerfile
         .instructions
@@ -249,6 +255,24 @@ fn build(
     (outline.images, outline.contexts) = needs(&outline, &outline.reachable);
     outline.findings = std::mem::take(findings);
     Ok(outline)
+}
+
+/// There is one frontend (checklist P-05): any image called `dockerfile`, or `dockerfile-upstream`, wherever it is mirrored,
+/// means the language that is read here.
+fn frontend(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<(), PlanError> {
+    let argument = options.build_args.get("BUILDKIT_SYNTAX").filter(|value| !value.is_empty());
+    let directive = dockerfile.directives.syntax.as_ref();
+    let Some(value) = argument.or(directive.map(|syntax| &syntax.node)) else { return Ok(()) };
+    let reference = value.split_whitespace().next().unwrap_or_default();
+    let name = reference.split('@').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
+    if matches!(name.split(':').next(), Some("dockerfile" | "dockerfile-upstream" | "dockerfile.v0")) {
+        return Ok(());
+    }
+    let kind = PlanErrorKind::Frontend { reference: reference.to_owned() };
+    Err(match directive.filter(|_| argument.is_none()) {
+        Some(syntax) => PlanError::at(kind, dockerfile.source.lines(&syntax.span), &syntax.span),
+        None => PlanError::new(kind),
+    })
 }
 
 /// Lines and span of an instruction.
