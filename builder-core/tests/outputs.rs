@@ -90,7 +90,13 @@ impl Fixture {
     }
 
     fn export<'a>(&'a self, names: &'a [Reference]) -> Export<'a> {
-        Export { images: std::slice::from_ref(&self.image), index: None, names, created: Some("2020-01-01T00:00:00Z") }
+        Export {
+            images: std::slice::from_ref(&self.image),
+            index: None,
+            names,
+            created: Some("2020-01-01T00:00:00Z"),
+            annotations: &[],
+        }
     }
 }
 
@@ -265,7 +271,7 @@ fn several_platforms_need_an_index() {
     let f = Fixture::new();
     let images = [f.image.clone(), image_of(f.image.layers.clone(), "linux/arm64")];
     let index = index(&images);
-    let export = Export { images: &images, index: Some(&index), names: &[], created: None };
+    let export = Export { images: &images, index: Some(&index), names: &[], created: None, annotations: &[] };
     let dest = f.path("layout");
     output::oci_directory(&export, &f.store, &dest, &Cancel::default(), &Silent).expect("written");
     let entries = layout_index(&dest).manifests;
@@ -337,7 +343,7 @@ fn a_push_of_an_index_sets_manifests_by_digest_first() {
     let images = [f.image.clone(), image_of(f.image.layers.clone(), "linux/arm64")];
     let index = index(&images);
     let names = names(&[&format!("{}/a:1", registry.host())]);
-    let export = Export { images: &images, index: Some(&index), names: &names, created: None };
+    let export = Export { images: &images, index: Some(&index), names: &names, created: None, annotations: &[] };
     let pusher = Pusher::new(bench.sources.registry(), &f.store, Limits::default(), &Silent);
     let published = pusher.publish(&export, false, &Cancel::default()).expect("pushed");
     assert_eq!(published[0].1, BlobDigest(Sha256::of(&index.bytes)));

@@ -10,6 +10,7 @@ use crate::context::Files;
 use crate::copy::{self, ResolvedCopy};
 use crate::layer::{self, LayerOptions};
 use crate::oci::{ChainId, Sha256, canonical_json};
+use crate::plan::key::WHOLE;
 use crate::plan::{CopyAction, CopySource, FileSource, Stage};
 use crate::rootfs::{LayerRef, Rootfs};
 use crate::snapshot;
@@ -97,9 +98,6 @@ fn record(resolved: &ResolvedCopy) -> InputRecord {
     }
 }
 
-/// Name of the hash over all sources of a COPY: files have names of their own, so that a miss can name the one that changed.
-const WHOLE: &str = "sources";
-
 impl Inputs {
     pub(super) fn from_record(record: &InputRecord) -> Self {
         let named = record.items.iter().map(|(path, hash)| (path.as_str(), hash.as_str()));
@@ -141,7 +139,8 @@ pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) ->
     let action = whole(FileSource::NamedContext(name.to_owned()), "/", "/");
     let prepared = Prepared::new(shared, &action)?;
     let inputs = prepared.inputs()?;
-    let key = Sha256::of(format!("context as base {:?}", inputs.items).as_bytes());
+    let clamp = shared.request.clamp_mtime(shared.plan);
+    let key = Sha256::of(format!("context as base {:?} {clamp:?}", inputs.items).as_bytes());
     if let Some(record) = shared.cache.step(key) {
         if shared.store.size(record.layer.blob.digest).is_some() {
             return Ok(LayerRef { diff_id: record.layer.diff_id, blob: record.layer.blob });
@@ -154,7 +153,7 @@ pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) ->
     let options = LayerOptions {
         compression: shared.request.layer_compression(),
         docker_media_types: shared.request.docker_media_types(),
-        clamp_mtime: shared.request.clamp_mtime(shared.plan),
+        clamp_mtime: clamp,
     };
     let limits = &shared.request.limits;
     let layer = layer::write(&changes, step.rootfs(), shared.store, &options, limits, &shared.cancel, &|_| {})?;

@@ -8,6 +8,7 @@ use crate::copy::CopyError;
 use crate::dockerfile::{LineRange, ParseErrors};
 use crate::hint::Hint;
 use crate::layer::LayerError;
+use crate::oci::Platform;
 use crate::output::OutputError;
 use crate::plan::{PlanError, Stage, Step};
 use crate::rootfs::TreeError;
@@ -70,6 +71,8 @@ pub enum BuildError {
         argv: Vec<String>,
         /// 126 or 127, as a shell would say.
         code: i32,
+        /// The platform that the program was made for, if this machine cannot run it.
+        foreign: Option<Box<Platform>>,
         /// Why.
         #[source]
         source: SandboxError,
@@ -116,6 +119,29 @@ pub enum BuildError {
         id: String,
         /// Why.
         source: io::Error,
+    },
+    /// An ssh agent cannot be offered to a RUN.
+    #[error("cannot forward ssh agent `{id}`")]
+    SshForward {
+        /// Its id.
+        id: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Outputs that want different images.
+    #[error("outputs cannot differ in {option}: all are made from one image")]
+    OutputsDiffer {
+        /// In what.
+        option: &'static str,
+    },
+    /// Annotations of an index, and there is none (checklist X-09).
+    #[error("index annotations not supported for single platform export")]
+    NoIndex,
+    /// Annotations for a platform that is not built (checklist X-09).
+    #[error("invalid annotation: no platform {platform} found in source")]
+    AnnotationPlatform {
+        /// Which.
+        platform: Box<Platform>,
     },
     /// A bind mount's source does not exist.
     #[error("failed to calculate checksum of ref: \"{path}\": not found")]
@@ -294,6 +320,14 @@ impl Hint for BuildError {
             Self::Copy(error) => error.hint(),
             Self::Base { suggestion: Some(name), .. } => Some(format!("did you mean {name}?")),
             Self::Base { source, .. } => source.hint(),
+            Self::NotExecutable { foreign: Some(platform), .. } => Some(format!(
+                "this machine has no interpreter for programs of {platform}: register one with binfmt_misc, such as \
+                 QEMU's, or cross-compile in a stage that begins with `FROM --platform=$BUILDPLATFORM`"
+            )),
+            Self::OutputsDiffer { .. } => {
+                Some("build once for each: the second build takes all steps from the cache".to_owned())
+            }
+            Self::NoIndex => Some("build several platforms, or give --build-arg BUILDKIT_MULTI_PLATFORM=1".to_owned()),
             Self::Sandbox(error) | Self::NotExecutable { source: error, .. } => error.hint(),
             Self::Output(error) => error.hint(),
             Self::Input(error) => error.hint(),

@@ -49,6 +49,10 @@ pub(super) fn build_prepared(
         IdMapping::Single | IdMapping::None => Ownership::Recorded,
         _ => Ownership::Real,
     };
+    request.check_annotations(&prepared.plans.iter().map(|planned| &planned.plan.platform).collect::<Vec<_>>())?;
+    if request.docker_media_types() && request.outputs.iter().any(|output| !output.annotations.is_empty()) {
+        observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
+    }
     let trees = Trees::open(&request.work_dir, request.tree_mode, ownership)?;
     let cache = StepCache::open(&request.work_dir)
         .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
@@ -203,9 +207,7 @@ fn write_outputs(
     observer: &Arc<dyn Observer>,
     cancel: &Cancel,
 ) -> Result<Descriptor, BuildError> {
-    let multi =
-        request.plan.build_args.get("BUILDKIT_MULTI_PLATFORM").is_some_and(|value| value == "1" || value == "true");
-    let index = if images.len() > 1 || multi {
+    let index = if request.wants_index() {
         let host = Platform::host();
         let on_index = wanted_annotations(request, AnnotationLevel::Index, &host);
         let descriptors = images
@@ -223,18 +225,31 @@ fn write_outputs(
     } else {
         None
     };
+    let of_entry: Vec<(String, String)> = match images {
+        [image] if index.is_none() => {
+            wanted_annotations(request, AnnotationLevel::ManifestDescriptor, &image.platform).into_iter().collect()
+        }
+        _ => Vec::new(),
+    };
     let created = images.first().and_then(|image| {
         let config = image.parsed_config().ok()?;
         config.raw().get("created")?.as_str().map(str::to_owned)
     });
     let export = |names: &[Reference]| -> Result<Descriptor, BuildError> {
-        let export = Export { images, index: index.as_ref(), names, created: created.as_deref() };
+        let export =
+            Export { images, index: index.as_ref(), names, created: created.as_deref(), annotations: &of_entry };
         export.root().ok_or(BuildError::Output(OutputError::NoImage))
     };
     let root = export(&[])?;
     for target in &request.outputs {
         let names: Vec<Reference> = request.tags.iter().chain(&target.names).cloned().collect();
-        let export = Export { images, index: index.as_ref(), names: &names, created: created.as_deref() };
+        let export = Export {
+            images,
+            index: index.as_ref(),
+            names: &names,
+            created: created.as_deref(),
+            annotations: &of_entry,
+        };
         let files: Vec<PlatformFiles<'_>> =
             roots.iter().map(|(platform, rootfs, _)| PlatformFiles { platform, rootfs }).collect();
         let epoch = target.source_date_epoch.unwrap_or(prepared.plans.first().and_then(|p| p.plan.source_date_epoch));

@@ -23,6 +23,7 @@ mod report;
 mod request;
 mod running;
 mod shared;
+mod ssh;
 mod stage;
 
 pub use error::{BuildError, ErrorClass};

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use super::BuildError;
 use super::copying::{self, Prepared};
 use super::running::is_context;
 use super::shared::{Shared, SourceTree};
+use super::ssh::SshForward;
 use crate::oci::{Sha256, canonical_json};
 use crate::plan::{FileSource, Mount, MountKind, Sharing};
 use crate::rootfs::{Attributes, LayerRef, NewFile, Rootfs, TreeStep};
@@ -30,6 +32,7 @@ pub(super) struct Held {
     locks: Vec<File>,
     roots: Vec<Rootfs>,
     sources: Vec<SourceTree>,
+    agents: Vec<SshForward>,
 }
 
 /// One mount, ready.
@@ -105,19 +108,28 @@ pub(super) fn prepare(
             });
             Ok(PreparedMount { mount, env: variable })
         }
-        MountKind::Ssh { id, required, .. } => {
-            let socket = shared.request.ssh.get(id);
-            if socket.is_none() && *required {
+        MountKind::Ssh { id, required, mode, uid, gid } => {
+            let agent = shared.request.ssh.get(id);
+            if agent.is_none() && *required {
                 return Err(BuildError::SshMissing { id: id.clone() });
             }
+            let forward = agent
+                .map(|agent| SshForward::start(agent, &shared.store.temp_dir(), *mode, (*uid, *gid)))
+                .transpose()
+                .map_err(|source| BuildError::SshForward { id: id.clone(), source })?;
+            let socket = forward.as_ref().map(|forward| forward.socket().to_owned());
+            held.agents.extend(forward);
             // BuildKit sets the variable even where it has no agent to forward.
             Ok(PreparedMount {
-                mount: socket.map(|socket| sandbox_mount(MountSource::Host(socket.clone()))),
+                mount: socket.map(|socket| sandbox_mount(MountSource::Host(socket))),
                 env: Some(("SSH_AUTH_SOCK".to_owned(), OsString::from(&mount.target))),
             })
         }
     }
 }
+
+/// How long a RUN waits before it looks again whether a cache is free.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Where a context's files stand in the throw-away tree that a mount shows.
 const CONTEXT_COPY: &str = "/context";
@@ -180,14 +192,24 @@ impl CacheMounts {
             fs::create_dir_all(&directory).map_err(failed)?;
             let lock = File::create(directory.join("lock")).map_err(failed)?;
             let operation = match sharing {
-                Sharing::Shared => FlockOperation::LockShared,
-                Sharing::Private => FlockOperation::NonBlockingLockExclusive,
-                Sharing::Locked => FlockOperation::LockExclusive,
+                Sharing::Shared => FlockOperation::NonBlockingLockShared,
+                Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
             };
-            match rustix::fs::flock(&lock, operation) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) if *sharing == Sharing::Private => continue,
-                Err(error) => return Err(failed(error.into())),
+            let locked = loop {
+                match rustix::fs::flock(&lock, operation) {
+                    Ok(()) => break true,
+                    Err(rustix::io::Errno::WOULDBLOCK) if *sharing == Sharing::Private => break false,
+                    Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(failed(error.into())),
+                }
+                // A lock that blocks could not be given up when the build is cancelled.
+                if shared.cancel.is_cancelled() {
+                    return Err(BuildError::Cancelled);
+                }
+                std::thread::sleep(LOCK_POLL);
+            };
+            if !locked {
+                continue;
             }
             let data = directory.join("data");
             if !data.exists() {

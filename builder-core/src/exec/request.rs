@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::BuildError;
 use crate::http::{ClientOptions, Secret};
 use crate::layer::Compression;
 use crate::limits::Limits;
 use crate::oci::{Platform, Reference};
-use crate::output::Target;
+use crate::output::{AnnotationLevel, Exporter, Target};
 use crate::plan::{Plan, PlanOptions};
 use crate::registry::{CredentialOptions, RegistryOptions};
 use crate::rootfs::TreeMode;
@@ -102,6 +103,53 @@ impl BuildRequest {
         }
         // What hosting services take for a token; the user name does not matter to them.
         text("GIT_AUTH_TOKEN").map(|token| crate::http::basic("x-access-token", &token))
+    }
+
+    /// Refuses outputs that one image cannot serve: what an output asks for is never silently another one's wish.
+    pub(super) fn check_outputs(&self) -> Result<(), BuildError> {
+        let mut images =
+            self.outputs.iter().filter(|output| !output.is_files() && output.exporter != Exporter::CacheOnly);
+        let Some(first) = images.next() else { return Ok(()) };
+        for other in images {
+            let form = |output: &Target| output.compression.unwrap_or(self.compression);
+            let differs = [
+                ("compression", form(other) != form(first)),
+                ("force-compression", other.force_compression != first.force_compression),
+                ("oci-mediatypes", other.wants_docker_media_types() != first.wants_docker_media_types()),
+                ("rewrite-timestamp", other.rewrite_timestamp != first.rewrite_timestamp),
+                ("source-date-epoch", other.source_date_epoch != first.source_date_epoch),
+                ("annotations", other.annotations != first.annotations),
+            ];
+            if let Some((option, _)) = differs.into_iter().find(|(_, differs)| *differs) {
+                return Err(BuildError::OutputsDiffer { option });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an index is written: for several platforms, or on request (checklist X-08).
+    pub(super) fn wants_index(&self) -> bool {
+        let asked = self.plan.build_args.get("BUILDKIT_MULTI_PLATFORM");
+        self.platforms.len() > 1
+            || asked.is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
+    }
+
+    /// Refuses annotations that have no place (checklist X-09), before anything is built.
+    pub(super) fn check_annotations(&self, platforms: &[&Platform]) -> Result<(), BuildError> {
+        for annotation in self.outputs.iter().flat_map(|output| &output.annotations) {
+            let of_index = matches!(annotation.level, AnnotationLevel::Index | AnnotationLevel::IndexDescriptor);
+            if self.docker_media_types() && annotation.level != AnnotationLevel::Manifest {
+                return Err(crate::image::IndexError::DockerAnnotations.into());
+            }
+            if of_index && !self.wants_index() {
+                return Err(BuildError::NoIndex);
+            }
+            let wanted = annotation.platform.as_ref();
+            if let Some(platform) = wanted.filter(|wanted| !of_index && !platforms.contains(wanted)) {
+                return Err(BuildError::AnnotationPlatform { platform: Box::new(platform.clone()) });
+            }
+        }
+        Ok(())
     }
 
     /// Whether an output wants Docker's media types instead of OCI's.

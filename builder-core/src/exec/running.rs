@@ -10,7 +10,8 @@ use super::mounts::{self, CacheMounts};
 use super::shared::Shared;
 use super::stage::Inputs;
 use crate::event::{Event, StepId};
-use crate::plan::{FileSource, MountKind, NetworkMode, RunAction, SecurityMode};
+use crate::oci::Platform;
+use crate::plan::{FileSource, MountKind, NetworkMode, RunAction, SecurityMode, Stage};
 use crate::rootfs::{Rootfs, TreeStep, WorkTree};
 use crate::sandbox::{self, ExitStatus, MountSource, RunSpec, SandboxError, SandboxMount, users};
 
@@ -46,7 +47,13 @@ pub(super) fn inputs(shared: &Shared<'_>, action: &RunAction) -> Result<Inputs, 
 ///
 /// # Errors
 /// [`BuildError::Exit`] if it ends with anything but 0.
-pub(super) fn run(shared: &Shared<'_>, action: &RunAction, rootfs: &Rootfs, step: StepId) -> Result<(), BuildError> {
+pub(super) fn run(
+    shared: &Shared<'_>,
+    stage: &Stage,
+    action: &RunAction,
+    rootfs: &Rootfs,
+    step: StepId,
+) -> Result<(), BuildError> {
     let user = users::lookup(rootfs, &action.user)?;
     let mut env: Vec<(OsString, OsString)> =
         action.env.iter().chain(&action.proxy_env).map(|(k, v)| (k.into(), v.into())).collect();
@@ -110,7 +117,7 @@ pub(super) fn run(shared: &Shared<'_>, action: &RunAction, rootfs: &Rootfs, step
     };
     let output = |stream, line: &[u8]| shared.observer.event(Event::Output { step, stream, line });
     let status = match sandbox::run(&shared.request.environment, rootfs, &spec, &output, &shared.cancel) {
-        Err(source @ SandboxError::Exec { .. }) => return Err(not_executable(&action.argv, source)),
+        Err(source @ SandboxError::Exec { .. }) => return Err(not_executable(&action.argv, &stage.platform, source)),
         other => other?,
     };
     let code = match status {
@@ -123,9 +130,16 @@ pub(super) fn run(shared: &Shared<'_>, action: &RunAction, rootfs: &Rootfs, step
 }
 
 /// A program that cannot be started ends a RUN like one that a shell cannot start: 127 if it is not there, else 126.
-fn not_executable(argv: &[String], source: SandboxError) -> BuildError {
-    let missing = matches!(&source, SandboxError::Exec { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
-    BuildError::NotExecutable { argv: argv.to_vec(), code: if missing { 127 } else { 126 }, source }
+fn not_executable(argv: &[String], platform: &Platform, source: SandboxError) -> BuildError {
+    let reason = match &source {
+        SandboxError::Exec { source, .. } => Some(source),
+        _ => None,
+    };
+    let missing = reason.is_some_and(|reason| reason.kind() == std::io::ErrorKind::NotFound);
+    let wrong_format = reason.and_then(std::io::Error::raw_os_error) == Some(rustix::io::Errno::NOEXEC.raw_os_error());
+    let here = Platform::host().architecture == platform.architecture;
+    let foreign = (wrong_format && !here).then(|| Box::new(platform.clone()));
+    BuildError::NotExecutable { argv: argv.to_vec(), code: if missing { 127 } else { 126 }, foreign, source }
 }
 
 /// Whether a mount's files come from a context, which has ignore rules and owners of its own.

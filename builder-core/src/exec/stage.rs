@@ -110,7 +110,9 @@ impl<'a> Progress<'a> {
         let detached = matches!(&step.action, Action::Copy(action) if crate::copy::links(action));
         let below = StateKey::image(self.chain());
         let base = if index == 0 { self.stage.pinned.clone() } else { None };
-        let components = Components::new(step, &self.stage.platform, below, &inputs.items).on_base(base);
+        let components = Components::new(step, &self.stage.platform, below, &inputs.items)
+            .on_base(base)
+            .clamped_to(shared.request.clamp_mtime(shared.plan));
         let key = components.key();
 
         if !shared.request.no_cache.applies_to(&self.stage.name) {
@@ -148,7 +150,7 @@ impl<'a> Progress<'a> {
             };
             let tree_step = tree.begin()?;
             match &step.action {
-                Action::Run(action) => running::run(shared, action, tree_step.rootfs(), id)?,
+                Action::Run(action) => running::run(shared, self.stage, action, tree_step.rootfs(), id)?,
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
                 Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
             }

@@ -76,6 +76,8 @@ pub struct Export<'a> {
     pub names: &'a [Reference],
     /// Time for `org.opencontainers.image.created` in a layout, as RFC 3339.
     pub created: Option<&'a str>,
+    /// Annotations of the only manifest's descriptor in a layout; those of an index are in [`Index`].
+    pub annotations: &'a [(String, String)],
 }
 
 impl Export<'_> {
@@ -88,7 +90,11 @@ impl Export<'_> {
                 descriptor.annotations = index.annotations.iter().cloned().collect();
                 Some(descriptor)
             }
-            None => self.images.first().map(manifest_descriptor),
+            None => {
+                let mut descriptor = manifest_descriptor(self.images.first()?);
+                descriptor.annotations = self.annotations.iter().cloned().collect();
+                Some(descriptor)
+            }
         }
     }
 

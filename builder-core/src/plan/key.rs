@@ -102,6 +102,15 @@ impl Components {
         self
     }
 
+    /// Says to which time the step's files are clamped (`rewrite-timestamp`): layers with other times are other layers.
+    #[must_use]
+    pub fn clamped_to(mut self, seconds: Option<i64>) -> Self {
+        if let Some(seconds) = seconds {
+            self.settings = hash(&json!({ "settings": self.settings, "clamped": seconds })).to_string();
+        }
+        self
+    }
+
     /// The key under which the step's result is kept.
     pub fn key(&self) -> Sha256 {
         hash(&json!({
@@ -164,11 +173,19 @@ fn shown(value: &str) -> String {
     }
 }
 
+/// Name, or end of the name, of a digest over everything that is read from one place. It counts in the key, and is told
+/// only where none of the files beside it differs.
+pub const WHOLE: &str = "sources";
+
 /// Says which file differs, and how many more.
 fn changed_input(new: &BTreeMap<String, String>, old: &BTreeMap<String, String>) -> Option<String> {
     let names: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
-    let mut changed = names.into_iter().filter(|name| new.get(*name) != old.get(*name));
-    let first = changed.next()?;
+    let changed = names.into_iter().filter(|name| new.get(*name) != old.get(*name));
+    let (wholes, files): (Vec<_>, Vec<_>) = changed.partition(|name| name.ends_with(WHOLE));
+    let mut changed = files.into_iter();
+    let Some(first) = changed.next() else {
+        return (!wholes.is_empty()).then(|| "files that it reads changed".to_owned());
+    };
     let what = match (old.contains_key(first), new.contains_key(first)) {
         (true, true) => "changed",
         (false, _) => "was added",
@@ -409,6 +426,9 @@ mod tests {
         assert_eq!(new(&[("src/a", "2")]).difference(&old), "file src/a changed, and 1 more");
         assert_eq!(new(&[("src/a", "1"), ("src/b", "1"), ("src/c", "")]).difference(&old), "file src/c was added");
         assert_eq!(new(&[("src/a", "1"), ("src/b", "1")]).difference(&old), "its result is no longer kept");
+        let old = new(&[("src/a", "1"), (WHOLE, "1")]);
+        assert_eq!(new(&[("src/a", "2"), (WHOLE, "2")]).difference(&old), "file src/a changed");
+        assert_eq!(new(&[("src/a", "1"), (WHOLE, "2")]).difference(&old), "files that it reads changed");
     }
 
     #[test]
@@ -435,6 +455,14 @@ mod tests {
         let (a, b) = (on(StateKey::scratch(), "a"), on(StateKey::files(Sha256::of(b"x")), "b"));
         assert_eq!(b.difference(&a), "base image changed from a to b");
         assert_eq!(on(StateKey::scratch(), "b").key(), a.key());
+    }
+
+    #[test]
+    fn a_clamped_layer_is_another_one() {
+        let key = |seconds| components(Action::Run(run()), &[]).clamped_to(seconds).key();
+        assert_eq!(key(None), components(Action::Run(run()), &[]).key());
+        assert_ne!(key(Some(1)), key(None));
+        assert_ne!(key(Some(1)), key(Some(2)));
     }
 
     #[test]
