@@ -206,7 +206,7 @@ fn steps(harness: &Harness) {
             }
         }
         let options = LayerOptions { compression: Compression::DEFAULT, docker_media_types: false, clamp_mtime: None };
-        let changes = snapshot::changes(&fill).expect("readable");
+        let changes = snapshot::changes(&fill, None).expect("readable");
         let limits = Limits::default();
         let layer =
             layer::write(&changes, fill.rootfs(), &store, &options, &limits, &cancel, &|_| ()).expect("written");
@@ -219,7 +219,7 @@ fn steps(harness: &Harness) {
             step.rootfs()
                 .create(Path::new("1/1/file-1"), NewFile::File(&mut content.as_bytes()), &Attributes::default())
                 .expect("a file");
-            let changes = snapshot::changes(&step).expect("readable");
+            let changes = snapshot::changes(&step, None).expect("readable");
             let layer =
                 layer::write(&changes, step.rootfs(), &store, &options, &limits, &cancel, &|_| ()).expect("written");
             step.commit(layer.diff_id).expect("committed");

@@ -187,7 +187,7 @@ impl Work {
         for operations in steps {
             let step = tree.begin().expect("a step");
             apply(step.rootfs(), operations, &mut time);
-            let changes = snapshot::changes(&step).expect("readable");
+            let changes = snapshot::changes(&step, None).expect("readable");
             let layer = self.seal(&changes, step.rootfs());
             step.commit(layer.diff_id).expect("committed");
             layers.push(layer);

@@ -149,7 +149,7 @@ pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) ->
     let mut tree = shared.checkout(&[])?;
     let step = tree.begin()?;
     prepared.apply(step.rootfs())?;
-    let changes = snapshot::changes(&step)?;
+    let changes = snapshot::changes(&step, None)?;
     let options = LayerOptions {
         compression: shared.request.layer_compression(),
         docker_media_types: shared.request.docker_media_types(),

@@ -12,7 +12,7 @@ use crate::layer::{self, LayerOptions, SealedLayer};
 use crate::oci::{ChainId, Sha256};
 use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, FileSource, MountKind, Plan, Stage, StageId, Step};
-use crate::rootfs::{LayerRef, TreeStep, WorkTree};
+use crate::rootfs::{LayerRef, Recall, TreeStep, WorkTree};
 use crate::snapshot;
 
 /// A stage on its way.
@@ -140,7 +140,7 @@ impl<'a> Progress<'a> {
             let mut empty = shared.checkout(&[])?;
             let tree_step = empty.begin()?;
             prepared.apply(tree_step.rootfs())?;
-            let layer = self.seal(&tree_step, &step.title)?;
+            let layer = self.seal(&tree_step, &[], &step.title)?;
             self.tree = None;
             layer
         } else {
@@ -154,7 +154,7 @@ impl<'a> Progress<'a> {
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
                 Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
             }
-            let layer = self.seal(&tree_step, &step.title)?;
+            let layer = self.seal(&tree_step, &self.layers, &step.title)?;
             tree_step.commit(layer.diff_id)?;
             self.tree = Some(tree);
             layer
@@ -165,10 +165,11 @@ impl<'a> Progress<'a> {
         Ok((MadeLayer::from_record(&record, &step.title), false))
     }
 
-    /// Writes what the step changed as a layer.
-    fn seal(&self, step: &TreeStep<'_>, title: &str) -> Result<SealedLayer, BuildError> {
+    /// Writes what the step changed in a tree of the layers `below` as a layer.
+    fn seal(&self, step: &TreeStep<'_>, below: &[LayerRef], title: &str) -> Result<SealedLayer, BuildError> {
         let shared = self.shared;
-        let changes = snapshot::changes(step)?;
+        let below = Recall { layers: below, source: shared.blobs, cancel: &shared.cancel };
+        let changes = snapshot::changes(step, Some(below))?;
         let options = LayerOptions {
             compression: shared.request.layer_compression(),
             docker_media_types: shared.request.docker_media_types(),

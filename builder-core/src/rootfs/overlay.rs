@@ -187,7 +187,8 @@ impl Stack<'_> {
     }
 }
 
-const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "off")];
+/// `nofollow`, because `off` means that redirects are followed on kernels built to do so, which `userxattr` excludes.
+const OPTIONS: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow")];
 
 /// mount(2) separates options by commas and lower directories by colons.
 fn escape(path: &[u8]) -> Vec<u8> {

@@ -11,7 +11,7 @@ use super::overlay::{is_opaque, probe};
 use super::plain::PlainTree;
 use super::stack::{Claims, Stacks};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
-use super::{ListError, Listing, Rootfs};
+use super::{Attributes, ListError, Listing, Rootfs};
 use crate::cancel::Cancel;
 use crate::hint::Hint;
 use crate::oci::{ChainId, Descriptor, DiffId};
@@ -333,6 +333,7 @@ impl WorkTree {
                 let rootfs = tree.stacks.mount(lower.clone(), Some((&upper, &work)))?;
                 let lower = tree.stacks.mount(lower, None)?;
                 let upper = Rootfs::open(&upper).map_err(io_error("open", &upper))?;
+                begin_root(&rootfs, &lower)?;
                 Ok(TreeStep { rootfs, work: Work::Overlay { lower, upper, temp, tree } })
             }
             State::Directory(tree) => {
@@ -340,6 +341,7 @@ impl WorkTree {
                     return Err(TreeError::Discarded);
                 }
                 let rootfs = tree.rootfs()?;
+                begin_root(&rootfs, &rootfs)?;
                 let before = match tree.listing.take() {
                     Some(listing) => listing,
                     None => Arc::new(rootfs.list().map_err(|error| io_error("list", &error.path)(error.source))?),
@@ -349,6 +351,15 @@ impl WorkTree {
             }
         }
     }
+}
+
+/// Gives the root directory of a step the owner that it had in the tree before, and mode 0755 whatever that was: no layer
+/// says what the root is like, and this is what containerd's snapshots, in which BuildKit runs, make of it.
+fn begin_root(rootfs: &Rootfs, before: &Rootfs) -> Result<(), TreeError> {
+    let root = Path::new("/");
+    let was = before.lstat(root).map_err(io_error("examine", root))?;
+    let attributes = Attributes { owner: Some((was.uid, was.gid)), mode: Some(0o755), ..Attributes::default() };
+    rootfs.set_attributes(root, &attributes).map_err(io_error("set the attributes of", root))
 }
 
 impl TreeStep<'_> {

@@ -7,9 +7,9 @@
 //! Architecture invariant: neither tar nor compression is known here.
 //!
 //! # Limitations
-//! - In directory mode the old content is gone. A regular file whose metadata is as before, but whose inode or change time
-//!   is not, counts as changed, though it may have been given back the mode or content that it had; overlay mode
-//!   compares and leaves it out. Only a changed number of links is taken as explanation enough.
+//! - In directory mode the old content is gone. What it was is read from the layers below where metadata is as before,
+//!   but inode or change time are not; without layers such a file counts as changed. Only a changed number of links is taken
+//!   as explanation enough.
 //! - In directory mode, writing through one of several hard links of a base layer changes all of them, as on any file
 //!   system; overlayfs separates that name from the others.
 //! - Neither the metadata of the root directory nor that of extended attributes other than `security.capability` is compared
@@ -23,7 +23,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::rootfs::{FileKind, ListError, Listing, Metadata, TreeStep, path_order};
+use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, TreeError, TreeStep, path_order};
 
 /// One difference that a step made, in the order in which the layer lists it (checklist T-01): depth first, names of a
 /// directory in byte order, a directory directly followed by its content, ancestors before the first change below them.
@@ -54,39 +54,52 @@ impl Change {
     }
 }
 
-/// Finds what a step changed. Same result in overlay and directory mode.
+/// Finds what a step changed. Same result in overlay and directory mode, if `below` is what the tree was made from.
 ///
 /// # Errors
-/// What the kernel says about a path.
-pub fn changes(step: &TreeStep<'_>) -> Result<Vec<Change>, SnapshotError> {
+/// What the kernel says about a path; a layer of `below` that cannot be read.
+pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Vec<Change>, SnapshotError> {
     if let (Some(upper), Some(lower)) = (step.upper(), step.lower()) {
         return overlay::changes(upper, lower, &|path| step.is_opaque(path));
     }
     let after = step.scan()?;
     match step.before() {
-        Some(before) => Ok(directory::changes(before, &after)),
+        Some(before) => directory::changes(before, &after, step.rootfs(), below),
         None => Ok(everything(&after)),
     }
 }
 
 /// A whole tree as changes to an empty one.
 pub fn everything(listing: &Listing) -> Vec<Change> {
-    directory::changes(&Listing::default(), listing)
+    let all = listing.iter().map(|listed| (listed.path.to_owned(), Difference::Written(listed.metadata)));
+    assemble(all.collect(), listing)
 }
 
 /// Why the changes could not be listed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot examine `{}` for changes", path.display())]
-pub struct SnapshotError {
-    /// Where.
-    pub path: PathBuf,
-    /// Why.
-    pub source: std::io::Error,
+#[non_exhaustive]
+pub enum SnapshotError {
+    /// A path could not be examined.
+    #[error("cannot examine `{}` for changes", path.display())]
+    Examine {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What files were before could not be read from the layers below.
+    #[error("cannot look up what {files} files were before the step")]
+    Recall {
+        /// How many.
+        files: usize,
+        /// Why.
+        source: TreeError,
+    },
 }
 
 impl From<ListError> for SnapshotError {
     fn from(error: ListError) -> Self {
-        Self { path: error.path, source: error.source }
+        Self::Examine { path: error.path, source: error.source }
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Change, Difference, SnapshotError, assemble, same_metadata};
 use crate::rootfs::{FileKind, Listed, Listing, Metadata, Rootfs};
 
 /// Bytes of two files that are compared at a time.
-const COMPARE_BYTES: usize = 64 * 1024;
+pub(super) const COMPARE_BYTES: usize = 64 * 1024;
 
 /// A directory of the upper layer on the way to the entry being looked at.
 struct Open {
@@ -107,8 +107,8 @@ fn find(lower: &Rootfs, path: &Path) -> Result<Option<Metadata>, SnapshotError> 
     }
 }
 
-fn failed(path: &Path, source: io::Error) -> SnapshotError {
-    SnapshotError { path: path.to_owned(), source }
+pub(super) fn failed(path: &Path, source: io::Error) -> SnapshotError {
+    SnapshotError::Examine { path: path.to_owned(), source }
 }
 
 /// Whether content and capability are equal; metadata is.
@@ -136,13 +136,13 @@ fn same_content(upper: &Rootfs, lower: &Rootfs, path: &Path, metadata: &Metadata
     }
 }
 
-fn capability(rootfs: &Rootfs, path: &Path) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn capability(rootfs: &Rootfs, path: &Path) -> io::Result<Option<Vec<u8>>> {
     let attributes = rootfs.xattrs(path)?;
     Ok(attributes.into_iter().find(|(name, _)| name == "security.capability").map(|(_, value)| value))
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read(&mut buffer[filled..]) {

@@ -60,7 +60,7 @@ fn directory(setup: &str, step: &str) -> Vec<Change> {
     let rootfs = Rootfs::open(dir.path()).expect("a directory");
     let before = rootfs.list().expect("readable");
     shell(dir.path(), step);
-    directory::changes(&before, &rootfs.list().expect("readable"))
+    directory::changes(&before, &rootfs.list().expect("readable"), &rootfs, None).expect("readable")
 }
 
 fn shell(directory: &Path, script: &str) {
@@ -195,7 +195,7 @@ fn metadata_counts_but_not_the_time_of_a_directory() {
 fn what_is_as_before_is_left_out() {
     check(BASE, "chmod 700 opt/keep; chmod 755 opt/keep; chown 0:0 opt/keep lib lib/pipe", &[]);
     check(BASE, "rm opt/link; ln -s else opt/link", &["opt/", "opt/link"]);
-    // The old content can be compared in overlay mode only.
+    // Without layers the old content is known in overlay mode only.
     check_overlay(BASE, "chmod 600 opt/keep/file; chmod 644 opt/keep/file; chown -h 0:0 opt/link", &[]);
     check_directory(BASE, "chmod 600 opt/keep/file; chmod 644 opt/keep/file", &["opt/", "opt/keep/", "opt/keep/file"]);
     check_overlay(BASE, "rm opt/del/a; echo a > opt/del/a; touch -d '2020-01-01 00:00:00' opt/del/a", &[]);

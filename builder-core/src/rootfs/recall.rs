@@ -1,0 +1,233 @@
+//! What files were before they changed, read from the layers they came from.
+//!
+//! In directory mode a step overwrites the only copy of a file. Where metadata cannot tell whether anything became
+//! different, the layers below can: they are kept, or can be had again.
+//!
+//! # Limitations
+//! A whole layer is inflated for one file, the uppermost first, until all are found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::archive::{TarEntry, TarError, TarKind, TarReader};
+use super::fetch::{Stop, describe, open};
+use super::inflate::decompress;
+use super::resolve::clean;
+use super::unpack::UnpackError;
+use super::{FileKind, LayerRef, LayerSource, Listing, TreeError};
+use crate::cancel::Cancel;
+use crate::oci::{Hasher, Sha256};
+
+/// One read from a tar, in bytes.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// The layers of a tree, the lowest first, and where their bytes are.
+#[derive(Clone, Copy)]
+pub struct Recall<'a> {
+    /// All layers of the tree before the step.
+    pub layers: &'a [LayerRef],
+    /// Their blobs.
+    pub source: &'a dyn LayerSource,
+    /// Ends the reading.
+    pub cancel: &'a Cancel,
+}
+
+/// What a layer says about a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recalled {
+    /// A regular file.
+    File {
+        /// Of all its bytes, holes as zeros.
+        sha256: Sha256,
+        /// Value of `security.capability`.
+        capability: Option<Vec<u8>>,
+    },
+    /// A symbolic link with this text.
+    Symlink(PathBuf),
+}
+
+impl Recall<'_> {
+    /// Finds what `wanted` (paths without a leading `/` that are files or links of `before`) were. What cannot be told
+    /// for sure is missing in the answer.
+    ///
+    /// # Errors
+    /// If a layer cannot be read.
+    pub fn files(&self, wanted: BTreeSet<PathBuf>, before: &Listing) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> {
+        let mut search = Search { before, names: BTreeSet::new(), open: BTreeMap::new(), found: BTreeMap::new() };
+        for path in wanted {
+            search.want(path.clone(), path);
+        }
+        let stop = Stop::new(self.cancel);
+        for layer in self.layers.iter().rev() {
+            // Once more for what the layer has only as another name of a file that was not looked for.
+            while !search.open.is_empty() {
+                let read = open(self.source, layer)
+                    .and_then(|blob| search.layer(blob, &stop).map_err(|error| describe(error, layer, &stop)))?;
+                if !read {
+                    break;
+                }
+            }
+        }
+        Ok(search.found)
+    }
+}
+
+/// The search on its way down the layers.
+struct Search<'a> {
+    before: &'a Listing,
+    /// Last components of all paths that are looked for.
+    names: BTreeSet<OsString>,
+    /// Path in the layers → paths whose file it is: itself, or links to it.
+    open: BTreeMap<PathBuf, Vec<PathBuf>>,
+    found: BTreeMap<PathBuf, Recalled>,
+}
+
+impl Search<'_> {
+    fn want(&mut self, path: PathBuf, for_path: PathBuf) {
+        self.names.extend(path.file_name().map(OsStr::to_owned));
+        self.open.entry(path).or_default().push(for_path);
+    }
+
+    /// Reads a layer. `true` if it must be read again, because it led to another name.
+    fn layer(&mut self, blob: Box<dyn Read + Send>, stop: &Stop<'_>) -> Result<bool, UnpackError> {
+        let inflated = decompress(blob).map_err(read_error)?;
+        let mut tar = TarReader::new(BufReader::with_capacity(BUFFER_BYTES, inflated));
+        // The last entry of a name counts.
+        let mut here: BTreeMap<PathBuf, Entry> = BTreeMap::new();
+        while let Some(entry) = tar.next_entry().map_err(UnpackError::Tar)? {
+            if stop.is_stopped() {
+                return Err(UnpackError::Cancelled);
+            }
+            let path = relative(&entry.name);
+            if !path.file_name().is_some_and(|name| self.names.contains(name)) {
+                continue;
+            }
+            if self.open.contains_key(&path) {
+                here.insert(path, Entry::read(entry, &mut tar)?);
+            } else if self.is_below_link(&path) {
+                // It was unpacked to where the link leads, which may be the place of any file with that name.
+                self.give_up(path.file_name().unwrap_or_default());
+            }
+        }
+        // To its end, where a blob that was not what it should be is found out.
+        tar.finish().map_err(read_error)?;
+        let mut again = false;
+        for (path, entry) in here {
+            let Some(wanted) = self.open.remove(&path) else { continue };
+            match entry {
+                Entry::Known(known) => {
+                    self.found.extend(wanted.into_iter().map(|path| (path, known.clone())));
+                }
+                Entry::Link(target) if target != path => {
+                    again = true;
+                    for path in wanted {
+                        self.want(target.clone(), path);
+                    }
+                }
+                Entry::Link(_) | Entry::Other => {}
+            }
+        }
+        Ok(again)
+    }
+
+    fn is_below_link(&self, path: &Path) -> bool {
+        path.ancestors()
+            .skip(1)
+            .any(|ancestor| self.before.get(ancestor).is_some_and(|found| found.metadata.kind == FileKind::Symlink))
+    }
+
+    fn give_up(&mut self, name: &OsStr) {
+        self.open.retain(|path, _| path.file_name() != Some(name));
+    }
+}
+
+/// What an entry says.
+enum Entry {
+    Known(Recalled),
+    /// Another name of this path.
+    Link(PathBuf),
+    Other,
+}
+
+impl Entry {
+    fn read(entry: TarEntry, data: &mut impl Read) -> Result<Self, UnpackError> {
+        Ok(match entry.kind {
+            TarKind::Symlink => Self::Known(Recalled::Symlink(entry.link.into())),
+            TarKind::HardLink => Self::Link(relative(&entry.link)),
+            // Written by other builders only; nothing is lost by not comparing it.
+            TarKind::File if entry.sparse.is_some() => Self::Other,
+            TarKind::File => {
+                let mut hasher = Hasher::default();
+                let mut buffer = vec![0; BUFFER_BYTES];
+                loop {
+                    match data.read(&mut buffer) {
+                        Ok(0) => break,
+                        Ok(count) => hasher.update(&buffer[..count]),
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(read_error(error)),
+                    }
+                }
+                let capability = entry.xattrs.into_iter().find(|(name, _)| name == "security.capability");
+                Self::Known(Recalled::File { sha256: hasher.finish(), capability: capability.map(|(_, value)| value) })
+            }
+            _ => Self::Other,
+        })
+    }
+}
+
+fn read_error(error: io::Error) -> UnpackError {
+    UnpackError::Tar(TarError::Read(error))
+}
+
+fn relative(name: &OsStr) -> PathBuf {
+    let plain = clean(name);
+    plain.strip_prefix("/").map(Path::to_owned).unwrap_or(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rootfs::test_layers::{Blobs, Entry, dir, file, hard_link, symlink};
+    use crate::rootfs::{Ownership, TreeMode, Trees};
+
+    fn check(layers: &[Vec<Entry>], path: &str, expected: Option<&str>) {
+        let (blobs, refs) = Blobs::layers(layers);
+        let work = tempfile::tempdir().unwrap();
+        let trees = Trees::open(work.path(), Some(TreeMode::Directory), Ownership::Real).unwrap();
+        let cancel = Cancel::default();
+        let tree = trees.checkout(&refs, &blobs, &cancel).unwrap();
+        let before = tree.rootfs().unwrap().list().unwrap();
+        let recall = Recall { layers: &refs, source: &blobs, cancel: &cancel };
+        let found = recall.files(BTreeSet::from([PathBuf::from(path)]), &before).unwrap();
+        let expected = expected.map(|text| match text.strip_prefix("->") {
+            Some(target) => Recalled::Symlink(target.into()),
+            None => Recalled::File { sha256: Sha256::of(text.as_bytes()), capability: None },
+        });
+        assert_eq!(found.into_values().next(), expected, "{path}");
+    }
+
+    #[test]
+    fn the_uppermost_layer_counts() {
+        let layers =
+            [vec![dir("a"), file("a/f", "old"), file("a/g", "g")], vec![file("a/f", "1"), file("./a/f", "new")]];
+        check(&layers, "a/f", Some("new"));
+        check(&layers, "a/g", Some("g"));
+        check(&[vec![symlink("l", "x")]], "l", Some("->x"));
+    }
+
+    #[test]
+    fn links_lead_to_the_file_they_name() {
+        check(&[vec![file("f", "data"), hard_link("g", "f"), hard_link("h", "g")]], "h", Some("data"));
+        check(&[vec![file("f", "data")], vec![hard_link("g", "f")]], "g", Some("data"));
+        check(&[vec![file("f", "data"), hard_link("g", "f"), file("f", "later")]], "f", Some("later"));
+    }
+
+    #[test]
+    fn what_came_through_a_link_is_not_told() {
+        let base = || vec![dir("usr"), file("usr/f", "old"), symlink("u", "usr")];
+        check(&[base(), vec![file("u/f", "new")]], "usr/f", None);
+        check(&[base(), vec![file("usr/g", "new")]], "usr/f", Some("old"));
+    }
+}
