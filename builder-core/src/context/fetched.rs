@@ -125,7 +125,7 @@ mod tests {
     fn contexts_from_streams() {
         let work = tempfile::tempdir().expect("a temporary directory");
         let client = Client::new(ClientOptions::default());
-        let remote = Remote::new(client, work.path(), Arc::new(|_: &str| None));
+        let remote = Remote::new(client, work.path(), work.path(), Arc::new(|_: &str| None));
         let cancel = Cancel::default();
         match remote.stream_context("FROM scratch\n".as_bytes(), "text", &cancel).expect("text") {
             FetchedContext::Dockerfile(text) => assert_eq!(text, "FROM scratch\n"),

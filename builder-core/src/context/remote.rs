@@ -1,8 +1,8 @@
 //! Sources that are not on this machine: files behind http(s) URLs, commits of git repositories.
 //!
 //! ```text
-//! <directory>/urls/<sha256 of the URL>.json   what the server said last time: ETag, Last-Modified, digest, size
-//! <directory>/.tmp*                           downloads and checkouts; removed with the value that owns them
+//! <directory>/<sha256 of the URL>.json   what the server said last time: ETag, Last-Modified, digest, size
+//! <temporary>/.tmp*                      downloads and checkouts; removed with the value that owns them
 //! ```
 //!
 //! The bytes of a download are not kept: a server that says "not modified" proves that the digest is the old one, and
@@ -40,6 +40,7 @@ pub type SecretLookup = dyn Fn(&str) -> Option<Secret> + Send + Sync;
 pub struct Remote {
     client: Client,
     directory: PathBuf,
+    temporary: PathBuf,
     secrets: Arc<SecretLookup>,
 }
 
@@ -210,16 +211,16 @@ impl Remembered {
 }
 
 impl Remote {
-    /// `directory` takes unfinished downloads, so it should be on the volume of the work dir. `secrets` is asked for
+    /// `directory` keeps what servers said, `temporary` takes downloads while they are used. `secrets` is asked for
     /// `HTTP_AUTH_HEADER`, `HTTP_AUTH_TOKEN`, `GIT_AUTH_HEADER` and `GIT_AUTH_TOKEN`, with and without a host name.
-    pub fn new(client: Client, directory: &Path, secrets: Arc<SecretLookup>) -> Self {
-        Self { client, directory: directory.to_owned(), secrets }
+    pub fn new(client: Client, directory: &Path, temporary: &Path, secrets: Arc<SecretLookup>) -> Self {
+        Self { client, directory: directory.to_owned(), temporary: temporary.to_owned(), secrets }
     }
 
     /// Asks for a URL; the bytes come only if they are not known from an earlier build. With a checksum that is known
     /// the server is not asked at all.
     pub(crate) fn fetch(&self, text: &str, checksum: Option<Sha256>, cancel: &Cancel) -> Result<Download, RemoteError> {
-        let memory = self.directory.join("urls").join(format!("{}.json", Sha256::of(text.as_bytes()).to_hex()));
+        let memory = self.directory.join(format!("{}.json", Sha256::of(text.as_bytes()).to_hex()));
         let remembered: Option<Remembered> =
             std::fs::read(&memory).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(known) = remembered.as_ref().and_then(Remembered::download)
@@ -378,19 +379,19 @@ impl Remote {
     }
 
     pub(super) fn temporary_file(&self) -> Result<NamedTempFile, RemoteError> {
-        std::fs::create_dir_all(&self.directory)
-            .and_then(|()| NamedTempFile::new_in(&self.directory))
+        std::fs::create_dir_all(&self.temporary)
+            .and_then(|()| NamedTempFile::new_in(&self.temporary))
             .map_err(|source| self.io("create a file in", source))
     }
 
     pub(super) fn temporary_directory(&self) -> Result<TempDir, RemoteError> {
-        std::fs::create_dir_all(&self.directory)
-            .and_then(|()| TempDir::new_in(&self.directory))
+        std::fs::create_dir_all(&self.temporary)
+            .and_then(|()| TempDir::new_in(&self.temporary))
             .map_err(|source| self.io("create a directory in", source))
     }
 
     pub(super) fn io(&self, action: &'static str, source: io::Error) -> RemoteError {
-        RemoteError::Io { action, path: self.directory.clone(), source }
+        RemoteError::Io { action, path: self.temporary.clone(), source }
     }
 }
 

@@ -54,7 +54,7 @@ fn remote(directory: &Path) -> Remote {
     let retry = RetryOptions { attempts: 1, ..RetryOptions::default() };
     let client = Client::new(ClientOptions { retry, ..ClientOptions::default() });
     let secrets = |id: &str| (id == "HTTP_AUTH_TOKEN_127.0.0.1").then(|| Secret::new("t0ken\n"));
-    Remote::new(client, directory, Arc::new(secrets))
+    Remote::new(client, &directory.join("urls"), directory, Arc::new(secrets))
 }
 
 const MODIFIED: &str = "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n";

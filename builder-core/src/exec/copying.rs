@@ -63,7 +63,7 @@ impl<'a> Prepared<'a> {
             (FileSource::Scratch, _) => FilesRef::Own(Files::empty()),
             _ => FilesRef::Shared(shared.context),
         };
-        let resolved = copy::resolve(self.action, files.get(), &shared.cancel)?;
+        let resolved = copy::resolve_with_remote(self.action, files.get(), &shared.remote, &shared.cancel)?;
         Ok(self.opened.get_or_init(|| Opened { files, resolved }))
     }
 

@@ -129,6 +129,7 @@ fn shared<'a>(
         blobs,
         context: &prepared.context,
         named_contexts: &prepared.named_contexts,
+        remote: super::inputs::remote(request, prepared.sources.registry().client()),
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),

@@ -3,16 +3,14 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-use tempfile::TempDir;
+use std::sync::Arc;
 
 use super::BuildError;
 use super::request::{BuildRequest, ContextSource, DockerfileSource};
 use crate::cancel::Cancel;
-use crate::context::{Files, Patterns, find_ignore_file};
-use crate::git::{self, GitRequest};
+use crate::context::{FetchedContext, FetchedTree, Files, Patterns, Remote, RemoteError, find_ignore_file};
 use crate::hint::Hint;
-use crate::http;
+use crate::http::{self, Secret};
 use crate::plan::NamedContext;
 
 /// Longest Dockerfile that is read, in bytes.
@@ -30,7 +28,7 @@ pub(super) struct Inputs {
     /// The main context.
     pub(super) files: Files,
     /// Directories of fetched contexts; removed when the build is over.
-    pub(super) temporary: Vec<TempDir>,
+    pub(super) temporary: Vec<FetchedTree>,
 }
 
 /// Why the Dockerfile or a context cannot be read.
@@ -77,10 +75,7 @@ pub enum InputError {
     },
     /// A context cannot be fetched.
     #[error("cannot fetch the context")]
-    Fetch(#[from] http::HttpError),
-    /// A git context cannot be fetched.
-    #[error("cannot fetch the context")]
-    Git(#[from] git::GitError),
+    Fetch(#[from] RemoteError),
     /// The ignore file cannot be read.
     #[error(transparent)]
     IgnoreFile(#[from] crate::context::IgnoreFileError),
@@ -100,7 +95,6 @@ impl Hint for InputError {
             Self::NoDockerfile { .. } => Some("name it with `-f FILE`; `-f -` reads it from standard input".to_owned()),
             Self::Context { .. } => Some("the last argument is the context: a directory, `-` or a URL".to_owned()),
             Self::IgnoreFile(error) => error.hint(),
-            Self::Git(error) => error.hint(),
             Self::Fetch(error) => error.hint(),
             _ => None,
         }
@@ -110,27 +104,16 @@ impl Hint for InputError {
 /// Opens the main context and reads the Dockerfile.
 pub(super) fn open(request: &BuildRequest, client: &http::Client, cancel: &Cancel) -> Result<Inputs, BuildError> {
     let mut temporary = Vec::new();
+    let remote = remote(request, client);
+    let mut keep = |fetched| Root::of(fetched, &mut temporary);
     let root = match &request.context {
         ContextSource::Directory(path) => Root::Local(path.clone()),
         ContextSource::Empty => Root::Nothing,
         ContextSource::Stdin => {
-            let temp = temp_dir(request)?;
-            let root = unpack(Box::new(std::io::stdin()), "standard input", temp.path(), cancel)?;
-            temporary.push(temp);
-            root
+            keep(remote.stream_context(std::io::stdin(), "standard input", cancel).map_err(InputError::from)?)
         }
-        ContextSource::Git(url) => {
-            let temp = temp_dir(request)?;
-            let root = fetch_git(request, url, temp.path(), client, cancel)?;
-            temporary.push(temp);
-            Root::Fetched(root)
-        }
-        ContextSource::Url(url) => {
-            let temp = temp_dir(request)?;
-            let root = fetch_url(url, temp.path(), client, cancel)?;
-            temporary.push(temp);
-            root
-        }
+        ContextSource::Git(url) => keep(git_context(request, &remote, url, cancel)?),
+        ContextSource::Url(url) => keep(remote.url_context(url, cancel).map_err(InputError::from)?),
     };
     let (dockerfile, path) = match (&request.dockerfile, &root) {
         (DockerfileSource::Text(text), _) | (DockerfileSource::InContext(_), Root::Dockerfile(text)) => {
@@ -174,11 +157,12 @@ pub(super) fn open_named(
 ) -> Result<Files, BuildError> {
     let value =
         request.plan.named_contexts.get(name).ok_or_else(|| BuildError::UnknownContext { name: name.to_owned() })?;
-    let temp = temp_dir(request)?;
+    let remote = remote(request, client);
+    let mut keep = |fetched| Root::of(fetched, &mut opened.temporary);
     let (root, filtered) = match value {
         NamedContext::Directory(path) => (Root::Local(path.clone()), true),
-        NamedContext::Git(url) => (Root::Fetched(fetch_git(request, url, temp.path(), client, cancel)?), false),
-        NamedContext::Url(url) => (fetch_url(url, temp.path(), client, cancel)?, false),
+        NamedContext::Git(url) => (keep(git_context(request, &remote, url, cancel)?), false),
+        NamedContext::Url(url) => (keep(remote.url_context(url, cancel).map_err(InputError::from)?), false),
         NamedContext::Image(_) | NamedContext::OciLayout(_) => {
             return Err(BuildError::UnknownContext { name: name.to_owned() });
         }
@@ -194,7 +178,6 @@ pub(super) fn open_named(
     let files = Files::directory(top, patterns)
         .map_err(|source| InputError::Context { path: top.to_owned(), source })?
         .with_hash_cache(&request.work_dir.join("files"));
-    opened.temporary.push(temp);
     Ok(files)
 }
 
@@ -211,6 +194,18 @@ enum Root {
 }
 
 impl Root {
+    /// Keeps what was fetched for as long as the build needs it.
+    fn of(fetched: FetchedContext, keep: &mut Vec<FetchedTree>) -> Self {
+        match fetched {
+            FetchedContext::Dockerfile(text) => Self::Dockerfile(text),
+            FetchedContext::Tree(tree) => {
+                let root = Self::Fetched(tree.path().to_owned());
+                keep.push(tree);
+                root
+            }
+        }
+    }
+
     fn path(&self) -> Option<&Path> {
         match self {
             Self::Local(path) | Self::Fetched(path) => Some(path),
@@ -219,11 +214,28 @@ impl Root {
     }
 }
 
-fn temp_dir(request: &BuildRequest) -> Result<TempDir, BuildError> {
-    let failed = |source| BuildError::WorkDir { path: request.work_dir.clone(), source };
-    let parent = request.work_dir.join("tmp");
-    fs::create_dir_all(&parent).map_err(failed)?;
-    tempfile::Builder::new().prefix("context-").tempdir_in(parent).map_err(failed)
+/// How ADD and contexts reach URLs and git repositories.
+pub(super) fn remote(request: &BuildRequest, client: &http::Client) -> Remote {
+    let secrets = request.secrets.clone();
+    let look_up = move |id: &str| {
+        let value = secrets.get(id)?;
+        Some(Secret::new(String::from_utf8_lossy(&value.bytes()).into_owned()))
+    };
+    let (answers, temporary) = (request.work_dir.join("urls"), request.work_dir.join("tmp"));
+    Remote::new(client.clone(), &answers, &temporary, Arc::new(look_up))
+}
+
+/// Argument that keeps `.git` in a context (checklist D-10).
+const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+
+fn git_context(
+    request: &BuildRequest,
+    remote: &Remote,
+    url: &str,
+    cancel: &Cancel,
+) -> Result<FetchedContext, InputError> {
+    let keep = request.plan.build_args.get(KEEP_GIT_DIR).is_some_and(|value| matches!(&**value, "1" | "true"));
+    Ok(FetchedContext::Tree(remote.git_context(url, keep, cancel)?))
 }
 
 /// A path below `top`, which is not ours to trust when it was fetched: links must not lead out of it.
@@ -260,32 +272,4 @@ fn read_dockerfile(path: &Path) -> Result<(String, PathBuf), BuildError> {
         InputError::NotUtf8 { path: path.to_owned(), line }
     })?;
     Ok((text, found))
-}
-
-fn fetch_git(
-    request: &BuildRequest,
-    url: &str,
-    temp: &Path,
-    client: &http::Client,
-    cancel: &Cancel,
-) -> Result<PathBuf, BuildError> {
-    let _ = (request, temp, client, cancel);
-    Err(BuildError::Unsupported { what: format!("the git context {url}") })
-}
-
-/// An archive is unpacked; anything else is the Dockerfile itself (checklist D-11).
-fn fetch_url(url: &str, temp: &Path, client: &http::Client, cancel: &Cancel) -> Result<Root, BuildError> {
-    let parsed =
-        url::Url::parse(url).map_err(|_| InputError::Fetch(http::HttpError::BadUrl { url: url.to_owned() }))?;
-    let shown = http::redacted(&parsed);
-    let response = client
-        .send(http::Request::get(parsed), cancel)
-        .and_then(http::Response::error_for_status)
-        .map_err(InputError::Fetch)?;
-    unpack(Box::new(response.into_reader()), &shown, temp, cancel)
-}
-
-fn unpack(stream: Box<dyn Read + Send>, from: &str, temp: &Path, cancel: &Cancel) -> Result<Root, BuildError> {
-    let _ = (stream, temp, cancel);
-    Err(BuildError::Unsupported { what: format!("a context from {from}") })
 }

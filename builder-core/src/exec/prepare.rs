@@ -43,7 +43,7 @@ pub struct Prepared {
     pub(super) context: Files,
     pub(super) named_contexts: BTreeMap<String, Files>,
     /// Keeps fetched contexts on disk while the build needs them.
-    pub(super) _temporary: Vec<tempfile::TempDir>,
+    pub(super) _temporary: Vec<crate::context::FetchedTree>,
 }
 
 /// The plan for one platform and the images it stands on.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::BuildError;
-use crate::http::{ClientOptions, Secret};
+use crate::http::ClientOptions;
 use crate::layer::Compression;
 use crate::limits::Limits;
 use crate::oci::{Platform, Reference};
@@ -90,19 +90,6 @@ impl BuildRequest {
     /// Compression of new layers: what an output asks for, else the request's own.
     pub(super) fn layer_compression(&self) -> Compression {
         self.outputs.iter().find_map(|target| target.compression).unwrap_or(self.compression)
-    }
-
-    /// The `Authorization` for git over http, from the secrets that BuildKit looks for too.
-    pub(super) fn git_authorization(&self) -> Option<Secret> {
-        let text = |id: &str| {
-            let value = self.secrets.get(id)?;
-            Some(String::from_utf8_lossy(&value.0).trim().to_owned())
-        };
-        if let Some(header) = text("GIT_AUTH_HEADER") {
-            return Some(Secret::new(header));
-        }
-        // What hosting services take for a token; the user name does not matter to them.
-        text("GIT_AUTH_TOKEN").map(|token| crate::http::basic("x-access-token", &token))
     }
 
     /// Refuses outputs that one image cannot serve: what an output asks for is never silently another one's wish.

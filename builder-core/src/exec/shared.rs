@@ -8,7 +8,7 @@ use super::BuildError;
 use super::cache::StepCache;
 use super::request::BuildRequest;
 use crate::cancel::Cancel;
-use crate::context::Files;
+use crate::context::{Files, Remote};
 use crate::event::{Event, Observer, Transfer};
 use crate::layer::SealedLayer;
 use crate::oci::{BlobDigest, ChainId, Descriptor};
@@ -31,6 +31,8 @@ pub(super) struct Shared<'a> {
     /// The main context and the named ones, opened before the first step.
     pub(super) context: &'a Files,
     pub(super) named_contexts: &'a BTreeMap<String, Files>,
+    /// How ADD reaches URLs and git repositories.
+    pub(super) remote: Remote,
     pub(super) stages: Vec<Slot>,
     /// Root filesystems of images that are only copied or mounted from.
     pub(super) image_trees: Mutex<BTreeMap<ImageRequest, Arc<Tree>>>,
