@@ -1,1 +1,70 @@
-fn main() {}
+//! `slipway`: the command line of builder-core.
+//!
+//! [`flags`] says what can be asked for, [`request`] reads it together with environment, directory and terminal, `commands`
+//! call the library, `ui` shows what happens, and an error is rendered once, by `diagnostics`. Standard output carries results
+//! only.
+
+mod commands;
+mod diagnostics;
+mod exit;
+mod flags;
+mod request;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use exit::Exit;
+use flags::{Cli, Command};
+use request::Ambient;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A reader that went away is no reason to fail differently.
+            _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => Exit::Usage.into(),
+            };
+        }
+    };
+    logging();
+    let ambient = match Ambient::read(is_root()) {
+        Ok(ambient) => ambient,
+        Err(error) => {
+            diagnostics::plain(&format!("cannot read the current directory: {error}"), None);
+            return Exit::Input.into();
+        }
+    };
+    match cli.command {
+        Command::Build(flags) => commands::build::run(&flags, &ambient),
+        Command::Inspect(flags) => commands::inspect::run(&flags, &ambient),
+        Command::Cache(command) => commands::cache::run(&command, &ambient),
+        Command::Info(flags) => commands::info::run(&flags, &ambient),
+        Command::Version => commands::version::run(),
+        Command::Executor(_) | Command::Warmer(_) => {
+            diagnostics::plain(
+                "not supported yet: Kaniko's command line",
+                Some("`slipway build` takes the flags of `docker buildx build`"),
+            );
+            Exit::Usage.into()
+        }
+    }
+}
+
+/// `SLIPWAY_LOG=debug` shows what the library notes for itself; without it nothing does.
+fn logging() {
+    if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("SLIPWAY_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}
+
+/// Whether we are root before any namespace is entered: /proc/self belongs to the effective user (proc(5)).
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
+}

@@ -10,7 +10,7 @@ use super::prepare::{PlatformPlan, Prepared};
 use super::report::{Recorder, Report};
 use super::request::BuildRequest;
 use super::shared::{BlobAccess, Places, Shared, Slot, StageResult};
-use super::{BuildError, stage};
+use super::{BuildError, maintain, stage};
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
 use crate::image::{self, Assembly, Image, ImageLayer, MediaTypes, NewLayer};
@@ -21,8 +21,7 @@ use crate::output::{
 };
 use crate::plan::Plan;
 use crate::registry::{Credentials, Registry};
-use crate::rootfs::{Ownership, Rootfs, Trees};
-use crate::sandbox::IdMapping;
+use crate::rootfs::{Rootfs, Trees};
 
 /// What a build made.
 #[derive(Debug)]
@@ -45,15 +44,11 @@ pub(super) fn build_prepared(
     let started = Instant::now();
     let recorder = Arc::new(Recorder::new(observer));
     let observer: Arc<dyn Observer> = recorder.clone();
-    let ownership = match request.environment.ids {
-        IdMapping::Single | IdMapping::None => Ownership::Recorded,
-        _ => Ownership::Real,
-    };
     request.check_annotations(&prepared.plans.iter().map(|planned| &planned.plan.platform).collect::<Vec<_>>())?;
     if request.docker_media_types() && request.outputs.iter().any(|output| !output.annotations.is_empty()) {
         observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
     }
-    let trees = Trees::open(&request.work_dir, request.tree_mode, ownership)?;
+    let trees = Trees::open(&request.work_dir, request.tree_mode, maintain::ownership(&request.environment))?;
     let cache = StepCache::open(&request.work_dir)
         .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
     let steps = |plan: &Plan| plan.stages.iter().map(|stage| stage.steps.len()).sum::<usize>();

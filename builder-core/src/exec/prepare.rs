@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::inputs::{self, Inputs};
+use super::maintain::{self, InUse};
 use super::request::BuildRequest;
 use super::{BuildError, stage};
 use crate::cancel::Cancel;
@@ -42,6 +43,8 @@ pub struct Prepared {
     pub(super) sources: Sources,
     pub(super) context: Files,
     pub(super) named_contexts: BTreeMap<String, Files>,
+    /// Keeps `slipway cache prune` away.
+    _in_use: InUse,
     /// Keeps fetched contexts on disk while the build needs them.
     pub(super) _temporary: Vec<crate::context::FetchedTree>,
 }
@@ -60,6 +63,8 @@ pub struct PlatformPlan {
 /// [`BuildError`] for everything that can be known before the first step.
 pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<Prepared, BuildError> {
     request.check_outputs()?;
+    let in_use = maintain::hold(&request.work_dir)
+        .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
     let store = Store::open(&request.work_dir)?;
     let client = http::Client::new(request.client.clone());
     let credentials = Credentials::new(request.credentials.clone());
@@ -78,7 +83,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         let options = options(request, &opened, platform);
         plans.push(plan_platform(&dockerfile, &options, &sources, observer, cancel)?);
     }
-    for planned in plans.first() {
+    if let Some(planned) = plans.first() {
         warn(&dockerfile, &planned.plan.findings, observer);
     }
     let mut named_contexts = BTreeMap::new();
@@ -99,7 +104,16 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         }
     }
     let Inputs { files, temporary, .. } = opened;
-    Ok(Prepared { dockerfile, plans, store, sources, context: files, named_contexts, _temporary: temporary })
+    Ok(Prepared {
+        dockerfile,
+        plans,
+        store,
+        sources,
+        context: files,
+        named_contexts,
+        _in_use: in_use,
+        _temporary: temporary,
+    })
 }
 
 /// Applies all lint rules to all stages; nothing is fetched but the context.

@@ -1,0 +1,210 @@
+//! `slipway build`
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use builder_core::cancel::Cancel;
+use builder_core::dockerfile::{Dockerfile, Finding};
+use builder_core::event::Observer;
+use builder_core::exec::{self, BuildError, BuildResult, ErrorClass};
+use builder_core::hint::Hint as _;
+use builder_core::sandbox;
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::result;
+use crate::diagnostics;
+use crate::exit::Exit;
+use crate::flags::BuildFlags;
+use crate::request::{self, Ambient, Build, BuildMode, Shown};
+use crate::ui;
+
+/// The signal that ended the build; 0 for none.
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+
+/// Builds, checks or plans.
+pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
+    // First of all: namespaces can be entered by a process with one thread only.
+    let environment = match sandbox::enter() {
+        Ok(environment) => environment,
+        Err(error) => {
+            diagnostics::plain(&format!("cannot set up namespaces: {error}"), None);
+            return Exit::Sandbox.into();
+        }
+    };
+    let build = match request::build(flags, ambient, environment) {
+        Ok(build) => build,
+        Err(error) => {
+            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            return Exit::Usage.into();
+        }
+    };
+    let cancel = Cancel::default();
+    if let Err(error) = listen_for_signals(&cancel) {
+        diagnostics::plain(&format!("cannot listen for signals: {error}"), None);
+        return Exit::Sandbox.into();
+    }
+    let observer = ui::observer(build.shown);
+    let outcome = match build.mode {
+        BuildMode::Check => check(&build, &*observer, flags, &cancel),
+        BuildMode::Plan => plan(&build, &*observer, &cancel),
+        BuildMode::Build => full(&build, Arc::clone(&observer), &cancel),
+    };
+    // The live lines go before an error is shown.
+    drop(observer);
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            diagnostics::build_error(&error, &build.request.dockerfile);
+            exit_for(&error).into()
+        }
+    }
+}
+
+/// The first SIGINT or SIGTERM ends the build in order, the second at once.
+fn listen_for_signals(cancel: &Cancel) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let cancel = cancel.clone();
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if SIGNAL.swap(signal, Ordering::SeqCst) != 0 {
+                std::process::exit(i32::from(Exit::Signal(signal).code()));
+            }
+            cancel.cancel();
+        }
+    });
+    Ok(())
+}
+
+fn exit_for(error: &BuildError) -> Exit {
+    match error.class() {
+        ErrorClass::Command(code) => Exit::Command(code),
+        ErrorClass::Registry => Exit::Registry,
+        ErrorClass::Disk => Exit::Disk,
+        ErrorClass::Sandbox => Exit::Sandbox,
+        ErrorClass::Cancelled => match SIGNAL.load(Ordering::SeqCst) {
+            0 => Exit::Signal(SIGINT),
+            signal => Exit::Signal(signal),
+        },
+        _ => Exit::Input,
+    }
+}
+
+fn full(build: &Build, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<ExitCode, BuildError> {
+    let made = exec::build(&build.request, observer, cancel)?;
+    let config = made.images.first().map(|image| image.config_descriptor.digest.to_string()).unwrap_or_default();
+    let written = [
+        (&build.iidfile, config.clone()),
+        (&build.metadata_file, pretty(&metadata(build, &made, &config))),
+        (&build.report, pretty(&json!(made.report))),
+    ];
+    for (path, text) in written {
+        if let Some(path) = path
+            && let Err(error) = write(path, &text)
+        {
+            diagnostics::plain(&format!("cannot write `{}`: {error}", path.display()), None);
+            return Ok(Exit::Input.into());
+        }
+    }
+    let to_stdout = build.request.outputs.iter().any(builder_core::output::Target::is_stdout);
+    if !to_stdout {
+        result(&format!("{}\n", made.root.digest));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pretty(value: &Value) -> String {
+    // Values made of plain data always serialise.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+/// Whole or not at all.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    let temp = path.with_extension(format!("tmp{}", std::process::id()));
+    fs::write(&temp, text)?;
+    fs::rename(&temp, path).inspect_err(|_| _ = fs::remove_file(&temp))
+}
+
+/// What `docker buildx build --metadata-file` writes.
+fn metadata(build: &Build, made: &BuildResult, config: &str) -> Value {
+    let names: Vec<String> = build
+        .request
+        .tags
+        .iter()
+        .chain(build.request.outputs.iter().flat_map(|output| &output.names))
+        .map(ToString::to_string)
+        .collect();
+    let mut value = json!({
+        "containerimage.descriptor": made.root,
+        "containerimage.digest": made.root.digest,
+        "image.name": names.join(","),
+    });
+    if made.images.len() == 1 {
+        value["containerimage.config.digest"] = json!(config);
+    }
+    value
+}
+
+fn plan(build: &Build, observer: &dyn Observer, cancel: &Cancel) -> Result<ExitCode, BuildError> {
+    let prepared = exec::prepare(&build.request, observer, cancel)?;
+    for planned in &prepared.plans {
+        match build.shown {
+            Shown::Json => result(&pretty(&json!(planned.plan))),
+            _ => result(&planned.plan.render()),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(build: &Build, observer: &dyn Observer, flags: &BuildFlags, cancel: &Cancel) -> Result<ExitCode, BuildError> {
+    let (dockerfile, checked) = exec::check(&build.request, observer, cancel)?;
+    match build.shown {
+        Shown::Json => result(&pretty(&checks_json(&dockerfile, &checked.findings))),
+        _ if checked.findings.is_empty() && checked.error.is_none() => result("Check complete, no warnings found.\n"),
+        _ => result(&checks_text(&dockerfile, &checked.findings)),
+    }
+    if let Some(error) = checked.error {
+        return Err(BuildError::Plan(error));
+    }
+    // As `docker build --check`: findings are a result, and a reason to stop a pipeline.
+    let _ = flags;
+    Ok(if checked.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn checks_text(dockerfile: &Dockerfile, findings: &[Finding]) -> String {
+    let mut text = format!(
+        "Check complete, {} found.\n",
+        match findings.len() {
+            1 => "1 warning".to_owned(),
+            count => format!("{count} warnings"),
+        }
+    );
+    for finding in findings {
+        let lines = dockerfile.source.lines(&finding.span);
+        text.push_str(&format!("\nWARNING: {} (line {})\n{}\n", finding.rule, lines.first, finding.message));
+        for number in lines.first..=lines.last {
+            if let Some(line) = dockerfile.source.line(number) {
+                text.push_str(&format!("{number:4} | >>> {line}\n"));
+            }
+        }
+    }
+    text
+}
+
+fn checks_json(dockerfile: &Dockerfile, findings: &[Finding]) -> Value {
+    let warnings: Vec<Value> = findings
+        .iter()
+        .map(|finding| {
+            let lines = dockerfile.source.lines(&finding.span);
+            json!({
+                "ruleName": finding.rule,
+                "detail": finding.message,
+                "location": { "ranges": [{ "start": { "line": lines.first }, "end": { "line": lines.last } }] },
+            })
+        })
+        .collect();
+    json!({ "version": 1, "warnings": warnings })
+}

@@ -1,0 +1,328 @@
+//! The command line, defined once: `--help`, `docs/flags.md`, the manual page and the completions all come from here.
+//!
+//! Values are texts as given; [`crate::request`] reads them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Builds OCI images from Dockerfiles, without a daemon and without privileges.
+#[derive(Debug, Parser)]
+#[command(name = "slipway", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build an image and write or push it; prints its digest
+    Build(Box<BuildFlags>),
+    /// Show an image of a registry or an OCI layout as JSON
+    Inspect(InspectFlags),
+    /// What is kept in the work directory
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Show what this machine allows, and why not more
+    Info(InfoFlags),
+    /// Print the version
+    Version,
+    /// Kaniko's executor (not supported yet)
+    #[command(disable_help_flag = true)]
+    Executor(KanikoFlags),
+    /// Kaniko's warmer (not supported yet)
+    #[command(disable_help_flag = true)]
+    Warmer(KanikoFlags),
+}
+
+/// Flags of the drop-in, which are read by Kaniko's rules.
+#[derive(Debug, Args)]
+pub struct KanikoFlags {
+    /// Kaniko's flags
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+    pub flags: Vec<OsString>,
+}
+
+/// `slipway cache`
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List what is kept, with sizes
+    Ls(CacheLsFlags),
+    /// Remove what no running build uses
+    Prune(CachePruneFlags),
+}
+
+/// `slipway cache ls`
+#[derive(Debug, Args)]
+pub struct CacheLsFlags {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where state is
+    #[command(flatten)]
+    pub state: StateFlags,
+}
+
+/// `slipway cache prune`
+#[derive(Debug, Args)]
+pub struct CachePruneFlags {
+    /// Remove the directories of cache mounts too
+    #[arg(long)]
+    pub mounts: bool,
+    /// Where state is
+    #[command(flatten)]
+    pub state: StateFlags,
+}
+
+/// `slipway info`
+#[derive(Debug, Args)]
+pub struct InfoFlags {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where state is
+    #[command(flatten)]
+    pub state: StateFlags,
+}
+
+/// `slipway inspect`
+#[derive(Debug, Args)]
+pub struct InspectFlags {
+    /// A reference, or the path of an OCI layout (directory)
+    #[arg(value_name = "REF|LAYOUT")]
+    pub image: String,
+    /// Read every blob and check every invariant; exit code 3 if one is violated
+    #[arg(long)]
+    pub verify: bool,
+    /// Which image of an index, as os/arch[/variant]
+    #[arg(long, value_name = "PLATFORM")]
+    pub platform: Option<String>,
+    /// How registries are reached
+    #[command(flatten)]
+    pub registries: RegistryFlags,
+    /// Where state is
+    #[command(flatten)]
+    pub state: StateFlags,
+}
+
+/// Where state is kept and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "State and limits")]
+pub struct StateFlags {
+    /// Where everything is kept: blobs, trees, step cache. The only place that is written, beside the outputs
+    /// [default: /var/lib/slipway as root, else $XDG_DATA_HOME/slipway or ~/.local/share/slipway]
+    #[arg(long, value_name = "DIR", env = "SLIPWAY_DIR")]
+    pub work_dir: Option<PathBuf>,
+    /// How root filesystems are kept: stacked by overlayfs, or as one directory each
+    #[arg(long, value_enum, default_value_t, env = "SLIPWAY_TREES")]
+    pub trees: Trees,
+    /// How commands are confined
+    #[arg(long, value_enum, default_value_t, env = "SLIPWAY_SANDBOX")]
+    pub sandbox: Sandbox,
+}
+
+/// `--trees`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Trees {
+    /// overlayfs where it works
+    #[default]
+    Auto,
+    /// overlayfs, or an error
+    Overlay,
+    /// plain directories
+    Directory,
+}
+
+/// `--sandbox`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Sandbox {
+    /// the best that works
+    #[default]
+    Auto,
+    /// user and mount namespaces, or an error
+    Namespaces,
+    /// chroot without mounts (not supported yet)
+    Chroot,
+    /// ptrace, without any privilege (not supported yet)
+    Traced,
+}
+
+/// How registries are reached.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Registries")]
+pub struct RegistryFlags {
+    /// Ask another registry instead: FROM=HOST[:PORT][/PREFIX]; http:// before HOST allows plain HTTP
+    #[arg(long, value_name = "FROM=TO", env = "SLIPWAY_REGISTRY_MAP", value_delimiter = ';')]
+    pub registry_map: Vec<String>,
+    /// Ask a mirror of docker.io (or of FROM) first: [FROM=]HOST[:PORT][/PREFIX]
+    #[arg(long, value_name = "[FROM=]TO", env = "SLIPWAY_REGISTRY_MIRROR", value_delimiter = ';')]
+    pub registry_mirror: Vec<String>,
+    /// Allow plain HTTP and unverified TLS for a registry; loopback needs no flag for plain HTTP
+    #[arg(long, value_name = "HOST[:PORT]", env = "SLIPWAY_INSECURE_REGISTRY", value_delimiter = ',')]
+    pub insecure_registry: Vec<String>,
+    /// Trust the certificates of a PEM file too, for all hosts or one: [HOST=]FILE
+    #[arg(long, value_name = "[HOST=]FILE", env = "SLIPWAY_REGISTRY_CA", value_delimiter = ';')]
+    pub registry_ca: Vec<String>,
+    /// Show a client certificate to a host: HOST=CERT,KEY (PEM files)
+    #[arg(long, value_name = "HOST=CERT,KEY")]
+    pub registry_client_cert: Vec<String>,
+}
+
+/// `slipway build`
+#[derive(Debug, Args)]
+pub struct BuildFlags {
+    /// Where COPY and ADD read from: a directory, `-` (a tar on standard input), a git or http(s) URL
+    #[arg(default_value = ".")]
+    pub context: String,
+
+    /// The Dockerfile; `-` reads standard input [default: CONTEXT/Dockerfile]
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<String>,
+    /// Set a build argument; without a value it is taken from the environment
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub build_arg: Vec<String>,
+    /// Build this stage
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+    /// Set a label of the image
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub label: Vec<String>,
+    /// Set an annotation of the manifest
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub annotation: Vec<String>,
+    /// Build for these platforms, as os/arch[/variant]; several make an index
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', env = "DOCKER_DEFAULT_PLATFORM")]
+    pub platform: Vec<String>,
+    /// Another context, or what replaces an image: a directory, docker-image://REF, oci-layout://PATH, a URL
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub build_context: Vec<String>,
+
+    /// Name the image; also where --push sends it
+    #[arg(short, long, value_name = "REF", help_heading = "Result")]
+    pub tag: Vec<String>,
+    /// Push the image to the registries of its names
+    #[arg(long, help_heading = "Result")]
+    pub push: bool,
+    /// Write the result: type=registry|oci|docker|tar|local[,dest=PATH][,compression=gzip|zstd|uncompressed]
+    /// [,compression-level=N][,name=REF]…; a plain PATH is type=local, `-` is a tar on standard output
+    #[arg(short, long, value_name = "SPEC", help_heading = "Result")]
+    pub output: Vec<String>,
+    /// Write the digest of the image's config to a file
+    #[arg(long, value_name = "FILE", help_heading = "Result")]
+    pub iidfile: Option<PathBuf>,
+    /// Write digests and names to a file, as `docker buildx` does
+    #[arg(long, value_name = "FILE", help_heading = "Result")]
+    pub metadata_file: Option<PathBuf>,
+    /// Write what the build did to a file: digests, steps, cache, bytes, peaks (JSON)
+    #[arg(long, value_name = "FILE", env = "SLIPWAY_REPORT", help_heading = "Result")]
+    pub report: Option<PathBuf>,
+    /// Provenance attestations (only `false` is supported)
+    #[arg(long, value_name = "SPEC", help_heading = "Result")]
+    pub provenance: Option<String>,
+    /// SBOM attestations (only `false` is supported)
+    #[arg(long, value_name = "SPEC", help_heading = "Result")]
+    pub sbom: Option<String>,
+
+    /// Do every step anew
+    #[arg(long, help_heading = "Cache")]
+    pub no_cache: bool,
+    /// Do the steps of these stages anew
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', help_heading = "Cache")]
+    pub no_cache_filter: Vec<String>,
+    /// Ask the registry for base images even if they are known (always done)
+    #[arg(long, help_heading = "Cache")]
+    pub pull: bool,
+    /// Take steps from a cache elsewhere (not supported yet)
+    #[arg(long, value_name = "SPEC", help_heading = "Cache")]
+    pub cache_from: Vec<String>,
+    /// Put steps into a cache elsewhere (not supported yet)
+    #[arg(long, value_name = "SPEC", help_heading = "Cache")]
+    pub cache_to: Vec<String>,
+
+    /// Give a secret to RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
+    #[arg(long, value_name = "SPEC", help_heading = "RUN")]
+    pub secret: Vec<String>,
+    /// Give an ssh agent to RUN --mount=type=ssh: default or NAME[=SOCKET]
+    #[arg(long, value_name = "SPEC", help_heading = "RUN")]
+    pub ssh: Vec<String>,
+    /// Add a line to /etc/hosts: NAME:ADDRESS or NAME=ADDRESS
+    #[arg(long, value_name = "NAME:IP", help_heading = "RUN")]
+    pub add_host: Vec<String>,
+    /// Network of RUN
+    #[arg(long, value_name = "MODE", value_parser = ["default", "host", "none"], help_heading = "RUN")]
+    pub network: Option<String>,
+    /// Size of /dev/shm, such as 128m [default: 64m]
+    #[arg(long, value_name = "BYTES", help_heading = "RUN")]
+    pub shm_size: Option<String>,
+    /// Resource limit, such as nofile=1024:2048
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "RUN")]
+    pub ulimit: Vec<String>,
+    /// Allow what a Dockerfile may ask for only then: network.host, security.insecure
+    #[arg(long, value_name = "ENTITLEMENT", value_delimiter = ',', help_heading = "RUN")]
+    pub allow: Vec<String>,
+
+    /// How progress is shown on standard error
+    #[arg(long, value_enum, default_value_t, env = "BUILDKIT_PROGRESS", help_heading = "What is shown")]
+    pub progress: Progress,
+    /// Show nothing but errors
+    #[arg(short, long, help_heading = "What is shown")]
+    pub quiet: bool,
+    /// Check the Dockerfile and build nothing
+    #[arg(long, conflicts_with = "plan", help_heading = "What is shown")]
+    pub check: bool,
+    /// Show what would be done and do nothing of it
+    #[arg(long, help_heading = "What is shown")]
+    pub plan: bool,
+
+    /// End the build before it keeps more than this under the work directory, such as 10g (not supported yet)
+    #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_DISK", help_heading = "State and limits")]
+    pub max_disk: Option<String>,
+    /// Keep the builder's own memory below this (not supported yet)
+    #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_MEMORY", help_heading = "State and limits")]
+    pub max_memory: Option<String>,
+    /// How many steps, threads and transfers run at one time [default: as the machine has processors]
+    #[arg(short, long, value_name = "N", env = "SLIPWAY_JOBS", help_heading = "State and limits")]
+    pub jobs: Option<std::num::NonZeroUsize>,
+    /// Where state is
+    #[command(flatten)]
+    pub state: StateFlags,
+    /// How registries are reached
+    #[command(flatten)]
+    pub registries: RegistryFlags,
+}
+
+/// `--progress`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Progress {
+    /// live on a terminal, else plain
+    #[default]
+    Auto,
+    /// live
+    Tty,
+    /// one line for each thing that happens
+    Plain,
+    /// one JSON object a line, see docs/progress.md
+    #[value(alias = "rawjson")]
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_mistyped_flag_is_suggested() {
+        let error = Cli::try_parse_from(["slipway", "build", "--no-cahce"]).expect_err("there is no such flag");
+        assert!(error.to_string().contains("--no-cache"), "{error}");
+    }
+}

@@ -1,0 +1,285 @@
+//! Where a build reads from: context, Dockerfile, named contexts, secrets, ssh agents.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use builder_core::exec::{ContextSource, DockerfileSource};
+use builder_core::plan::NamedContext;
+
+use super::ambient::Ambient;
+use super::error::UsageError;
+use super::values::{csv, name_value};
+
+/// Where a secret is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// In a file.
+    File(PathBuf),
+    /// In a variable of our environment.
+    Variable(String),
+}
+
+/// Schemes of object stores, which come with the drop-in.
+const BUCKETS: [&str; 5] = ["s3://", "gs://", "az://", "https+azblob://", "tar://"];
+
+pub(super) fn context(text: &str, ambient: &Ambient) -> Result<ContextSource, UsageError> {
+    if text == "-" {
+        return Ok(ContextSource::Stdin);
+    }
+    if BUCKETS.iter().any(|scheme| text.starts_with(scheme)) {
+        return Err(UsageError::not_yet(format!("a context at `{text}`")));
+    }
+    Ok(match remote(text) {
+        Some(NamedContext::Git(url)) => ContextSource::Git(url),
+        Some(NamedContext::Url(url)) => ContextSource::Url(url),
+        _ => ContextSource::Directory(ambient.cwd.join(text)),
+    })
+}
+
+/// A git or http(s) URL, by the rules of BuildKit's `DetectGitContext`.
+fn remote(text: &str) -> Option<NamedContext> {
+    let git = |text: &str| Some(NamedContext::Git(text.to_owned()));
+    if ["git://", "ssh://", "git@", "github.com/"].iter().any(|start| text.starts_with(start)) {
+        return git(text);
+    }
+    if text.starts_with("http://") || text.starts_with("https://") {
+        let path = text.split(['#', '?']).next().unwrap_or(text);
+        return if path.ends_with(".git") { git(text) } else { Some(NamedContext::Url(text.to_owned())) };
+    }
+    None
+}
+
+pub(super) fn dockerfile(
+    file: Option<&str>,
+    context: &ContextSource,
+    ambient: &Ambient,
+) -> Result<DockerfileSource, UsageError> {
+    match (file, context) {
+        (Some("-"), ContextSource::Stdin) => {
+            Err(UsageError::Conflict { one: "--file -", other: "a context from standard input" })
+        }
+        (Some("-"), _) => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).map_err(|source| UsageError::Read {
+                what: "the Dockerfile",
+                path: "-".into(),
+                source,
+            })?;
+            Ok(DockerfileSource::Text(text))
+        }
+        (None, ContextSource::Directory(dir)) => Ok(DockerfileSource::File(default_dockerfile(dir))),
+        (Some(path), ContextSource::Directory(_)) => Ok(DockerfileSource::File(ambient.cwd.join(path))),
+        (path, _) => Ok(DockerfileSource::InContext(path.unwrap_or("Dockerfile").into())),
+    }
+}
+
+/// `Dockerfile`, or `dockerfile` if only that is there, as BuildKit.
+fn default_dockerfile(dir: &Path) -> PathBuf {
+    let (usual, lower) = (dir.join("Dockerfile"), dir.join("dockerfile"));
+    if !usual.exists() && lower.exists() { lower } else { usual }
+}
+
+pub(super) fn named_contexts(
+    texts: &[String],
+    ambient: &Ambient,
+) -> Result<BTreeMap<String, NamedContext>, UsageError> {
+    let flag = "--build-context";
+    let mut contexts = BTreeMap::new();
+    for text in texts {
+        let (name, value) = name_value(flag, text)?;
+        let context = if value.is_empty() {
+            return Err(UsageError::value(flag, text, "it is NAME=VALUE"));
+        } else if let Some(image) = value.strip_prefix("docker-image://") {
+            NamedContext::Image(image.to_owned())
+        } else if let Some(layout) = value.strip_prefix("oci-layout://") {
+            NamedContext::OciLayout(ambient.cwd.join(layout).to_string_lossy().into_owned())
+        } else if value == "-" {
+            return Err(UsageError::not_yet("--build-context from standard input"));
+        } else {
+            remote(&value).unwrap_or_else(|| NamedContext::Directory(ambient.cwd.join(&value)))
+        };
+        contexts.insert(name, context);
+    }
+    Ok(contexts)
+}
+
+pub(super) fn secrets(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String, SecretSource>, UsageError> {
+    let flag = "--secret";
+    let mut secrets = BTreeMap::new();
+    for text in texts {
+        let (mut id, mut file, mut variable, mut kind) = (String::new(), None, None, String::new());
+        for field in csv(flag, text)? {
+            let (name, value) = name_value(flag, &field)?;
+            match name.to_ascii_lowercase().as_str() {
+                "id" => id = value,
+                "src" | "source" => file = Some(value),
+                "env" => variable = Some(value),
+                "type" if value == "file" || value == "env" => kind = value,
+                "type" => return Err(UsageError::value(flag, text, "type is file or env")),
+                _ => return Err(UsageError::value(flag, text, format!("`{name}` is no field of a secret"))),
+            }
+        }
+        if id.is_empty() {
+            return Err(UsageError::value(flag, text, "id=NAME is missing"));
+        }
+        // type=env,src=NAME is another way to say env=NAME.
+        if kind == "env" && variable.is_none() {
+            variable = file.take();
+        }
+        let source = match (file, variable) {
+            (Some(_), Some(_)) => return Err(UsageError::value(flag, text, "src and env exclude each other")),
+            (Some(file), None) => SecretSource::File(ambient.cwd.join(file)),
+            (None, Some(variable)) => SecretSource::Variable(variable),
+            // As buildx: a variable of that name if there is one, else a file.
+            (None, None) if ambient.var(&id).is_some() || kind == "env" => SecretSource::Variable(id.clone()),
+            (None, None) => SecretSource::File(ambient.cwd.join(&id)),
+        };
+        secrets.insert(id, source);
+    }
+    Ok(secrets)
+}
+
+/// Largest secret in bytes, as BuildKit's.
+const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
+
+impl SecretSource {
+    /// The secret itself; a variable that is not set is an empty secret, as in BuildKit.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is too large.
+    pub fn read(&self, ambient: &Ambient) -> Result<Vec<u8>, UsageError> {
+        match self {
+            Self::Variable(name) => {
+                Ok(ambient.var(name).map(|value| value.as_encoded_bytes().to_vec()).unwrap_or_default())
+            }
+            Self::File(path) => {
+                let read = |source| UsageError::Read { what: "the secret", path: path.clone(), source };
+                let size = fs::metadata(path).map_err(read)?.len();
+                if size > SECRET_LIMIT_BYTES {
+                    let path = path.to_string_lossy();
+                    return Err(UsageError::value("--secret", &path, "a secret has at most 500 KiB"));
+                }
+                fs::read(path).map_err(read)
+            }
+        }
+    }
+}
+
+pub(super) fn ssh(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String, PathBuf>, UsageError> {
+    let flag = "--ssh";
+    let mut agents = BTreeMap::new();
+    for text in texts {
+        let (id, path) = match text.split_once('=') {
+            Some((id, path)) => (id, path.to_owned()),
+            None => {
+                let agent = ambient
+                    .text("SSH_AUTH_SOCK")
+                    .ok_or_else(|| UsageError::value(flag, text, "there is no agent: SSH_AUTH_SOCK is not set"))?;
+                (text.as_str(), agent.to_owned())
+            }
+        };
+        if path.contains(',') {
+            return Err(UsageError::not_yet("--ssh with several keys; add them to an agent"));
+        }
+        let path = ambient.cwd.join(path);
+        let info = fs::metadata(&path).map_err(|source| UsageError::Read {
+            what: "the ssh agent's socket",
+            path: path.clone(),
+            source,
+        })?;
+        if !std::os::unix::fs::FileTypeExt::is_socket(&info.file_type()) {
+            return Err(UsageError::not_yet("--ssh with a key file; add the key to an agent"));
+        }
+        agents.insert(id.to_owned(), path);
+    }
+    Ok(agents)
+}
+
+pub(super) fn annotations(texts: &[String]) -> Result<BTreeMap<String, String>, UsageError> {
+    let flag = "--annotation";
+    let mut annotations = BTreeMap::new();
+    for text in texts {
+        let (name, value) = name_value(flag, text)?;
+        // `manifest:NAME`, `index,manifest:NAME`, `manifest[linux/amd64]:NAME`
+        let (levels, name) = match name.split_once(':') {
+            Some((levels, rest)) if levels.split(',').all(is_level) => (levels.to_owned(), rest.to_owned()),
+            _ => ("manifest".to_owned(), name),
+        };
+        if levels != "manifest" {
+            return Err(UsageError::not_yet(format!("--annotation for `{levels}`")));
+        }
+        annotations.insert(name, value);
+    }
+    Ok(annotations)
+}
+
+fn is_level(text: &str) -> bool {
+    let level = text.split('[').next().unwrap_or(text);
+    matches!(level, "manifest" | "manifest-descriptor" | "index" | "index-descriptor")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ambient(variables: &[(&str, &str)]) -> Ambient {
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+        Ambient { environment: variables.collect(), cwd: "/here".into(), terminal: false, root: false }
+    }
+
+    #[test]
+    fn contexts() {
+        let git = |url: &str| Some(ContextSource::Git(url.to_owned()));
+        let url = |url: &str| Some(ContextSource::Url(url.to_owned()));
+        for (text, expected) in [
+            ("-", Some(ContextSource::Stdin)),
+            (".", Some(ContextSource::Directory("/here/.".into()))),
+            ("/a", Some(ContextSource::Directory("/a".into()))),
+            ("git@h:x/y.git", git("git@h:x/y.git")),
+            ("https://h/x.git#main:sub", git("https://h/x.git#main:sub")),
+            ("https://h/x.tar.gz", url("https://h/x.tar.gz")),
+            ("github.com/x/y", git("github.com/x/y")),
+            ("s3://b/x", None),
+        ] {
+            assert_eq!(context(text, &ambient(&[])).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_variables() {
+        let file = |path: &str| Some(SecretSource::File(path.into()));
+        let variable = |name: &str| Some(SecretSource::Variable(name.to_owned()));
+        for (text, expected) in [
+            ("id=a,src=f", file("/here/f")),
+            ("id=a,source=/f", file("/f")),
+            ("id=a,env=V", variable("V")),
+            ("type=env,id=a,src=V", variable("V")),
+            ("id=SET", variable("SET")),
+            ("id=unset", file("/here/unset")),
+            ("src=f", None),
+            ("id=a,src=f,env=V", None),
+            ("id=a,type=x", None),
+            ("id=a,color=red", None),
+        ] {
+            let secrets = secrets(&[text.to_owned()], &ambient(&[("SET", "1")])).ok();
+            assert_eq!(secrets.and_then(|secrets| secrets.into_values().next()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn annotations_name_their_level() {
+        for (text, expected) in [
+            ("a=b", Some(("a", "b"))),
+            ("manifest:a=b", Some(("a", "b"))),
+            ("org:a=b", Some(("org:a", "b"))),
+            ("index:a=b", None),
+            ("manifest[linux/amd64]:a=b", None),
+        ] {
+            let annotations = annotations(&[text.to_owned()]).ok();
+            let found = annotations.as_ref().and_then(|found| found.iter().next());
+            assert_eq!(found.map(|(name, value)| (name.as_str(), value.as_str())), expected, "{text}");
+        }
+    }
+}

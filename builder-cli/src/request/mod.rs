@@ -1,0 +1,387 @@
+//! Flags and surroundings → what a build is asked for. One function, [`build`], and nothing after it reads the
+//! environment, the current directory or the terminal.
+
+mod ambient;
+mod error;
+mod inputs;
+mod registries;
+mod values;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+pub use ambient::Ambient;
+pub use error::UsageError;
+pub use registries::Registries;
+
+use builder_core::exec::{BuildRequest, NoCache, SecretValue};
+use builder_core::layer::Compression;
+use builder_core::limits::Limits;
+use builder_core::oci::{Platform, Reference};
+use builder_core::output::{Exporter, Target};
+use builder_core::plan::{NetworkMode, PlanOptions, RunDefaults};
+use builder_core::rootfs::TreeMode;
+use builder_core::sandbox::Environment;
+
+use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees};
+use values::{bytes, host, name_values, ulimit};
+
+/// What `slipway build` is asked for: the build itself, and what the command does beside it.
+#[derive(Debug)]
+pub struct Build {
+    /// For the library.
+    pub request: BuildRequest,
+    /// What happens with it.
+    pub mode: BuildMode,
+    /// Where the digest of the config goes.
+    pub iidfile: Option<PathBuf>,
+    /// Where docker's metadata goes.
+    pub metadata_file: Option<PathBuf>,
+    /// Where the report goes.
+    pub report: Option<PathBuf>,
+    /// How progress is shown.
+    pub shown: Shown,
+}
+
+/// `--check`, `--plan` or neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildMode {
+    /// Build.
+    Build,
+    /// Lint only.
+    Check,
+    /// Plan only.
+    Plan,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Not at all.
+    Quiet,
+    /// Live; whether with colours.
+    Tty {
+        /// Colours.
+        colour: bool,
+    },
+    /// Lines.
+    Plain,
+    /// JSON lines.
+    Json,
+}
+
+/// Where state is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The work directory.
+    pub work_dir: PathBuf,
+    /// How trees are kept; `None` probes.
+    pub tree_mode: Option<TreeMode>,
+}
+
+/// Reads the flags of `slipway build`; `environment` is what this process may do.
+///
+/// # Errors
+/// [`UsageError`]
+pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) -> Result<Build, UsageError> {
+    refuse_what_comes_later(flags)?;
+    let context = inputs::context(&flags.context, ambient)?;
+    let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, ambient)?;
+    let tags: Vec<Reference> = flags.tag.iter().map(|name| tag(name)).collect::<Result<_, _>>()?;
+    let state = state(&flags.state, ambient)?;
+    let registries = registries(&flags.registries, ambient)?;
+    let secrets = inputs::secrets(&flags.secret, ambient)?;
+    let secrets = secrets
+        .into_iter()
+        .map(|(id, source)| Ok((id, SecretValue::new(source.read(ambient)?))))
+        .collect::<Result<BTreeMap<_, _>, UsageError>>()?;
+    let request = BuildRequest {
+        outputs: outputs(flags, ambient, &tags)?,
+        plan: plan_options(flags, ambient)?,
+        dockerfile,
+        context,
+        platforms: platforms(&flags.platform)?,
+        tags,
+        work_dir: state.work_dir,
+        tree_mode: state.tree_mode,
+        environment,
+        client: registries.client,
+        registry: registries.registry,
+        credentials: registries.credentials,
+        limits: limits(flags.jobs),
+        no_cache: match (flags.no_cache, flags.no_cache_filter.as_slice()) {
+            (true, _) => NoCache::All,
+            (false, []) => NoCache::Off,
+            (false, stages) => NoCache::Stages(stages.to_vec()),
+        },
+        compression: Compression::default(),
+        secrets,
+        ssh: inputs::ssh(&flags.ssh, ambient)?,
+        annotations: inputs::annotations(&flags.annotation)?,
+        now: SystemTime::now,
+    };
+    Ok(Build {
+        request,
+        mode: match (flags.check, flags.plan) {
+            (true, _) => BuildMode::Check,
+            (_, true) => BuildMode::Plan,
+            _ => BuildMode::Build,
+        },
+        iidfile: flags.iidfile.as_ref().map(|path| ambient.cwd.join(path)),
+        metadata_file: flags.metadata_file.as_ref().map(|path| ambient.cwd.join(path)),
+        report: flags.report.as_ref().map(|path| ambient.cwd.join(path)),
+        shown: shown(flags, ambient),
+    })
+}
+
+fn tag(text: &str) -> Result<Reference, UsageError> {
+    let reference: Reference = text.parse().map_err(|error| UsageError::value("--tag", text, error))?;
+    if reference.digest().is_some() {
+        return Err(UsageError::value("--tag", text, "a result is named by a tag, not by a digest"));
+    }
+    Ok(reference)
+}
+
+/// Flags that have a place already and an implementation later: an error, so that nobody relies on what does not happen.
+fn refuse_what_comes_later(flags: &BuildFlags) -> Result<(), UsageError> {
+    let given = [
+        (flags.max_disk.is_some(), "--max-disk"),
+        (flags.max_memory.is_some(), "--max-memory"),
+        (!flags.cache_from.is_empty(), "--cache-from"),
+        (!flags.cache_to.is_empty(), "--cache-to"),
+        (flags.provenance.as_deref().is_some_and(|value| value != "false"), "--provenance other than `false`"),
+        (flags.sbom.as_deref().is_some_and(|value| value != "false"), "--sbom other than `false`"),
+    ];
+    match given.iter().find(|(given, _)| *given) {
+        Some((_, flag)) => Err(UsageError::not_yet(*flag)),
+        None => Ok(()),
+    }
+}
+
+/// Reads `--work-dir`, `--trees` and `--sandbox`.
+///
+/// # Errors
+/// If no work directory is named and there is no home, or a sandbox is asked for that comes later.
+pub fn state(flags: &StateFlags, ambient: &Ambient) -> Result<State, UsageError> {
+    match flags.sandbox {
+        Sandbox::Auto | Sandbox::Namespaces => {}
+        Sandbox::Chroot => return Err(UsageError::not_yet("--sandbox chroot")),
+        Sandbox::Traced => return Err(UsageError::not_yet("--sandbox traced")),
+    }
+    Ok(State {
+        work_dir: match &flags.work_dir {
+            Some(dir) => ambient.cwd.join(dir),
+            None => ambient.default_work_dir()?,
+        },
+        tree_mode: match flags.trees {
+            Trees::Auto => None,
+            Trees::Overlay => Some(TreeMode::Overlay),
+            Trees::Directory => Some(TreeMode::Directory),
+        },
+    })
+}
+
+/// Reads everything about registries.
+///
+/// # Errors
+/// If a map is malformed or a certificate cannot be read.
+pub fn registries(flags: &RegistryFlags, ambient: &Ambient) -> Result<Registries, UsageError> {
+    registries::read(flags, ambient)
+}
+
+/// Reads platforms.
+///
+/// # Errors
+/// If one is malformed.
+pub fn platforms(texts: &[String]) -> Result<Vec<Platform>, UsageError> {
+    let mut platforms: Vec<Platform> = Vec::new();
+    for text in texts.iter().filter(|text| !text.is_empty()) {
+        let platform = match text.as_str() {
+            "local" => Platform::host(),
+            text => text.parse().map_err(|error| UsageError::value("--platform", text, error))?,
+        };
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
+}
+
+fn limits(jobs: Option<NonZeroUsize>) -> Limits {
+    let default = Limits::default();
+    jobs.map_or(default, |jobs| Limits { cpu_threads: jobs, connections: jobs, steps: jobs, ..default })
+}
+
+fn plan_options(flags: &BuildFlags, ambient: &Ambient) -> Result<PlanOptions, UsageError> {
+    let mut build_args = BTreeMap::new();
+    for text in &flags.build_arg {
+        match text.split_once('=') {
+            Some(("", _)) => return Err(UsageError::value("--build-arg", text, "the name before `=` is missing")),
+            Some((name, value)) => _ = build_args.insert(name.to_owned(), value.to_owned()),
+            // As docker: a name that the environment does not have is no argument at all.
+            None => _ = ambient.text(text).map(|value| build_args.insert(text.clone(), value.to_owned())),
+        }
+    }
+    if let Some(epoch) = ambient.text("SOURCE_DATE_EPOCH") {
+        build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
+    }
+    let source_date_epoch = match build_args.get("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
+        Some(value) => Some(
+            value
+                .parse()
+                .map_err(|_| UsageError::value("SOURCE_DATE_EPOCH", value, "it is a number of seconds since 1970"))?,
+        ),
+        None => None,
+    };
+    Ok(PlanOptions {
+        build_args,
+        target: flags.target.clone(),
+        labels: name_values("--label", &flags.label)?,
+        named_contexts: inputs::named_contexts(&flags.build_context, ambient)?,
+        run: RunDefaults {
+            network: match flags.network.as_deref() {
+                Some("host") => NetworkMode::Host,
+                Some("none") => NetworkMode::None,
+                _ => NetworkMode::Default,
+            },
+            extra_hosts: flags.add_host.iter().map(|text| host(text)).collect::<Result<_, _>>()?,
+            shm_size: flags.shm_size.as_deref().map(|text| bytes("--shm-size", text)).transpose()?,
+            ulimits: flags.ulimit.iter().map(|text| ulimit(text)).collect::<Result<_, _>>()?,
+            allow: allowed(&flags.allow)?,
+            ..RunDefaults::default()
+        },
+        source_date_epoch,
+        ..PlanOptions::default()
+    })
+}
+
+fn allowed(texts: &[String]) -> Result<Vec<String>, UsageError> {
+    let known = ["network.host", "security.insecure"];
+    match texts.iter().find(|text| !known.contains(&text.as_str())) {
+        Some(text) => Err(UsageError::value("--allow", text, format!("there are {}", known.join(" and ")))),
+        None => Ok(texts.iter().collect::<BTreeSet<_>>().into_iter().cloned().collect()),
+    }
+}
+
+fn outputs(flags: &BuildFlags, ambient: &Ambient, tags: &[Reference]) -> Result<Vec<Target>, UsageError> {
+    let mut outputs: Vec<Target> =
+        flags.output.iter().map(|text| Target::parse(text, &ambient.cwd)).collect::<Result<_, _>>()?;
+    let is_registry = |output: &Target| matches!(output.exporter, Exporter::Registry { .. });
+    if flags.push && !outputs.iter().any(is_registry) {
+        outputs.push(Target::push());
+    }
+    for output in &outputs {
+        if is_registry(output) && output.names.is_empty() && tags.is_empty() {
+            let what = if flags.push { "--push" } else { "--output type=registry" };
+            return Err(UsageError::Needs { what, needed: "a name: --tag REF" });
+        }
+    }
+    if outputs.iter().filter(|output| output.is_stdout()).count() > 1 {
+        return Err(UsageError::Conflict { one: "an --output to standard output", other: "another one" });
+    }
+    Ok(outputs)
+}
+
+fn shown(flags: &BuildFlags, ambient: &Ambient) -> Shown {
+    let tty = Shown::Tty { colour: ambient.colour() };
+    match flags.progress {
+        _ if flags.quiet => Shown::Quiet,
+        Progress::Plain => Shown::Plain,
+        Progress::Json => Shown::Json,
+        Progress::Tty => tty,
+        Progress::Auto if ambient.terminal && ambient.text("TERM") != Some("dumb") => tty,
+        Progress::Auto => Shown::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::flags::{Cli, Command};
+
+    fn ambient(variables: &[(&str, &str)]) -> Ambient {
+        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        Ambient { environment: variables.collect(), cwd: std::env::temp_dir(), terminal: false, root: false }
+    }
+
+    fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Build, UsageError> {
+        let line = ["slipway", "build", "--work-dir=w"].iter().chain(arguments).copied();
+        let Command::Build(flags) = Cli::try_parse_from(line).expect("a command line").command else {
+            panic!("this is a build");
+        };
+        build(&flags, &ambient(variables), builder_core::sandbox::probe())
+    }
+
+    #[test]
+    fn what_comes_later_is_an_error() {
+        for arguments in [
+            ["--max-disk=1g"].as_slice(),
+            &["--max-memory=1g"],
+            &["--cache-from=type=registry,ref=x"],
+            &["--cache-to=type=inline"],
+            &["--sandbox=traced"],
+            &["--sandbox=chroot"],
+            &["--provenance=mode=max"],
+            &["--sbom=true"],
+        ] {
+            let error = read(arguments, &[]).expect_err("not there yet");
+            assert!(error.to_string().starts_with("not supported yet: "), "{arguments:?}: {error}");
+        }
+        read(&["--provenance=false", "--sbom=false", "--pull"], &[]).expect("saying no to it is fine");
+    }
+
+    #[test]
+    fn a_push_needs_a_name() {
+        assert!(matches!(read(&["--push"], &[]), Err(UsageError::Needs { what: "--push", .. })));
+        assert!(matches!(read(&["-otype=registry"], &[]), Err(UsageError::Needs { .. })));
+        let build = read(&["--push", "-t", "h:5000/x:1"], &[]).expect("named");
+        assert_eq!(build.request.outputs.len(), 1);
+        let build = read(&["--push", "-t", "h:5000/x:1", "-otype=registry"], &[]).expect("named");
+        assert_eq!(build.request.outputs.len(), 1, "--push and type=registry are the same");
+    }
+
+    #[test]
+    fn arguments_may_come_from_the_environment() {
+        let build = read(&["--build-arg=A", "--build-arg=B", "--build-arg=C=", "--build-arg=D=1=2"], &[("A", "a")])
+            .expect("fine");
+        let expected = [("A", "a"), ("C", ""), ("D", "1=2")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(build.request.plan.build_args, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn the_epoch_comes_from_the_environment_or_an_argument() {
+        let epoch = |arguments: &[&str], variables: &[(&str, &str)]| {
+            read(arguments, variables)
+                .map(|build| build.request.plan.source_date_epoch)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(epoch(&[], &[]), Ok(None));
+        assert_eq!(epoch(&[], &[("SOURCE_DATE_EPOCH", "7")]), Ok(Some(7)));
+        assert_eq!(epoch(&["--build-arg=SOURCE_DATE_EPOCH=8"], &[("SOURCE_DATE_EPOCH", "7")]), Ok(Some(8)));
+        assert!(epoch(&[], &[("SOURCE_DATE_EPOCH", "today")]).is_err());
+    }
+
+    #[test]
+    fn progress_follows_the_terminal() {
+        let shown = |arguments: &[&str], terminal, variables: &[(&str, &str)]| {
+            let Command::Build(flags) =
+                Cli::try_parse_from(["slipway", "build"].iter().chain(arguments)).expect("a command line").command
+            else {
+                panic!("this is a build");
+            };
+            shown(&flags, &Ambient { terminal, ..ambient(variables) })
+        };
+        assert_eq!(shown(&[], false, &[]), Shown::Plain);
+        assert_eq!(shown(&[], true, &[]), Shown::Tty { colour: true });
+        assert_eq!(shown(&[], true, &[("NO_COLOR", "1")]), Shown::Tty { colour: false });
+        assert_eq!(shown(&[], true, &[("TERM", "dumb")]), Shown::Plain);
+        assert_eq!(shown(&["--progress=json"], true, &[]), Shown::Json);
+        assert_eq!(shown(&["-q"], true, &[]), Shown::Quiet);
+    }
+}
