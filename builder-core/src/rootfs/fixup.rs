@@ -350,8 +350,8 @@ impl Fixer<'_> {
     fn link(&mut self) -> Result<(), UnpackError> {
         // Where this layer has a copy of a lower file whose own name is taken.
         let mut copies: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-        for PendingLink { path, target, attributes } in std::mem::take(&mut self.pending.links) {
-            let target = self.find_target(&path, &target)?;
+        for PendingLink { path, target, attributes, through_directory } in std::mem::take(&mut self.pending.links) {
+            let target = self.find_target(&path, &target, through_directory)?;
             if lookup(self.layer, &path).map_err(fail(&path))?.is_some() {
                 // A later entry took the name.
                 continue;
@@ -397,7 +397,7 @@ impl Fixer<'_> {
     }
 
     /// Finds what a link was to lead to when it was read.
-    fn find_target(&mut self, path: &Path, target: &Path) -> Result<LinkTarget, UnpackError> {
+    fn find_target(&mut self, path: &Path, target: &Path, through_directory: bool) -> Result<LinkTarget, UnpackError> {
         let problem = |problem| UnpackError::Entry { entry: path.to_owned(), problem };
         let missing = || problem(EntryProblem::LinkTarget(target.to_owned()));
         let (Some(name), Some(lower)) = (target.file_name(), self.lower) else { return Err(missing()) };
@@ -410,6 +410,14 @@ impl Fixer<'_> {
             if relative(target) != plain && found.kind != FileKind::Directory {
                 return Ok(LinkTarget::Here(plain));
             }
+        }
+        if through_directory && here.is_some_and(|found| found.kind == FileKind::Directory) {
+            return Err(problem(EntryProblem::LinkToDirectory(target.to_owned())));
+        }
+        // Not through a link that this layer has replaced.
+        let absolute = Path::new("/").join(&parent);
+        if !lower.resolve(&absolute, true).is_ok_and(|resolved| resolved == absolute) {
+            return Err(missing());
         }
         let found = lookup(lower, &plain).map_err(fail(&plain))?.ok_or_else(missing)?;
         if found.kind == FileKind::Directory {

@@ -116,6 +116,8 @@ pub(super) struct PendingLink {
     pub path: PathBuf,
     pub target: PathBuf,
     pub attributes: Attributes,
+    /// The layer has a directory there, which is right only if it stands for a link of a lower layer.
+    pub through_directory: bool,
 }
 
 /// Unpacks all entries of `tar` into `rootfs` and reads the stream to its end.
@@ -413,6 +415,11 @@ impl<'a> Unpacker<'a> {
             }
             Err(error) => return Err(io_fail(error)),
         };
+        // A directory that is there only because something was put below it may be a link in a lower layer.
+        let relative = target.strip_prefix("/").unwrap_or(&target);
+        let keeps = matches!(self.whiteouts, Whiteouts::Keep(_));
+        let through_directory = keeps && found.is_some() && self.pending.implied.contains(relative);
+        let found = found.filter(|_| !through_directory);
         let Some((parent, old, found)) = found else {
             let Whiteouts::Keep(marks) = self.whiteouts else {
                 return Err(fail(EntryProblem::LinkTarget(target)));
@@ -422,10 +429,9 @@ impl<'a> Unpacker<'a> {
             }
             self.vacate(dir, name, path)?;
             // A link to a link that waits too wants the same file.
-            let relative = target.strip_prefix("/").unwrap_or(&target);
             let first = self.pending.links.iter().rev().find(|link| link.path == relative);
             let target = first.map_or(target.clone(), |link| link.target.clone());
-            self.pending.links.push(PendingLink { path: path.to_owned(), target, attributes });
+            self.pending.links.push(PendingLink { path: path.to_owned(), target, attributes, through_directory });
             return Ok(());
         };
         if is_whiteout(found.kind, found.device) {
