@@ -2,8 +2,8 @@
 //!
 //! Each row builds one Dockerfile cold (or warm, where the row says so) and pushes to a registry that this program starts
 //! (Debian's `docker-registry`). The builders take turns, so that a machine whose speed drifts hurts all of them alike; the
-//! table shows medians, the ratio to slipway, and the peak of the builder's own anonymous memory (`RssAnon` of its
-//! processes in /proc, sampled), not that of what a RUN starts.
+//! table shows medians, the ratio to slipway, and the peak of the builder's own anonymous memory: `Pss_Anon` of all
+//! processes that run its program, from /proc/<pid>/smaps_rollup, sampled. What a RUN starts is not counted.
 //!
 //! Environment:
 //! - `SLIPWAY_BIN`: the binary, else `target/release/slipway`.
@@ -40,6 +40,8 @@ struct Row {
 struct Peer {
     name: String,
     template: String,
+    /// File name of its program, whose processes' memory is counted.
+    program: String,
 }
 
 fn main() -> Result<()> {
@@ -49,7 +51,7 @@ fn main() -> Result<()> {
     let runs: usize = env("BENCH_RUNS").and_then(|text| text.parse().ok()).unwrap_or(3);
     let only = env("BENCH_ROWS").unwrap_or_default();
     bases(temp.path(), registry.port, scale)?;
-    let peers = peers(registry.port)?;
+    let peers = peers()?;
     let mut results = Vec::new();
     for row in rows(scale).into_iter().filter(|row| row.name.contains(&only)) {
         let measured = measure(&row, &peers, temp.path(), registry.port, runs)?;
@@ -57,6 +59,7 @@ fn main() -> Result<()> {
         results.push(json!({ "row": row.name, "results": measured.iter().map(|(peer, runs)| json!({
             "builder": peer,
             "seconds": runs.iter().map(|run| run.seconds).collect::<Vec<_>>(),
+            "cpu_seconds": runs.iter().map(|run| run.cpu_seconds).collect::<Vec<_>>(),
             "peak_anonymous_bytes": runs.iter().map(|run| run.peak_bytes).collect::<Vec<_>>(),
             "failed": runs.iter().any(|run| !run.ok),
         })).collect::<Vec<_>>() }));
@@ -75,6 +78,8 @@ fn env(name: &str) -> Option<String> {
 #[derive(Clone, Copy)]
 struct Run {
     seconds: f64,
+    /// Processor time of the builder and all it started, which other work on the machine disturbs less.
+    cpu_seconds: f64,
     peak_bytes: u64,
     ok: bool,
 }
@@ -99,7 +104,7 @@ fn measure(row: &Row, peers: &[Peer], temp: &Path, port: u16, runs: usize) -> Re
             }
             fs::create_dir_all(&state)?;
             let tag = format!("localhost:{port}/out/{}:{number}", peer.name);
-            let run = run_once(&peer.template, &context, &dockerfile, &tag, &state)?;
+            let run = run_once(peer, &context, &dockerfile, &tag, &state)?;
             if !row.warm || number > 0 {
                 measured.entry(peer.name.clone()).or_default().push(run);
             }
@@ -120,38 +125,34 @@ fn remove_state(state: &Path) {
         .status();
 }
 
-fn run_once(template: &str, context: &Path, dockerfile: &Path, tag: &str, state: &Path) -> Result<Run> {
-    let line = template
+fn run_once(peer: &Peer, context: &Path, dockerfile: &Path, tag: &str, state: &Path) -> Result<Run> {
+    let line = peer
+        .template
         .replace("{context}", &context.display().to_string())
         .replace("{dockerfile}", &dockerfile.display().to_string())
         .replace("{tag}", tag)
         .replace("{state}", &state.display().to_string());
     let log = fs::File::create(state.with_extension("log"))?;
-    let started = Instant::now();
-    let mut child = Command::new("sh")
-        .arg("-c")
-        .arg(format!("exec {line}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()?;
+    let (started, cpu_before) = (Instant::now(), children_cpu_seconds()?);
+    let mut child =
+        Command::new("sh").arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+    let root = child.id();
     let peak = AtomicU64::new(0);
     let ended = AtomicBool::new(false);
-    let status = std::thread::scope(|scope| {
+    let (status, seconds) = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
-                if let Some(bytes) = anonymous_bytes(child_id(&child)) {
-                    peak.fetch_max(bytes, Ordering::Relaxed);
-                }
-                std::thread::sleep(Duration::from_millis(20));
+                peak.fetch_max(anonymous_bytes(root, &peer.program), Ordering::Relaxed);
+                std::thread::sleep(SAMPLE_INTERVAL);
             }
         });
-        let status = wait(child_id(&child));
+        let status = child.wait();
+        let seconds = started.elapsed().as_secs_f64();
         ended.store(true, Ordering::Relaxed);
-        status
+        (status, seconds)
     });
-    let seconds = started.elapsed().as_secs_f64();
-    let ok = child.wait()?.success() && status;
+    let ok = status?.success();
+    let cpu_seconds = children_cpu_seconds()? - cpu_before;
     if !ok {
         let log = fs::read_to_string(state.with_extension("log")).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(8).collect();
@@ -159,39 +160,59 @@ fn run_once(template: &str, context: &Path, dockerfile: &Path, tag: &str, state:
             writeln!(std::io::stderr(), "    {text}")?;
         }
     }
-    Ok(Run { seconds, peak_bytes: peak.load(Ordering::Relaxed), ok })
+    Ok(Run { seconds, cpu_seconds, peak_bytes: peak.load(Ordering::Relaxed), ok })
 }
 
-fn child_id(child: &Child) -> u32 {
-    child.id()
+/// Processor time of all children that were waited for, and theirs (proc(5), `cutime` and `cstime`; 100 ticks a second).
+fn children_cpu_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').ok_or("/proc/self/stat has no name")?;
+    let ticks = |at: usize| fields.split_whitespace().nth(at).and_then(|field| field.parse::<u64>().ok());
+    let (user, system) = ticks(13).zip(ticks(14)).ok_or("/proc/self/stat is too short")?;
+    Ok((user + system) as f64 / 100.0)
 }
 
-/// Waits until the process is a zombie or gone, without reaping it.
-fn wait(pid: u32) -> bool {
-    loop {
-        match fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(stat) if !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z') => {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            _ => return true,
+/// How often memory is looked at. Each look costs a fraction of a millisecond of one processor.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Anonymous memory of those descendants of `root` that run `program`; pages that they share count once.
+fn anonymous_bytes(root: u32, program: &str) -> u64 {
+    let mut total = 0;
+    let mut open = vec![root];
+    while let Some(pid) = open.pop() {
+        open.extend(children(pid));
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        if exe.file_name().is_some_and(|name| name == program) {
+            total += pss_anon(pid).unwrap_or(0);
         }
     }
+    total
 }
 
-/// Anonymous memory of the builder's own process.
-fn anonymous_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+/// Children of a process, by all of its threads.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    threads
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok())
+        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+fn pss_anon(pid: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find(|line| line.starts_with("Pss_Anon:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
+fn median(runs: &[Run], of: impl Fn(&Run) -> f64) -> f64 {
+    let mut values: Vec<f64> = runs.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 fn print_row(name: &str, peers: &[Peer], measured: &BTreeMap<String, Vec<Run>>) {
-    let median = |runs: &[Run]| {
-        let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    };
-    let ours = measured.get("slipway").map_or(f64::NAN, |runs| median(runs));
+    let ours = measured.get("slipway").map_or(f64::NAN, |runs| median(runs, |run| run.seconds));
     let mut out = std::io::stderr();
     let _ = writeln!(out, "{name}");
     for peer in peers {
@@ -200,23 +221,30 @@ fn print_row(name: &str, peers: &[Peer], measured: &BTreeMap<String, Vec<Run>>) 
         let failed = if runs.iter().all(|run| run.ok) { "" } else { "  FAILED" };
         let _ = writeln!(
             out,
-            "  {:<12} {:>8.2} s  {:>6.2} x  {:>6} MiB{failed}",
+            "  {:<12} {:>8.2} s  {:>6.2} x  {:>8.2} s of processors  {:>6} MiB{failed}",
             peer.name,
-            median(runs),
-            median(runs) / ours,
+            median(runs, |run| run.seconds),
+            median(runs, |run| run.seconds) / ours,
+            median(runs, |run| run.cpu_seconds),
             peak >> 20
         );
     }
 }
 
+fn file_name(path: &Path) -> Result<String> {
+    let name = path.file_name().ok_or_else(|| format!("{} names no program", path.display()))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
 /// The builders: slipway, buildah where installed, and those of `BENCH_PEERS`.
-fn peers(port: u16) -> Result<Vec<Peer>> {
+fn peers() -> Result<Vec<Peer>> {
     let slipway = env("SLIPWAY_BIN").unwrap_or_else(|| "target/release/slipway".to_owned());
     let slipway = fs::canonicalize(&slipway).map_err(|error| format!("{slipway}: {error}; set SLIPWAY_BIN"))?;
     let mut peers = vec![Peer {
         name: "slipway".to_owned(),
+        program: file_name(&slipway)?,
         template: format!(
-            "{} build --progress plain --work-dir {{state}} -f {{dockerfile}} -t {{tag}} --push {{context}}",
+            "exec {} build --progress plain --work-dir {{state}} -f {{dockerfile}} -t {{tag}} --push {{context}}",
             slipway.display()
         ),
     }];
@@ -225,16 +253,18 @@ fn peers(port: u16) -> Result<Vec<Peer>> {
         // One process does both, as slipway does; layers are kept so that the warm rows mean the same.
         peers.push(Peer {
             name: "buildah".to_owned(),
-            template: format!(
-                "sh -c 'buildah --root {{state}}/root --runroot {{state}}/run build --isolation chroot --layers \
-                 --tls-verify=false -f {{dockerfile}} -t {{tag}} {{context}} && buildah --root {{state}}/root --runroot \
-                 {{state}}/run push --tls-verify=false {{tag}}' # {port}"
-            ),
+            program: "buildah".to_owned(),
+            template: "buildah --root {state}/root --runroot {state}/run build --isolation chroot --layers \
+                       --tls-verify=false -f {dockerfile} -t {tag} {context} && buildah --root {state}/root --runroot \
+                       {state}/run push --tls-verify=false {tag}"
+                .to_owned(),
         });
     }
     for line in env("BENCH_PEERS").unwrap_or_default().lines().filter(|line| !line.trim().is_empty()) {
         let (name, template) = line.split_once('=').ok_or("BENCH_PEERS: name=command template")?;
-        peers.push(Peer { name: name.trim().to_owned(), template: template.trim().to_owned() });
+        let (name, template) = (name.trim().to_owned(), template.trim().to_owned());
+        let program = template.split_whitespace().find(|word| *word != "exec").ok_or("BENCH_PEERS: no command")?;
+        peers.push(Peer { name, program: file_name(Path::new(program))?, template });
     }
     Ok(peers)
 }
