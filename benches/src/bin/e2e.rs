@@ -437,6 +437,8 @@ fn bases(temp: &Path, port: u16, scale: f64) -> Result<()> {
         fs::create_dir_all(layout.join("blobs/sha256"))?;
         let mut diff_ids = Vec::new();
         let mut layers = Vec::new();
+        // buildah counts on an entry for each layer.
+        let history: Vec<_> = fills.iter().map(|_| json!({ "created_by": "bench" })).collect();
         for fill in fills {
             let mut builder = tar::Builder::new(Vec::new());
             fill(&mut builder)?;
@@ -447,7 +449,7 @@ fn bases(temp: &Path, port: u16, scale: f64) -> Result<()> {
             layers.push(blob(&layout, &gzip.finish()?, "application/vnd.oci.image.layer.v1.tar+gzip")?);
         }
         let config = json!({ "architecture": "amd64", "os": "linux", "config": { "Cmd": ["sh"] },
-            "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+            "history": history, "rootfs": { "type": "layers", "diff_ids": diff_ids } });
         let config = blob(&layout, &serde_json::to_vec(&config)?, "application/vnd.oci.image.config.v1+json")?;
         let manifest = json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": config, "layers": layers });
