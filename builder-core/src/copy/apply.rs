@@ -220,7 +220,7 @@ impl Copy<'_> {
             self.target
                 .rootfs
                 .set_attributes(&path, &attributes)
-                .map_err(|error| self.target.failed("set the attributes of", &path, error))?;
+                .map_err(|error| self.target.refused("set the attributes of", &path, &attributes, error))?;
         }
         Ok(())
     }

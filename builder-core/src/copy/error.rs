@@ -3,9 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::mode::ModeError;
 use crate::context::{ArchiveError, BadPattern, FilesError, IgnoreError, RemoteError};
 use crate::hint::Hint;
+use crate::rootfs::Attributes;
 
 /// Why a COPY or ADD could not be done. `Display` holds BuildKit's telling words.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +99,16 @@ pub enum CopyError {
         /// The URL without credentials.
         url: String,
     },
+    /// The owner is none that a file can have here.
+    #[error("cannot give `{}` to {uid}:{gid}, which does not exist in this user namespace", path.display())]
+    UnmappedOwner {
+        /// Path in the target.
+        path: PathBuf,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
     /// The disk or kernel refused.
     #[error("cannot {action} `{path}`")]
     Io {
@@ -138,6 +151,9 @@ impl Hint for CopyError {
             Self::NoUsers { spec } => {
                 Some(format!("write numbers instead of `{spec}`: there is no /etc/passwd yet to look names up in"))
             }
+            Self::UnmappedOwner { uid, gid, .. } => Some(format!(
+                "give the user enough subordinate ids in /etc/subuid and /etc/subgid, so that {uid}:{gid} can be mapped"
+            )),
             Self::Pattern { .. } => Some("write `[[]` for a bracket that is part of a name".to_owned()),
             Self::Files(error) => error.hint(),
             Self::Remote(error) => error.hint(),
@@ -156,4 +172,20 @@ impl Hint for CopyError {
 
 pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> CopyError {
     CopyError::Io { action, path: path.display().to_string(), source }
+}
+
+/// The error of giving `attributes` to a file.
+pub(super) fn attributes_error(
+    action: &'static str,
+    path: &Path,
+    attributes: &Attributes,
+    source: io::Error,
+) -> CopyError {
+    match attributes.owner {
+        // chown(2) in a user namespace. Root always exists there.
+        Some((uid, gid)) if (uid, gid) != (0, 0) && Errno::from_io_error(&source) == Some(Errno::INVAL) => {
+            CopyError::UnmappedOwner { path: path.to_owned(), uid, gid }
+        }
+        _ => io_error(action, path, source),
+    }
 }

@@ -18,7 +18,7 @@ mod target;
 
 pub use apply::{apply, workdir};
 pub use error::CopyError;
-use error::io_error;
+use error::{attributes_error, io_error};
 pub use mode::{ModeChange, ModeError, Operation};
 pub use resolve::{ResolvedCopy, resolve, resolve_with_remote};
 

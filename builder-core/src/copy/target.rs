@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::mode::ModeChange;
-use super::{CopyError, io_error};
+use super::{CopyError, attributes_error, io_error};
 use crate::cancel::Cancel;
 use crate::context::{self, clean};
 use crate::rootfs::{Attributes, FileKind, Metadata, NewFile, Rootfs};
@@ -83,7 +83,7 @@ impl Target<'_> {
     /// Writes a file that is no directory, in place of what is there unless that is one (checklist C-06).
     pub(super) fn write(&self, path: &Path, file: NewFile<'_>, attributes: &Attributes) -> Result<(), CopyError> {
         self.check_replaceable(path)?;
-        self.rootfs.create(path, file, attributes).map_err(|error| self.failed("create", path, error))
+        self.rootfs.create(path, file, attributes).map_err(|error| self.refused("create", path, attributes, error))
     }
 
     pub(super) fn check_replaceable(&self, path: &Path) -> Result<(), CopyError> {
@@ -98,6 +98,21 @@ impl Target<'_> {
     /// An error of the target, or the cancellation that caused it.
     pub(super) fn failed(&self, action: &'static str, path: &Path, error: io::Error) -> CopyError {
         if self.cancel.is_cancelled() { CopyError::Cancelled } else { io_error(action, path, error) }
+    }
+
+    /// Like [`Target::failed`], of something that also gives attributes.
+    pub(super) fn refused(
+        &self,
+        action: &'static str,
+        path: &Path,
+        attributes: &Attributes,
+        error: io::Error,
+    ) -> CopyError {
+        if self.cancel.is_cancelled() {
+            CopyError::Cancelled
+        } else {
+            attributes_error(action, path, attributes, error)
+        }
     }
 
     pub(super) fn check_cancel(&self) -> Result<(), CopyError> {

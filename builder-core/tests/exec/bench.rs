@@ -27,7 +27,7 @@ const BUSYBOX: &str = "/bin/busybox";
 
 /// What RUNs use of it.
 const APPLETS: &str =
-    "cat cp date echo env false grep head id ls mkdir mv nc printf rm sh sleep sort stat test touch true wc";
+    "cat chmod cp date echo env false grep head id ls mkdir mv nc printf rm sh sleep sort stat test touch true wc";
 
 /// One machine: a registry, a context and a work dir.
 pub struct Bench {

@@ -13,6 +13,7 @@ mod platforms;
 mod reproducible;
 mod secrets;
 mod ssh;
+mod trees;
 
 use bench::Bench;
 use builder_core::sandbox::{self, Environment, IdMapping};
@@ -37,7 +38,7 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 8] = [
+    let groups: [(&str, &[Case]); 9] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
         ("mounts", mounts::CASES),
@@ -46,6 +47,7 @@ fn main() {
         ("reproducible", reproducible::CASES),
         ("secrets", secrets::CASES),
         ("ssh", ssh::CASES),
+        ("trees", trees::CASES),
     ];
     let mut trials = Vec::new();
     for (group, cases) in groups {

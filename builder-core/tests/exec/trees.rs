@@ -1,0 +1,141 @@
+//! Trees of stages in both modes: what a step changed, who shares what, and what an ended build leaves behind.
+
+use builder_core::exec::BuildRequest;
+use builder_core::rootfs::TreeMode;
+
+use crate::bench::{Bench, Built};
+use crate::{Case, Outcome};
+
+pub const CASES: &[Case] = &[
+    Case { name: "what_is_as_before_is_in_no_layer", items: "T-08", run: identical },
+    Case { name: "changed_content_under_an_old_time_is", items: "T-08", run: forged },
+    Case { name: "the_root_directory_keeps_its_owner_not_its_mode", items: "T-01", run: root },
+    Case { name: "a_stage_is_base_and_source_of_many", items: "F-08 C-25", run: shared },
+    Case { name: "a_step_after_cached_ones_sees_them", items: "X-14", run: after_cached },
+    Case { name: "a_failed_step_leaves_nothing", items: "X-14", run: failed },
+    Case { name: "two_builds_at_once", items: "X-14", run: at_once },
+];
+
+/// In overlay mode if that can be had here, and in directory mode, each in a work dir of its own.
+fn both(bench: &Bench, check: impl Fn(&dyn Fn(&str) -> Built)) {
+    for mode in [None, Some(TreeMode::Directory)] {
+        let work_dir = bench.path(if mode.is_none() { "work" } else { "work-directory" });
+        let change = |request: &mut BuildRequest| {
+            request.tree_mode = mode;
+            request.work_dir.clone_from(&work_dir);
+        };
+        check(&|dockerfile| bench.build(dockerfile, change));
+    }
+}
+
+/// Entries of each layer above the base.
+#[track_caller]
+fn entries(bench: &Bench, dockerfile: &str) -> Vec<Vec<Vec<String>>> {
+    let modes = [(None, "o"), (Some(TreeMode::Directory), "d")];
+    let of_mode = |(mode, name): (Option<TreeMode>, &str)| {
+        let built = bench.build(dockerfile, |request| {
+            request.tree_mode = mode;
+            request.work_dir = bench.path(&format!("work-{name}"));
+            request.outputs.push(bench.output(&format!("type=oci,tar=false,dest={name}")));
+        });
+        let layout = bench.layout(name);
+        let layers = &built.ok().images[0].layers[1..];
+        layers.iter().map(|layer| layout.entries(&layer.blob).into_iter().map(|(path, _)| path).collect()).collect()
+    };
+    modes.into_iter().map(of_mode).collect()
+}
+
+#[track_caller]
+fn check_entries(bench: &Bench, dockerfile: &str, expected: &[&[&str]]) {
+    for layers in entries(bench, dockerfile) {
+        assert_eq!(layers, expected, "{dockerfile}");
+    }
+}
+
+fn identical(bench: &Bench) -> Outcome {
+    bench.file("a", "same");
+    let dockerfile = "FROM base:1\nCOPY a /x/\nCOPY a /x/\n\
+        RUN chmod 600 /x/a && chmod 644 /x/a\n\
+        RUN cp -p /etc/passwd /tmp/p && rm /etc/passwd && mv /tmp/p /etc/passwd && touch /new\n";
+    check_entries(bench, dockerfile, &[&["x/", "x/a"], &[], &[], &["new"]]);
+    Outcome::Passed
+}
+
+fn forged(bench: &Bench) -> Outcome {
+    bench.file("a", "same");
+    let dockerfile = "FROM base:1\nCOPY a /x/\n\
+        RUN touch -r /x/a /tmp/t && printf SAME > /x/a && touch -r /tmp/t /x/a && rm /tmp/t\n";
+    check_entries(bench, dockerfile, &[&["x/", "x/a"], &["x/", "x/a"]]);
+    Outcome::Passed
+}
+
+fn root(bench: &Bench) -> Outcome {
+    both(bench, |build| {
+        let built = build("FROM base:1\nRUN chmod 1777 /\nRUN echo mode $(stat -c %a /)\n");
+        built.ok();
+        assert!(built.output.contains(&"mode 755".to_owned()), "{:?}", built.output);
+    });
+    Outcome::Passed
+}
+
+fn shared(bench: &Bench) -> Outcome {
+    bench.file("a", "context");
+    both(bench, |build| {
+        let built = build(
+            "FROM base:1 AS base\nRUN mkdir /b && echo base > /b/f\n\
+             FROM base AS one\nRUN echo one >> /b/f && rm /etc/passwd\n\
+             FROM base AS two\nCOPY --from=base /b/f /copied\nCOPY --from=one /b /one\n\
+             RUN --mount=from=one,target=/m,rw echo x > /m/new && test ! -e /b/new && cat /b/f /copied /one/f > /all\n\
+             FROM two\nCOPY a /a\nRUN echo $(cat /all /a) && test -e /etc/passwd\nCOPY --from=two /all /again\n\
+             RUN echo again $(cat /again)\n",
+        );
+        built.ok();
+        assert_eq!(built.output, ["base base base one context", "again base base base one"]);
+    });
+    Outcome::Passed
+}
+
+fn after_cached(bench: &Bench) -> Outcome {
+    both(bench, |build| {
+        build("FROM base:1\nRUN echo 1 > /one\nRUN echo 2 > /two\n").ok();
+        let built = build("FROM base:1\nRUN echo 1 > /one\nRUN echo 2 > /two\nRUN echo $(cat /one /two)\n");
+        assert_eq!(built.step("RUN echo 2 > /two"), "CACHED");
+        assert_eq!(built.output, ["1 2"]);
+        // From the middle of what was there: nothing of the other branch is seen.
+        let built = build("FROM base:1\nRUN echo 1 > /one\nRUN test ! -e /two && echo none\n");
+        assert_eq!(built.output, ["none"]);
+    });
+    Outcome::Passed
+}
+
+fn failed(bench: &Bench) -> Outcome {
+    both(bench, |build| {
+        let error = build("FROM base:1\nRUN echo 1 > /one\nRUN echo 2 >> /one && false\n").error();
+        assert!(error.contains("exit code: 1"), "{error}");
+        let built = build("FROM base:1\nRUN echo 1 > /one\nRUN echo 3 >> /one && echo $(cat /one)\n");
+        assert_eq!(built.step("RUN echo 1 > /one"), "CACHED");
+        assert_eq!(built.output, ["1 3"]);
+    });
+    Outcome::Passed
+}
+
+fn at_once(bench: &Bench) -> Outcome {
+    let dockerfile = "FROM base:1\nRUN echo 1 >> /one; sleep 0.2\nRUN echo 2 >> /one; sleep 0.2; echo $(cat /one)\n";
+    for mode in [None, Some(TreeMode::Directory)] {
+        let build = || {
+            bench.build(dockerfile, |request| {
+                request.tree_mode = mode;
+                request.no_cache = builder_core::exec::NoCache::All;
+            })
+        };
+        std::thread::scope(|scope| {
+            let builds: Vec<_> = (0..3).map(|_| scope.spawn(build)).collect();
+            for built in builds {
+                let built = built.join().expect("no panic");
+                built.ok();
+                assert_eq!(built.output, ["1 2"]);
+            }
+        });
+    }
+    Outcome::Passed
+}
