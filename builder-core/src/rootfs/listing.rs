@@ -92,6 +92,11 @@ impl Listing {
         self.entries.iter().map(|entry| Key::of(&entry.stat))
     }
 
+    /// Metadata of all files as the disk has it, but for owners and devices that are recorded.
+    pub(super) fn stats(&self) -> impl Iterator<Item = &Stat> {
+        self.entries.iter().map(|entry| &entry.stat)
+    }
+
     fn path(&self, entry: &Entry) -> &Path {
         let start = usize::try_from(entry.start).expect("start is an index into text");
         Path::new(OsStr::from_bytes(&self.text[start..start + entry.length as usize]))

@@ -24,8 +24,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::FileKind;
 use super::stat::Stat;
+use super::{FileKind, Listing};
 
 /// The records of one tree.
 #[derive(Debug, Default)]
@@ -132,6 +132,24 @@ impl Owners {
     /// Drops the records of all inodes but these (sorted).
     pub(super) fn retain(&self, alive: &[Key]) {
         self.lock().retain(|key, _| alive.binary_search(key).is_ok());
+    }
+
+    /// Takes recorded file capabilities from files that a step wrote to, which the kernel does with real ones
+    /// (capabilities(7)). A file whose time was set is taken for written.
+    pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) {
+        let name = OsStr::new("security.capability");
+        let mut records = self.lock();
+        let capable = |stat: &&Stat| records.get(&Key::of(stat)).is_some_and(|record| record.xattrs.contains_key(name));
+        let data = |stat: &Stat| (Key::of(stat), (stat.size, stat.mtime));
+        let was: BTreeMap<_, _> = before.stats().filter(capable).map(data).collect();
+        let is: Vec<_> = after.stats().filter(capable).map(data).collect();
+        for (key, data) in is {
+            if was.get(&key).is_some_and(|was| *was != data)
+                && let Some(record) = records.get_mut(&key)
+            {
+                record.xattrs.remove(name);
+            }
+        }
     }
 
     /// Reads records; a file that is not there has none.

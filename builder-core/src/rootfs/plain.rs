@@ -82,7 +82,6 @@ impl PlainTree {
         Ok(this)
     }
 
-    #[cfg(test)]
     pub(super) fn owners(&self) -> Option<&Owners> {
         self.owners.as_deref()
     }

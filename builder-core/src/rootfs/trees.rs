@@ -411,7 +411,10 @@ impl TreeStep<'_> {
     /// The first path that could not be examined.
     pub fn scan(&self) -> Result<Arc<Listing>, ListError> {
         let found = Arc::new(self.rootfs.list()?);
-        if let Work::Directory { now, .. } = &self.work {
+        if let Work::Directory { before, now, tree } = &self.work {
+            if let Some(owners) = tree.owners() {
+                owners.drop_capabilities(before, &found);
+            }
             *now.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&found));
         }
         Ok(found)

@@ -729,3 +729,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_recorded_capability_does_not_survive_a_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let trees = Trees::open(dir.path(), None, Ownership::Recorded).unwrap();
+    let capability = |name: &str| file(name, "data").pax("SCHILY.xattr.security.capability", b"\x01\0\0\x02");
+    let mut tree = checkout(&trees, &[vec![capability("kept"), capability("written")]]).unwrap();
+    let step = tree.begin().unwrap();
+    std::io::Write::write_all(&mut step.rootfs().overwrite(Path::new("written")).unwrap(), b"DATA").unwrap();
+    step.scan().unwrap();
+    let has = |name: &str| !step.rootfs().xattrs(Path::new(name)).unwrap().is_empty();
+    assert!(has("kept") && !has("written"));
+}
