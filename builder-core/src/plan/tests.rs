@@ -589,3 +589,38 @@ proptest! {
         _ = check(&dockerfile, &options(), &Bases::new());
     }
 }
+
+#[test]
+fn one_frontend_under_any_name_of_its_image() {
+    for syntax in [
+        "docker/dockerfile",
+        "docker/dockerfile:1.7-labs",
+        "docker.io/docker/dockerfile-upstream:master@sha256:1234",
+        "mirror.example.com:5000/hub/docker/dockerfile:1 --with=words",
+    ] {
+        let dockerfile = parse(&format!("# syntax={syntax}\nFROM scratch\n")).expect("because it is correct");
+        assert!(outline(&dockerfile, &PlanOptions::default()).is_ok(), "{syntax}");
+    }
+    check_error(
+        "# escape=`\n# syntax=someone/other:1\nFROM scratch\n",
+        "frontend someone/other:1 is not available: slipway reads the language of docker/dockerfile itself",
+        &[2],
+    );
+}
+
+#[test]
+fn what_cannot_be_done_is_refused() {
+    let dockerfile = parse("FROM scratch\n").expect("because it is correct");
+    let with = |name: &str, value: &str| {
+        let build_args = [(name.to_owned(), value.to_owned())].into();
+        outline(&dockerfile, &PlanOptions { build_args, ..PlanOptions::default() })
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    for name in ["BUILDKIT_ATTEST_SBOM", "BUILDKIT_DISABLE_FILEOP"] {
+        assert_eq!(with(name, "1"), Err(format!("build argument {name} is not supported")));
+    }
+    assert_eq!(with("BUILDKIT_ATTEST_PROVENANCE", "false"), Ok(()));
+    assert_eq!(with("BUILDKIT_SYNTAX", "docker/dockerfile:1"), Ok(()));
+    assert!(with("BUILDKIT_SYNTAX", "x").is_err());
+}

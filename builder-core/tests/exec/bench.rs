@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs;
+use std::fs::{self, FileTimes};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use builder_core::cancel::Cancel;
 use builder_core::event::{Event, Observer};
@@ -140,11 +141,16 @@ impl Bench {
         self.directory.path().join(name)
     }
 
-    /// Writes a file of the context, with a time that differs at each writing.
+    /// Writes a file of the context. All times are in one second, so layers of equal files are equal; the fraction differs
+    /// at each writing, so a changed file is seen.
     pub fn file(&self, name: &str, content: &str) {
         let path = self.path("context").join(name);
         fs::create_dir_all(path.parent().expect("below the context")).expect("a directory");
-        fs::write(path, content).expect("a file of the context");
+        fs::write(&path, content).expect("a file of the context");
+        static WRITTEN: AtomicU32 = AtomicU32::new(0);
+        let time = SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, WRITTEN.fetch_add(1, Ordering::Relaxed));
+        let file = fs::File::options().write(true).open(&path).expect("the file");
+        file.set_times(FileTimes::new().set_modified(time)).expect("a time");
     }
 
     pub fn request(&self, dockerfile: &str) -> BuildRequest {
