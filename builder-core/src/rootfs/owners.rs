@@ -10,7 +10,8 @@
 //!
 //! # Limitations
 //! Where the file system keeps no birth times, a file that somebody else makes with the inode of a removed one inherits
-//! its record. A copy that a step makes has no record.
+//! its record. A copy that a step makes has no record, and what a step makes in a directory with setgid belongs to 0:0 though
+//! that directory's group be recorded.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
