@@ -79,7 +79,7 @@ fn failure(bench: &Bench) -> Outcome {
     let built = bench.build(&DOCKERFILE.replace("echo ok > /made", "exit 3"), give);
     let error = built.error();
     assert!(error.contains("exit code: 3") && !error.contains(VALUE) && !error.contains(OTHER), "{error}");
-    let debug = format!("{}", built.summary());
+    let debug = format!("{:?}", built.result);
     assert!(!debug.contains(VALUE) && !debug.contains(OTHER));
     assert_eq!(traces(bench), Vec::<PathBuf>::new());
     Outcome::Passed
