@@ -311,6 +311,9 @@ pub enum Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
     use clap::CommandFactory as _;
 
     use super::*;
@@ -324,5 +327,72 @@ mod tests {
     fn a_mistyped_flag_is_suggested() {
         let error = Cli::try_parse_from(["slipway", "build", "--no-cahce"]).expect_err("there is no such flag");
         assert!(error.to_string().contains("--no-cache"), "{error}");
+    }
+
+    /// `docs/flags.md` as it should be.
+    fn reference() -> String {
+        let mut text =
+            "# Flags\n\nGenerated from the definition in `builder-cli/src/flags.rs`; a test fails when it is stale \
+                        (`UPDATE_DOCS=1 cargo test -p builder-cli` writes it).\n"
+                .to_owned();
+        let mut pending = vec![(String::from("slipway"), Cli::command())];
+        while let Some((name, command)) = pending.pop() {
+            let mut arguments: Vec<_> = command.get_arguments().filter(|argument| !argument.is_hide_set()).collect();
+            arguments.retain(|argument| !matches!(argument.get_id().as_str(), "help" | "version"));
+            if !arguments.is_empty() {
+                _ = writeln!(text, "\n## {name}\n");
+                if let Some(about) = command.get_about() {
+                    _ = writeln!(text, "{about}.\n");
+                }
+                text.push_str("| Flag | Meaning | Environment |\n|---|---|---|\n");
+                for argument in arguments {
+                    let value = argument.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
+                    let takes = argument.get_action().takes_values();
+                    let flag = match (argument.get_short(), argument.get_long()) {
+                        (Some(short), Some(long)) => format!("`-{short}`, `--{long}`"),
+                        (None, Some(long)) => format!("`--{long}`"),
+                        _ => String::new(),
+                    };
+                    let shown = match (flag.is_empty(), takes) {
+                        (true, _) => format!("`{value}`"),
+                        (false, true) => format!("{flag} `{value}`"),
+                        (false, false) => flag,
+                    };
+                    let choices: Vec<String> = argument
+                        .get_possible_values()
+                        .iter()
+                        .filter(|_| takes)
+                        .map(|choice| format!("`{}`", choice.get_name()))
+                        .collect();
+                    let mut meaning = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                    if !choices.is_empty() {
+                        _ = write!(meaning, ": {}", choices.join(", "));
+                    }
+                    let environment = argument.get_env().map(|name| format!("`{}`", name.to_string_lossy()));
+                    let meaning = meaning.replace('|', "\\|").replace('\n', " ");
+                    _ = writeln!(
+                        text,
+                        "| {} | {meaning} | {} |",
+                        shown.replace('|', "\\|"),
+                        environment.unwrap_or_default()
+                    );
+                }
+            }
+            let mut inner: Vec<_> = command.get_subcommands().cloned().collect();
+            inner.reverse();
+            pending.extend(inner.into_iter().map(|command| (format!("{name} {}", command.get_name()), command)));
+        }
+        text
+    }
+
+    #[test]
+    fn the_reference_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/flags.md");
+        let expected = reference();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &expected).expect("docs/flags.md can be written");
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == expected, "docs/flags.md is stale: UPDATE_DOCS=1 cargo test -p builder-cli");
     }
 }

@@ -61,9 +61,9 @@
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
 //! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `hint` |
 //! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `http`, `git`, `oci`, `cancel`, `hint` |
-//! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `git`, `plan`, `oci`, `cancel`, `hint` |
+//! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
-//! | [`snapshot`] | Before + after → sorted changes | `rootfs` |
+//! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci` |
 //! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
 //! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan`, `layer` |
 //! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |

@@ -90,6 +90,7 @@ fn blobs_are_verified_while_they_are_read() {
 #[test]
 fn damaged_layouts_are_typed_errors() {
     type Damage = fn(&Path, &Image);
+    #[expect(clippy::type_complexity, reason = "a table")]
     let damages: [(Damage, fn(&LayoutError) -> bool); 6] = [
         (
             |path, _| fs::remove_file(path.join("oci-layout")).expect("removed"),

@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus};
 use crate::slipway;
 
 /// A user with subordinate ids that exists for tests; `scripts/setup` makes it. `SLIPWAY_TEST_USER` names another.
-const NAME: &str = "slipway-test";
+const NAME: &str = "slipway-subids";
 
 /// Where an unprivileged user's programs are; root's own `PATH` may lead below `/root`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

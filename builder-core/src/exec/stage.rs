@@ -116,12 +116,12 @@ impl<'a> Progress<'a> {
         let key = components.key();
 
         if !shared.request.no_cache.applies_to(&self.stage.name) {
-            if let Some(record) = shared.cache.step(key) {
-                if shared.store.size(record.layer.blob.digest).is_some() {
-                    self.tree = None;
-                    shared.remember(self.stage, index, &components);
-                    return Ok((MadeLayer::from_record(&record, &step.title), true));
-                }
+            if let Some(record) = shared.cache.step(key)
+                && shared.store.size(record.layer.blob.digest).is_some()
+            {
+                self.tree = None;
+                shared.remember(self.stage, index, &components);
+                return Ok((MadeLayer::from_record(&record, &step.title), true));
             }
             let reason = match shared.recall(self.stage, index) {
                 None => "not built here before".to_owned(),

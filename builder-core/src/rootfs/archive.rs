@@ -306,6 +306,7 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// The three PAX formats of GNU tar: 0.0 and 0.1 have the map in the header, 1.0 at the start of the data.
+    #[expect(clippy::type_complexity, reason = "pieces of a sparse file, offset and length, and its real size")]
     fn pax_sparse(&mut self, sparse: PaxSparse) -> Result<Option<(Vec<(u64, u64)>, u64)>, Trouble> {
         let pairs = |numbers: &[u64]| -> Result<Vec<(u64, u64)>, TarProblem> {
             if !numbers.len().is_multiple_of(2) {

@@ -1,3 +1,4 @@
+#![expect(clippy::type_complexity, reason = "tables")]
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
@@ -342,7 +343,7 @@ fn names_are_bytes_and_may_be_deep() {
         rootfs.create_dir_all(&path, &Attributes::default()).unwrap();
         assert_eq!(rootfs.lstat(&path).unwrap().kind, FileKind::Directory);
         assert_eq!(rootfs.list().unwrap().len(), 61);
-        rootfs.remove(&path.components().next().unwrap().as_os_str().as_ref()).unwrap();
+        rootfs.remove(path.components().next().unwrap().as_os_str().as_ref()).unwrap();
         assert_eq!(rootfs.read_dir(Path::new("/")).unwrap().len(), 1);
         let long = "y".repeat(256);
         let error = rootfs.create(Path::new(&long), NewFile::Directory, &Attributes::default()).unwrap_err();

@@ -1,3 +1,4 @@
+#![expect(clippy::type_complexity, clippy::print_stderr, reason = "tables; what cannot run says so")]
 use proptest::prelude::*;
 
 use super::*;
@@ -217,7 +218,7 @@ fn nothing_escapes() {
         own.push(file("direct", "overwritten"));
         own.push(symlink("chmod", secret.to_str().unwrap()).mode(0o777).owner(5, 5));
         for entries in escapes.iter().map(|entries| entries.to_vec()).chain([own]) {
-            match checkout(trees, &[entries.clone()]) {
+            match checkout(trees, std::slice::from_ref(&entries)) {
                 Ok(tree) => drop(tree.rootfs().unwrap()),
                 Err(TreeError::BadEntry { .. }) => {}
                 Err(error) => panic!("{entries:?}: {error}"),
