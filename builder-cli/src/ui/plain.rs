@@ -1,6 +1,6 @@
 //! One line for each thing that happens, numbered by step: for logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,12 +21,20 @@ struct State<W> {
     out: W,
     started: BTreeMap<StepId, Instant>,
     transfers: BTreeMap<(Transfer, String), Instant>,
+    finished: BTreeSet<(Transfer, String)>,
 }
 
 impl<W: Write + Send> Plain<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Self { state: Mutex::new(State { out, started: BTreeMap::new(), transfers: BTreeMap::new() }) }
+        Self {
+            state: Mutex::new(State {
+                out,
+                started: BTreeMap::new(),
+                transfers: BTreeMap::new(),
+                finished: BTreeSet::new(),
+            }),
+        }
     }
 }
 
@@ -81,7 +89,9 @@ impl<W: Write> State<W> {
         let key = (transfer, id.to_owned());
         if total == Some(done) {
             self.transfers.remove(&key);
-            self.line(&format!("{verb} {id}: {}", bytes(done)));
+            if self.finished.insert(key) {
+                self.line(&format!("{verb} {id}: {}", bytes(done)));
+            }
             return;
         }
         let last = self.transfers.entry(key).or_insert_with(Instant::now);
