@@ -19,9 +19,12 @@ const XATTR_BYTES: usize = 64 * 1024;
 /// one could otherwise make files appear or vanish.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
-/// Whether the attribute belongs to overlayfs, not to the image.
-pub(super) fn is_overlays_own(name: &OsStr) -> bool {
-    OVERLAY_PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix))
+/// Attribute of an empty regular file that stands for a device.
+pub(super) const DEVICE_MARK: &str = "user.slipway.device";
+
+/// Whether the attribute belongs to overlayfs or to us, not to the image.
+pub(super) fn is_internal(name: &OsStr) -> bool {
+    name == DEVICE_MARK || OVERLAY_PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix))
 }
 
 /// A file to read or change attributes of: by a descriptor that may do so, or as an entry of a directory.
@@ -112,7 +115,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Attributes sorted by name, without those of overlayfs.
+    /// Attributes sorted by name, without internal ones.
     pub(super) fn xattrs(self) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         let mut list = Vec::new();
         let mut capacity = 256;
@@ -133,7 +136,7 @@ impl<'a> Target<'a> {
         let mut found = Vec::new();
         for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let name = OsStr::from_bytes(name);
-            if is_overlays_own(name) {
+            if is_internal(name) {
                 continue;
             }
             if let Some(value) = self.xattr(name)? {
@@ -175,6 +178,21 @@ impl Handle {
             Self::Place(fd, kind) => Target::Place(fd.as_fd(), *kind),
         }
     }
+}
+
+/// A short attribute of an entry of a directory (of the descriptor itself for an empty name), if it can be had.
+pub(super) fn entry_xattr(dir: impl AsFd, name: &OsStr, attribute: &OsStr) -> Option<Vec<u8>> {
+    let mut path = OsString::from(proc_path(dir.as_fd()));
+    let mut value = Vec::with_capacity(64);
+    // A descriptor's own path is a link to be followed, an entry's must not be.
+    let found = if name.is_empty() {
+        rustix::fs::getxattr(path, attribute, spare_capacity(&mut value))
+    } else {
+        path.push("/");
+        path.push(name);
+        rustix::fs::lgetxattr(path, attribute, spare_capacity(&mut value))
+    };
+    found.is_ok().then_some(value)
 }
 
 /// What became of an attribute that was to be set.

@@ -9,7 +9,6 @@ use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::resolve::PLACE;
-use super::stat::Stat;
 use super::{Metadata, Rootfs};
 
 /// One file of a directory.
@@ -39,9 +38,8 @@ impl Rootfs {
             if name == "." || name == ".." {
                 continue;
             }
-            match Stat::entry(&dir, name) {
+            match self.stat_entry(&dir, name) {
                 Ok(stat) => {
-                    let stat = self.shown(stat);
                     found.push(DirectoryEntry { name: name.to_owned(), metadata: stat.metadata(), ctime: stat.ctime });
                 }
                 Err(Errno::NOENT) => {}
@@ -57,7 +55,7 @@ impl Rootfs {
     /// `NotFound` and what the kernel says.
     pub fn examine(&self, path: &Path) -> io::Result<(Metadata, (i64, u32))> {
         let place = self.open_place(path, PLACE | OFlags::NOFOLLOW, Mode::empty())?;
-        let stat = self.shown(Stat::of(&place)?);
+        let stat = self.stat_fd(&place)?;
         Ok((stat.metadata(), stat.ctime))
     }
 }

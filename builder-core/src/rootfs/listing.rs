@@ -190,8 +190,8 @@ impl Rootfs {
             if name == "." || name == ".." {
                 continue;
             }
-            let stat = match Stat::entry(&dir, name) {
-                Ok(stat) => self.shown(stat),
+            let stat = match self.stat_entry(&dir, name) {
+                Ok(stat) => stat,
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(fail(path.join(name), error)),
             };

@@ -12,6 +12,7 @@ mod listing;
 mod overlay;
 mod owners;
 mod plain;
+mod pretend;
 mod recall;
 mod remove;
 mod resolve;

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use super::fetch::{Stop, open, unpack_blob};
 use super::owners::{Key, Owners};
+use super::pretend::Pretence;
 use super::unpack::Whiteouts;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
-use super::{LayerRef, LayerSource, Listing, Ownership, Rootfs, TreeError};
+use super::{LayerRef, LayerSource, Listing, Rootfs, TreeError};
 use crate::oci::ChainId;
 
 /// Layers that are fetched while an earlier one is unpacked.
@@ -27,7 +28,7 @@ const WAIT: Duration = Duration::from_millis(50);
 pub(super) struct PlainTree {
     dir: Arc<TreesDir>,
     temp: TempDir,
-    owners: Option<Arc<Owners>>,
+    pretence: Pretence,
     pub chain: Option<ChainId>,
     /// What the last step found at its end, as long as nothing changed since.
     pub listing: Option<Arc<Listing>>,
@@ -36,10 +37,10 @@ pub(super) struct PlainTree {
 }
 
 impl PlainTree {
-    /// Makes or finds a tree with this content.
+    /// Makes or finds a tree with this content. `real` is what is pretended where owners are real; `None`: recorded.
     pub(super) fn checkout(
         dir: &Arc<TreesDir>,
-        ownership: Ownership,
+        real: Option<Pretence>,
         layers: &[LayerRef],
         chains: &[ChainId],
         source: &dyn LayerSource,
@@ -60,17 +61,17 @@ impl PlainTree {
             make_directory(&tree)?;
             make_directory(&tree.join("root"))?;
         }
-        let owners = match ownership {
-            Ownership::Real => None,
-            Ownership::Recorded => {
+        let pretence = match real {
+            Some(pretence) => pretence,
+            None => {
                 let path = tree.join("owners.json");
-                Some(Arc::new(Owners::load(&path).map_err(io_error("read", &path))?))
+                Pretence::Recorded(Arc::new(Owners::load(&path).map_err(io_error("read", &path))?))
             }
         };
         let mut this = Self {
             dir: Arc::clone(dir),
             temp,
-            owners,
+            pretence,
             chain: chains.last().copied(),
             listing: None,
             // Until all layers are applied.
@@ -83,7 +84,10 @@ impl PlainTree {
     }
 
     pub(super) fn owners(&self) -> Option<&Owners> {
-        self.owners.as_deref()
+        match &self.pretence {
+            Pretence::Recorded(owners) => Some(owners),
+            Pretence::Nothing | Pretence::Devices => None,
+        }
     }
 
     fn tree(&self) -> PathBuf {
@@ -92,18 +96,15 @@ impl PlainTree {
 
     pub(super) fn rootfs(&self) -> Result<Rootfs, TreeError> {
         let path = self.tree().join("root");
-        let opened = match &self.owners {
-            None => Rootfs::open(&path),
-            Some(owners) => Rootfs::open_recorded(&path, Arc::clone(owners)),
-        };
-        opened.map_err(io_error("open", &path))
+        let opened = Rootfs::open(&path).map_err(io_error("open", &path))?;
+        Ok(opened.pretending(self.pretence.clone()))
     }
 
     /// Ends a step well: what is there now is the tree.
     pub(super) fn committed(&mut self, chain: ChainId, now: Option<Arc<Listing>>) {
         self.chain = Some(chain);
         self.dirty = false;
-        if let (Some(owners), Some(now)) = (&self.owners, &now) {
+        if let (Pretence::Recorded(owners), Some(now)) = (&self.pretence, &now) {
             let mut alive: Vec<Key> = now.keys().collect();
             alive.sort_unstable();
             owners.retain(&alive);
@@ -115,7 +116,7 @@ impl PlainTree {
     fn park(&mut self) -> Result<(), TreeError> {
         let Some(chain) = self.chain.filter(|_| !self.dirty) else { return Ok(()) };
         let tree = self.tree();
-        if let Some(owners) = &self.owners {
+        if let Pretence::Recorded(owners) = &self.pretence {
             let path = tree.join("owners.json");
             owners.save(&path).map_err(io_error("write", &path))?;
         }

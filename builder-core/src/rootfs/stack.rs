@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::fetch::{Stop, describe, open, unpack_blob};
 use super::fixup::{copy_tree, fix_up};
 use super::overlay::{MAX_LOWER, Marks, Stack};
+use super::pretend::Pretence;
 use super::unpack::{Pending, Whiteouts};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{LayerRef, LayerSource, Rootfs, TreeError};
@@ -61,6 +62,7 @@ pub(super) struct Stacks {
     pub dir: TreesDir,
     pub marks: Marks,
     pub claims: Claims,
+    pub pretence: Pretence,
 }
 
 /// A layer unpacked alone, not named yet.
@@ -126,7 +128,7 @@ impl Stacks {
         let temp = self.dir.temp()?;
         let path = temp.path().join("layer");
         make_directory(&path)?;
-        let rootfs = Rootfs::open(&path).map_err(io_error("open", &path))?;
+        let rootfs = self.open(&path)?;
         let blob = open(source, layer)?;
         let pending = unpack_blob(blob, layer, &rootfs, Whiteouts::Keep(self.marks), limit, stop)?;
         Ok(Some(Unpacked { temp, pending, _claim: claim }))
@@ -182,7 +184,7 @@ impl Stacks {
         let Some((chain, below)) = chains.split_last() else { return Ok(()) };
         let path = unpacked.temp.path().join("layer");
         if !unpacked.pending.is_empty() {
-            let rootfs = Rootfs::open(&path).map_err(io_error("open", &path))?;
+            let rootfs = self.open(&path)?;
             let lower = if below.is_empty() { None } else { Some(self.view(below)?) };
             fix_up(&rootfs, lower.as_ref(), unpacked.pending, self.marks)
                 .map_err(|error| describe(error, layer, stop))?;
@@ -206,7 +208,13 @@ impl Stacks {
         let place = upper.map_or(self.dir.root(), |(upper, _)| upper).to_owned();
         let stack = Stack { lower, upper, marks: self.marks };
         let fd = stack.mount().map_err(|error| io_error("mount", &place)(std::io::Error::other(error)))?;
-        Ok(Rootfs::from_fd(fd))
+        Ok(Rootfs::from_fd(fd).pretending(self.pretence.clone()))
+    }
+
+    /// Opens the raw directory of a layer.
+    pub(super) fn open(&self, path: &Path) -> Result<Rootfs, TreeError> {
+        let opened = Rootfs::open(path).map_err(io_error("open", path))?;
+        Ok(opened.pretending(self.pretence.clone()))
     }
 
     /// Directories of a stack, the uppermost first, few enough to be mounted.
@@ -233,7 +241,7 @@ impl Stacks {
             let temp = self.dir.temp()?;
             let path = temp.path().join("flat");
             make_directory(&path)?;
-            let to = Rootfs::open(&path).map_err(io_error("open", &path))?;
+            let to = self.open(&path)?;
             let from = self.view(chains)?;
             copy_tree(&from, &to).map_err(|error| io_error("copy", &error.path)(error.source))?;
             publish(&path, &place)?;

@@ -7,13 +7,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::attributes::{Handle, Target, is_overlays_own, tolerate};
-use super::owners::{Key, Owners};
+use super::attributes::{Handle, Target, is_internal};
+use super::owners::Key;
+use super::pretend::{Existing, Pretence};
 use super::remove::remove_entry;
 use super::resolve::{Dir, PLACE, Root};
 use super::sparse::write_sparse;
@@ -100,8 +100,8 @@ pub enum NewFile<'a> {
 #[derive(Debug)]
 pub struct Rootfs {
     root: Root,
-    /// What cannot be real here, if ids are recorded.
-    owners: Option<Arc<Owners>>,
+    /// What is only pretended.
+    pub(super) pretence: Pretence,
 }
 
 impl Rootfs {
@@ -116,12 +116,12 @@ impl Rootfs {
 
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
-        Self { root: Root::new(fd), owners: None }
+        Self { root: Root::new(fd), pretence: Pretence::Nothing }
     }
 
-    /// Opens a plain directory in which owners and devices are recorded.
-    pub(super) fn open_recorded(directory: &Path, owners: Arc<Owners>) -> io::Result<Self> {
-        Ok(Self { owners: Some(owners), ..Self::open(directory)? })
+    /// The same tree, with what cannot be made real here kept in another way.
+    pub(super) fn pretending(self, pretence: Pretence) -> Self {
+        Self { pretence, ..self }
     }
 
     /// The root directory itself, for `sandbox` to mount. In overlay mode it is a detached mount (fsmount(2)), which
@@ -157,7 +157,7 @@ impl Rootfs {
 
     fn stat_place(&self, path: &Path, flags: OFlags) -> io::Result<Stat> {
         let place = self.root.open(path, flags, Mode::empty())?;
-        Ok(self.shown(Stat::of(&place)?))
+        Ok(self.stat_fd(&place)?)
     }
 
     /// The directory in which a path is an entry, and its name there; `None` for the root.
@@ -170,17 +170,9 @@ impl Rootfs {
         self.root.open(path, flags, mode)
     }
 
-    /// What the image sees of a file.
-    pub(super) fn shown(&self, stat: Stat) -> Stat {
-        match &self.owners {
-            None => stat,
-            Some(owners) => owners.shown(stat),
-        }
-    }
-
     /// Whether owners and devices are recorded, not real.
     pub(super) fn is_recorded(&self) -> bool {
-        self.owners.is_some()
+        matches!(self.pretence, Pretence::Recorded(_))
     }
 
     /// Text of a symbolic link.
@@ -214,10 +206,10 @@ impl Rootfs {
             }
             let stored = FileKind::of(entry.file_type());
             let kind = match stored {
-                Some(kind) if !self.owners.as_ref().is_some_and(|owners| owners.may_be_device(entry.ino())) => kind,
+                Some(kind) if !self.may_be_device(kind, entry.ino()) => kind,
                 // Some file systems do not store kinds in directories.
-                _ => match Stat::entry(&dir, name) {
-                    Ok(stat) => self.shown(stat).kind,
+                _ => match self.stat_entry(&dir, name) {
+                    Ok(stat) => stat.kind,
                     Err(Errno::NOENT) => continue,
                     Err(error) => return Err(error.into()),
                 },
@@ -235,7 +227,7 @@ impl Rootfs {
     pub fn open_file(&self, path: &Path) -> io::Result<File> {
         let Some((dir, name)) = self.root.parent(path)? else { return Err(Errno::INVAL.into()) };
         // Looked at first, because opening a device is already an action.
-        if self.shown(Stat::entry(&dir, &name)?).kind != FileKind::File {
+        if self.stat_entry(&dir, &name)?.kind != FileKind::File {
             return Err(Errno::INVAL.into());
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -257,7 +249,7 @@ impl Rootfs {
     pub fn xattrs(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         let handle = self.handle(path)?;
         let real = handle.target().xattrs()?;
-        let Some(owners) = &self.owners else { return Ok(real) };
+        let Pretence::Recorded(owners) = &self.pretence else { return Ok(real) };
         let mut all: BTreeMap<_, _> = real.into_iter().collect();
         all.extend(owners.xattrs(Key::of(&Stat::of(handle.target().fd())?)));
         Ok(all.into_iter().collect())
@@ -268,11 +260,11 @@ impl Rootfs {
     /// # Errors
     /// What the kernel says, except that a file system without attributes has none.
     pub fn xattr(&self, path: &Path, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        if is_overlays_own(name) {
+        if is_internal(name) {
             return Ok(None);
         }
         let handle = self.handle(path)?;
-        if let Some(owners) = &self.owners {
+        if let Pretence::Recorded(owners) = &self.pretence {
             let recorded = owners.xattrs(Key::of(&Stat::of(handle.target().fd())?));
             if let Some(value) = recorded.get(name) {
                 return Ok(Some(value.clone()));
@@ -472,104 +464,6 @@ impl Rootfs {
     }
 }
 
-impl Rootfs {
-    /// Applies attributes in the order in which none undoes another: a change of owner clears setuid, setgid and file
-    /// capabilities (chown(2), capabilities(7)); the time comes last.
-    pub(super) fn apply(
-        &self,
-        target: Target<'_>,
-        kind: FileKind,
-        attributes: &Attributes,
-        existing: Existing,
-    ) -> io::Result<()> {
-        let new = existing == Existing::New;
-        let recorded = match &self.owners {
-            Some(owners) => Some((owners, Key::of(&Stat::of(target.fd())?))),
-            None => None,
-        };
-        match recorded {
-            // A directory with setgid passes its group on, so even a new file of our own is not surely 0:0.
-            None => {
-                if let Some((uid, gid)) = attributes.owner.or(new.then_some((0, 0))) {
-                    target.chown(uid, gid)?;
-                }
-            }
-            Some((owners, key)) => {
-                if let Some(owner) = attributes.owner {
-                    owners.set_owner(key, owner);
-                }
-            }
-        }
-        // The umask has been at work on new files.
-        let default = if kind == FileKind::Directory { 0o755 } else { 0o644 };
-        if let Some(mode) = attributes.mode.or(new.then_some(default)) {
-            target.chmod(mode)?;
-        }
-        for (name, value) in attributes.xattrs.iter().filter(|(name, _)| !is_overlays_own(name)) {
-            match recorded {
-                None => tolerate(name, target.set_xattr(name, value))?,
-                Some((owners, key)) => {
-                    if !name.as_bytes().starts_with(b"user.") || target.set_xattr(name, value).is_err() {
-                        owners.set_xattr(key, name, value);
-                    }
-                }
-            }
-        }
-        if let Some(mtime) = attributes.mtime {
-            target.set_mtime(mtime)?;
-        }
-        Ok(())
-    }
-
-    /// Removes all extended attributes that the image sees but these.
-    pub(super) fn retain_xattrs(&self, target: Target<'_>, kept: &[(OsString, Vec<u8>)]) -> io::Result<()> {
-        let is_kept = |name: &OsStr| kept.iter().any(|(kept, _)| kept == name);
-        for (name, _) in target.xattrs()? {
-            if !is_kept(&name) {
-                target.remove_xattr(&name)?;
-            }
-        }
-        if let Some(owners) = &self.owners {
-            let key = Key::of(&Stat::of(target.fd())?);
-            for name in owners.xattrs(key).keys().filter(|name| !is_kept(name)) {
-                owners.remove_xattr(key, name);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes a device with no rights yet, or an empty file that stands for one.
-    pub(super) fn make_device(
-        &self,
-        dir: &impl AsFd,
-        name: &OsStr,
-        kind: FileKind,
-        (major, minor): (u32, u32),
-    ) -> rustix::io::Result<()> {
-        if let Some(owners) = &self.owners {
-            let fd = new_file(dir, name)?;
-            let key = Key::of(&Stat::of(&fd)?);
-            owners.forget(key);
-            owners.set_device(key, kind, (major, minor));
-            return Ok(());
-        }
-        let file_type = match kind {
-            FileKind::BlockDevice => FileType::BlockDevice,
-            _ => FileType::CharacterDevice,
-        };
-        let device = rustix::fs::makedev(major, minor);
-        rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device)
-    }
-
-    /// Takes notice of a new regular file, so that it does not inherit what was recorded for its inode.
-    pub(super) fn is_new(&self, file: impl AsFd) -> rustix::io::Result<()> {
-        if let Some(owners) = &self.owners {
-            owners.forget(Key::of(&Stat::of(file)?));
-        }
-        Ok(())
-    }
-}
-
 impl NewFile<'_> {
     fn kind(&self) -> FileKind {
         match self {
@@ -581,15 +475,6 @@ impl NewFile<'_> {
             Self::BlockDevice(..) => FileKind::BlockDevice,
         }
     }
-}
-
-/// Whether attributes that are not given have a default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Existing {
-    /// Just made: 0:0, 0644 or 0755.
-    New,
-    /// Was there: left alone.
-    Changed,
 }
 
 /// Makes something under a name; what has the name already gives way.

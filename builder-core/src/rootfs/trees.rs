@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::fetch::Stop;
 use super::overlay::{is_opaque, probe};
 use super::plain::PlainTree;
+use super::pretend::Pretence;
 use super::stack::{Claims, Stacks};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs};
@@ -161,6 +162,8 @@ impl Hint for TreeError {
 pub struct Trees {
     kind: Kind,
     ownership: Ownership,
+    /// What is pretended where owners are real.
+    pretence: Pretence,
     overlay_refused: Option<String>,
     streams: NonZeroUsize,
     layer_limit: Option<u64>,
@@ -221,15 +224,20 @@ impl Trees {
                 Some(probe(temp.path()))
             }
         };
+        let pretence =
+            if ownership == Ownership::Real && !devices_work(&dir)? { Pretence::Devices } else { Pretence::Nothing };
         let (kind, overlay_refused) = match probed {
             None => (Kind::Directory(Arc::new(dir)), None),
-            Some(Ok(marks)) => (Kind::Overlay(Arc::new(Stacks { dir, marks, claims: Claims::default() })), None),
+            Some(Ok(marks)) => {
+                let stacks = Stacks { dir, marks, claims: Claims::default(), pretence: pretence.clone() };
+                (Kind::Overlay(Arc::new(stacks)), None)
+            }
             Some(Err(reason)) if mode == Some(TreeMode::Overlay) => {
                 return Err(TreeError::NoOverlay { path: dir.root().to_owned(), reason });
             }
             Some(Err(reason)) => (Kind::Directory(Arc::new(dir)), Some(reason)),
         };
-        Ok(Self { kind, ownership, overlay_refused, streams: DEFAULT_STREAMS, layer_limit: None })
+        Ok(Self { kind, ownership, pretence, overlay_refused, streams: DEFAULT_STREAMS, layer_limit: None })
     }
 
     /// How many layers may be fetched and unpacked at one time (overlay mode); 4 if this is not called.
@@ -282,7 +290,10 @@ impl Trees {
             }
             Kind::Directory(dir) => State::Directory(PlainTree::checkout(
                 dir,
-                self.ownership,
+                match self.ownership {
+                    Ownership::Real => Some(self.pretence.clone()),
+                    Ownership::Recorded => None,
+                },
                 layers,
                 &chains,
                 source,
@@ -292,6 +303,16 @@ impl Trees {
         };
         Ok(WorkTree { state })
     }
+}
+
+/// Whether devices can be made here, which no user namespace allows.
+fn devices_work(dir: &TreesDir) -> Result<bool, TreeError> {
+    let temp = dir.temp()?;
+    let place = temp.path().join("null");
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let device = rustix::fs::makedev(1, 3);
+    let made = rustix::fs::mknodat(rustix::fs::CWD, &place, kind, rustix::fs::Mode::empty(), device);
+    Ok(made.is_ok())
 }
 
 /// Layers unpacked at one time: as many as hide the latency of a registry.
@@ -332,7 +353,7 @@ impl WorkTree {
                 let lower = tree.stacks.lower(&tree.chains)?;
                 let rootfs = tree.stacks.mount(lower.clone(), Some((&upper, &work)))?;
                 let lower = tree.stacks.mount(lower, None)?;
-                let upper = Rootfs::open(&upper).map_err(io_error("open", &upper))?;
+                let upper = tree.stacks.open(&upper)?;
                 begin_root(&rootfs, &lower)?;
                 Ok(TreeStep { rootfs, work: Work::Overlay { lower, upper, temp, tree } })
             }

@@ -7,7 +7,8 @@
 //! containerd. A whiteout hides what lower layers have whatever the order of entries; what the same layer brings stays.
 //!
 //! # Limitations
-//! Devices that a user namespace may not make are left out, as in other tools without privileges.
+//! Devices that a user namespace may not make are left out where the file system has no user attributes to mark a file
+//! that stands for one, as other tools without privileges always do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -26,11 +27,12 @@ use super::archive::{TarEntry, TarError, TarKind, TarReader};
 use super::attributes::{Handle, Target, timestamps};
 use super::fetch::Stop;
 use super::overlay::{Marks, is_opaque, is_whiteout, make_whiteout};
+use super::pretend::Existing;
 use super::remove::remove_entry;
 use super::resolve::PLACE;
 use super::sparse::SparseWriter;
 use super::stat::Stat;
-use super::tree::{Existing, new_file};
+use super::tree::new_file;
 use super::{Attributes, FileKind, Rootfs, clean};
 
 /// Prefix of a name that hides the rest of the name (image-spec, layer.md, "Whiteouts").
@@ -459,7 +461,7 @@ impl<'a> Unpacker<'a> {
     /// capabilities.
     fn update_link(&self, dir: &OwnedFd, name: &OsStr, found: &Stat, attributes: &Attributes) -> io::Result<()> {
         let kind = found.kind;
-        let found = &self.rootfs.shown(*found);
+        let found = &self.rootfs.stat_entry(dir, name)?;
         let changed = Attributes {
             owner: attributes.owner.filter(|owner| *owner != (found.uid, found.gid)),
             mode: attributes.mode.filter(|mode| found.kind != FileKind::Symlink && *mode != found.mode),
