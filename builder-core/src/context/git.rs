@@ -137,10 +137,14 @@ impl Reference {
                 _ => return Err(ReferenceError::Fragment { field: field.to_owned() }),
             }
         }
-        if self.reference.is_none() {
-            self.reference.clone_from(&self.checksum);
-        }
+        self.reference_from_checksum();
         Ok(())
+    }
+
+    fn reference_from_checksum(&mut self) {
+        if self.reference.is_none() {
+            self.reference = self.checksum.clone().filter(|checksum| is_full_id(checksum));
+        }
     }
 
     fn read_query(&mut self, query: &str) -> Result<(), ReferenceError> {
@@ -185,11 +189,14 @@ impl Reference {
             (Some(name), None) | (None, Some(name)) => merge("ref", &mut self.reference, name)?,
             (None, None) => {}
         }
-        if self.reference.is_none() {
-            self.reference.clone_from(&self.checksum);
-        }
+        self.reference_from_checksum();
         Ok(())
     }
+}
+
+/// Whether a text is the whole id of a commit, SHA-1 or SHA-256; a part of one can be compared with, not asked for.
+pub(super) fn is_full_id(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn merge(what: &'static str, slot: &mut Option<String>, value: String) -> Result<(), ReferenceError> {
@@ -254,7 +261,9 @@ mod tests {
         check("https://host/x.git##ref=a,subdir=b", "https://host/x.git", Some("a"), Some("b"));
         check("https://host/x.git?branch=b&subdir=s", "https://host/x.git", Some("refs/heads/b"), Some("s"));
         check("https://host/x.git?tag=refs/tags/v1", "https://host/x.git", Some("refs/tags/v1"), None);
-        check("https://host/x.git?checksum=abc", "https://host/x.git", Some("abc"), None);
+        check("https://host/x.git?checksum=abc", "https://host/x.git", None, None);
+        let id = "0123456789".repeat(4);
+        check(&format!("https://host/x.git?checksum={id}"), "https://host/x.git", Some(&id), None);
         check("https://host/x.git?ref=a#a", "https://host/x.git", Some("a"), None);
         for text in ["a.txt", "./x.git", "https://host/x", "https://host.git", "github.com/x/y", "ftp://h/x.git", "a@b"]
         {

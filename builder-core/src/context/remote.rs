@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::{NamedTempFile, TempDir};
 
 use super::files::Files;
-use super::git::{Reference, ReferenceError};
+use super::git::{Reference, ReferenceError, is_full_id};
 use super::ignore::{Patterns, clean};
 use crate::cancel::Cancel;
 use crate::git::{self, Commit, GitError, GitRequest};
@@ -337,7 +337,8 @@ impl Remote {
             return Err(RemoteError::TwoChecksums { flag: flag.to_owned(), query: query.clone() });
         }
         let checksum = checksum.or(reference.checksum.as_deref());
-        let by_commit = checksum.filter(|_| reference.fetch_by_commit || reference.reference.is_none());
+        let by_commit =
+            checksum.filter(|id| is_full_id(id)).filter(|_| reference.fetch_by_commit || reference.reference.is_none());
         let host = Url::parse(&reference.url).ok().and_then(|url| url.host_str().map(str::to_owned));
         let request = GitRequest {
             url: reference.url.clone(),

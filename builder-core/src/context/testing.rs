@@ -73,7 +73,10 @@ pub(crate) fn show(root: &Path) -> String {
             word = format!("{path}=={first}");
         } else {
             match metadata.kind {
-                FileKind::File => word += &format!("={}", fs::read_to_string(root.join(&path)).expect("text").trim()),
+                FileKind::File => {
+                    word +=
+                        &format!("={}", String::from_utf8_lossy(&fs::read(root.join(&path)).expect("readable")).trim())
+                }
                 FileKind::Symlink => word += &format!("->{}", fs::read_link(root.join(&path)).expect("link").display()),
                 FileKind::Fifo => word.push('|'),
                 _ => {}

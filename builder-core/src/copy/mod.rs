@@ -30,6 +30,8 @@ pub fn links(action: &CopyAction) -> bool {
 }
 
 #[cfg(test)]
+mod git_tests;
+#[cfg(test)]
 mod remote_tests;
 #[cfg(test)]
 mod testing;
