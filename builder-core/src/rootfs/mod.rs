@@ -4,13 +4,16 @@
 
 mod archive;
 mod attributes;
+mod descend;
 mod entries;
 mod fetch;
 mod fixup;
+mod hide;
 mod inflate;
 mod listing;
 mod overlay;
 mod owners;
+mod pax;
 mod plain;
 mod pretend;
 mod recall;

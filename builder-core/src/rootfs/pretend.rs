@@ -239,6 +239,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
     fn a_marked_file_is_a_device() {
         let dir = tempfile::tempdir().unwrap();
         let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Devices);

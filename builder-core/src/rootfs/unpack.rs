@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use super::archive::{TarEntry, TarError, TarKind, TarReader};
 use super::attributes::{Handle, Target, timestamps};
 use super::fetch::Stop;
-use super::overlay::{Marks, is_opaque, is_whiteout, make_whiteout};
+use super::overlay::{Marks, is_opaque, is_whiteout};
 use super::pretend::Existing;
 use super::remove::remove_entry;
 use super::resolve::PLACE;
@@ -43,9 +43,6 @@ const WHITEOUT_META: &[u8] = b".wh..wh.";
 
 /// Name that hides all that lower layers have in its directory.
 const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// Open directories of the current path; deeper paths open theirs again.
-const MAX_OPEN_LEVELS: usize = 64;
 
 /// What a layer's whiteouts become.
 #[derive(Debug, Clone, Copy)]
@@ -142,29 +139,29 @@ pub(super) fn unpack<R: BufRead>(
     Ok((rest, pending))
 }
 
-struct Unpacker<'a> {
-    rootfs: &'a Rootfs,
-    whiteouts: Whiteouts,
+pub(super) struct Unpacker<'a> {
+    pub(super) rootfs: &'a Rootfs,
+    pub(super) whiteouts: Whiteouts,
     /// The directory of the last entry and those above it, the root first.
-    levels: Vec<Level>,
+    pub(super) levels: Vec<Level>,
     /// Times that directories get at the end, by plain path.
-    times: BTreeMap<PathBuf, (i64, u32)>,
+    pub(super) times: BTreeMap<PathBuf, (i64, u32)>,
     /// Hashes of the plain paths that this layer brought.
-    brought: BTreeSet<u64>,
-    pending: Pending,
+    pub(super) brought: BTreeSet<u64>,
+    pub(super) pending: Pending,
     /// Whether files that we make belong to 0:0 by themselves.
-    root_process: bool,
+    pub(super) root_process: bool,
 }
 
 #[derive(Debug, Clone)]
-struct Level {
+pub(super) struct Level {
     /// Name in the tar; may be that of a link to the directory.
-    name: OsString,
+    pub(super) name: OsString,
     /// Plain path without a leading slash.
-    path: PathBuf,
-    dir: Option<Arc<OwnedFd>>,
+    pub(super) path: PathBuf,
+    pub(super) dir: Option<Arc<OwnedFd>>,
     /// New entries get the directory's group.
-    setgid: bool,
+    pub(super) setgid: bool,
 }
 
 impl<'a> Unpacker<'a> {
@@ -225,7 +222,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The current directory, and the plain path of an entry in it.
-    fn place(&self, name: &OsStr) -> (Arc<OwnedFd>, PathBuf) {
+    pub(super) fn place(&self, name: &OsStr) -> (Arc<OwnedFd>, PathBuf) {
         let top = self.levels.last().expect("the root is never popped");
         let dir = top.dir.as_ref().expect("enter() opens the last level");
         (Arc::clone(dir), top.path.join(name))
@@ -330,7 +327,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Removes what has a name.
-    fn vacate(&mut self, dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), UnpackError> {
+    pub(super) fn vacate(&mut self, dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), UnpackError> {
         let found = match Stat::entry(dir, name) {
             Ok(found) => found,
             Err(Errno::NOENT) => return Ok(()),
@@ -353,7 +350,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Makes a directory or changes the one that is there. Whether it hides what lower layers have under its name.
-    fn directory(
+    pub(super) fn directory(
         &mut self,
         dir: &OwnedFd,
         name: &OsStr,
@@ -475,196 +472,6 @@ impl<'a> Unpacker<'a> {
         self.rootfs.apply(handle.target(), kind, &changed, Existing::Changed)
     }
 
-    /// Hides what the lower layers have under this name of the current directory.
-    fn hide(&mut self, name: &OsStr) -> Result<(), UnpackError> {
-        let (dir, path) = self.place(name);
-        let fail = |error: io::Error| entry_error(&path, None, error);
-        let found = match Stat::entry(&dir, name) {
-            Ok(found) => Some(found),
-            Err(Errno::NOENT) => None,
-            Err(error) => return Err(fail(error.into())),
-        };
-        match self.whiteouts {
-            Whiteouts::Apply => match found {
-                None => Ok(()),
-                Some(_) if !self.brought.contains(&hash(&path)) => self.vacate(&dir, name, &path),
-                Some(found) if found.kind == FileKind::Directory => {
-                    self.renew(&dir, name, &path)?;
-                    self.remove_lower(path)
-                }
-                Some(_) => Ok(()),
-            },
-            Whiteouts::Keep(_) => match found {
-                // A hard link of this layer that waits for its target.
-                None if self.brought.contains(&hash(&path)) => Ok(()),
-                None => {
-                    make_whiteout(&dir, name).map_err(|error| fail(error.into()))?;
-                    self.pending.whiteouts.insert(path);
-                    Ok(())
-                }
-                Some(found) if found.kind == FileKind::Directory => {
-                    let handle = Handle::entry(&dir, name, FileKind::Directory).map_err(|error| fail(error.into()))?;
-                    self.mark_opaque(handle.target(), &path)
-                }
-                Some(_) => Ok(()),
-            },
-        }
-    }
-
-    /// Hides all that the lower layers have in the current directory.
-    fn hide_all(&mut self) -> Result<(), UnpackError> {
-        let top = self.levels.last().expect("the root is never popped").clone();
-        match self.whiteouts {
-            Whiteouts::Apply => self.remove_lower(top.path),
-            Whiteouts::Keep(_) if top.path.as_os_str().is_empty() => {
-                self.pending.opaque_root = true;
-                Ok(())
-            }
-            Whiteouts::Keep(_) => {
-                let dir = top.dir.as_ref().expect("enter() opens the last level");
-                let handle = Handle::entry(dir, OsStr::new(""), FileKind::Directory)
-                    .map_err(|error| entry_error(&top.path, None, error.into()))?;
-                self.mark_opaque(handle.target(), &top.path)
-            }
-        }
-    }
-
-    fn mark_opaque(&self, target: Target<'_>, path: &Path) -> Result<(), UnpackError> {
-        match self.whiteouts {
-            Whiteouts::Apply => Ok(()),
-            Whiteouts::Keep(marks) => marks.set_opaque(target).map_err(|error| entry_error(path, None, error)),
-        }
-    }
-
-    /// Makes a directory that no entry describes as if it were new, because what lower layers had there is hidden.
-    fn renew(&mut self, dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), UnpackError> {
-        if !self.pending.implied.contains(path) {
-            return Ok(());
-        }
-        let renew = || {
-            let handle = Handle::entry(dir, name, FileKind::Directory)?;
-            self.rootfs.retain_xattrs(handle.target(), &[])?;
-            self.rootfs.apply(handle.target(), FileKind::Directory, &implied_attributes(), Existing::Changed)
-        };
-        renew().map_err(|error| entry_error(path, None, error))?;
-        self.times.insert(path.to_owned(), (0, 0));
-        Ok(())
-    }
-
-    /// Removes all in a directory that this layer did not bring.
-    fn remove_lower(&mut self, top: PathBuf) -> Result<(), UnpackError> {
-        let mut left = vec![top];
-        while let Some(path) = left.pop() {
-            let fail = |error: io::Error| entry_error(&path, None, error);
-            let dir = self.open_plain(&path).map_err(fail)?;
-            for (name, kind) in self.rootfs.read_dir(&Path::new("/").join(&path)).map_err(fail)? {
-                let below = path.join(&name);
-                if !self.brought.contains(&hash(&below)) {
-                    self.vacate(&dir, &name, &below)?;
-                } else if kind == FileKind::Directory {
-                    self.renew(&dir, &name, &below)?;
-                    left.push(below);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the directory with these names (as in the tar) the current one; makes what is missing.
-    fn enter(&mut self, names: &[&OsStr]) -> Result<(), UnpackError> {
-        let same = self.levels[1..].iter().zip(names).take_while(|(level, name)| level.name == **name).count();
-        self.levels.truncate(same + 1);
-        for name in &names[same..] {
-            self.reopen_last()?;
-            let level = self.descend(name)?;
-            self.brought.insert(hash(&level.path));
-            self.levels.push(level);
-            if self.levels.len() > MAX_OPEN_LEVELS {
-                let far = self.levels.len() - MAX_OPEN_LEVELS;
-                self.levels[far].dir = None;
-            }
-        }
-        self.reopen_last()
-    }
-
-    fn reopen_last(&mut self) -> Result<(), UnpackError> {
-        let last = self.levels.last().expect("the root is never popped");
-        if last.dir.is_none() {
-            let path = last.path.clone();
-            let dir = self.open_plain(&path).map_err(|error| entry_error(&path, None, error))?;
-            self.levels.last_mut().expect("seen above").dir = Some(Arc::new(dir));
-        }
-        Ok(())
-    }
-
-    fn open_plain(&self, path: &Path) -> io::Result<OwnedFd> {
-        self.rootfs.open_place(path, PLACE | OFlags::NOFOLLOW | OFlags::DIRECTORY, Mode::empty())
-    }
-
-    fn descend(&mut self, name: &OsStr) -> Result<Level, UnpackError> {
-        let (dir, path) = self.place(name);
-        let level = match self.open_or_make(&dir, name, &path)? {
-            Some((fd, setgid)) => Level { name: name.to_owned(), path, dir: Some(Arc::new(fd)), setgid },
-            None => {
-                // A link: on from the root along the plain path that it stands for.
-                let linked = self.rootfs.resolve(&Path::new("/").join(&path), true);
-                let linked = linked.map_err(|error| entry_error(&path, None, error))?;
-                let mut plain = PathBuf::new();
-                let mut at = Arc::clone(self.levels[0].dir.as_ref().expect("the root stays open"));
-                let mut setgid = self.levels[0].setgid;
-                for component in linked.components() {
-                    let Component::Normal(step) = component else { continue };
-                    plain.push(step);
-                    let Some(opened) = self.open_or_make(&at, step, &plain)? else {
-                        // Resolved paths hold no links, unless one appeared by what was just made.
-                        let problem = EntryProblem::Parent(path);
-                        return Err(UnpackError::Entry { entry: plain, problem });
-                    };
-                    self.brought.insert(hash(&plain));
-                    (at, setgid) = (Arc::new(opened.0), opened.1);
-                }
-                Level { name: name.to_owned(), path: plain, dir: Some(at), setgid }
-            }
-        };
-        Ok(level)
-    }
-
-    /// Opens a directory in a directory, made if it is missing or something else that is no link; `None` for a link.
-    fn open_or_make(
-        &mut self,
-        dir: &OwnedFd,
-        name: &OsStr,
-        path: &Path,
-    ) -> Result<Option<(OwnedFd, bool)>, UnpackError> {
-        let flags = PLACE | OFlags::NOFOLLOW | OFlags::DIRECTORY;
-        let fail = |error: Errno| entry_error(path, None, error.into());
-        match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-            Ok(fd) => {
-                let found = stat(&fd, path)?;
-                // Who adds an entry changes the time, which the layer did not ask for.
-                self.times.entry(path.to_owned()).or_insert(found.mtime);
-                if !self.brought.contains(&hash(path)) {
-                    self.pending.implied.insert(path.to_owned());
-                }
-                return Ok(Some((fd, is_setgid(&found))));
-            }
-            Err(Errno::NOENT) => {}
-            Err(Errno::NOTDIR | Errno::LOOP) => {
-                if Stat::entry(dir, name).map_err(fail)?.kind == FileKind::Symlink {
-                    return Ok(None);
-                }
-            }
-            Err(error) => return Err(fail(error)),
-        }
-        let hides = self.directory(dir, name, path, &implied_attributes())?;
-        self.times.insert(path.to_owned(), (0, 0));
-        if !hides {
-            self.pending.implied.insert(path.to_owned());
-        }
-        let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(fail)?;
-        Ok(Some((fd, false)))
-    }
-
     /// Gives directories their times.
     fn finish(mut self) -> Result<Pending, UnpackError> {
         self.levels.clear();
@@ -707,7 +514,7 @@ fn write_data(
     writer.finish().map_err(disk)
 }
 
-fn entry_error(path: &Path, owner: Option<(u32, u32)>, source: io::Error) -> UnpackError {
+pub(super) fn entry_error(path: &Path, owner: Option<(u32, u32)>, source: io::Error) -> UnpackError {
     let errno = Errno::from_io_error(&source);
     let entry = path.to_owned();
     match (errno, owner) {
@@ -722,19 +529,19 @@ fn entry_error(path: &Path, owner: Option<(u32, u32)>, source: io::Error) -> Unp
 }
 
 /// Of a directory that no entry describes.
-fn implied_attributes() -> Attributes {
+pub(super) fn implied_attributes() -> Attributes {
     Attributes { owner: Some((0, 0)), mode: Some(0o755), ..Attributes::default() }
 }
 
-fn stat(fd: &OwnedFd, path: &Path) -> Result<Stat, UnpackError> {
+pub(super) fn stat(fd: &OwnedFd, path: &Path) -> Result<Stat, UnpackError> {
     Stat::of(fd).map_err(|error| entry_error(path, None, error.into()))
 }
 
-fn is_setgid(stat: &Stat) -> bool {
+pub(super) fn is_setgid(stat: &Stat) -> bool {
     stat.mode & 0o2000 != 0
 }
 
-fn hash(path: &Path) -> u64 {
+pub(super) fn hash(path: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     path.as_os_str().hash(&mut hasher);
     hasher.finish()
