@@ -236,6 +236,8 @@ impl BuildError {
         match self {
             Self::Step { source, .. } => source.class(),
             Self::Exit { code, .. } | Self::NotExecutable { code, .. } => ErrorClass::Command(*code),
+            // Pulling, copying and writing a result all end so, whatever else they may fail of.
+            _ if fills_the_disk(self) => ErrorClass::Disk,
             Self::Base { .. } | Self::Output(_) | Self::UnresolvedImage { .. } => ErrorClass::Registry,
             Self::Tree(TreeError::Fetch { .. } | TreeError::WrongDiffId { .. } | TreeError::BadEntry { .. }) => {
                 ErrorClass::Registry
@@ -265,6 +267,13 @@ impl BuildError {
             },
         }
     }
+}
+
+/// Whether a cause of `error` is that a file system or a quota is full.
+fn fills_the_disk(error: &BuildError) -> bool {
+    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
 }
 
 impl From<TreeError> for BuildError {
