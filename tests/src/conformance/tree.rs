@@ -21,7 +21,7 @@ const LINK_LIMIT: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Entry {
-    /// Absolute and cleaned; empty within a [`Tree`].
+    /// Absolute and cleaned; empty within a tree.
     pub path: String,
     /// `file`, `dir`, `symlink`, `hardlink`, `char`, `block`, `fifo`.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
