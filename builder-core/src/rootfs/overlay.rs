@@ -311,3 +311,70 @@ pub(super) fn is_opaque(raw: &Rootfs, path: &Path, marks: Marks) -> io::Result<b
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lower directories with one file each, the uppermost first; names of this length.
+    fn lower(top: &Path, count: usize, length: usize) -> Vec<PathBuf> {
+        let make = |number: usize| {
+            let path = top.join(format!("{number:0length$}"));
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join(format!("f{number}")), "").unwrap();
+            path
+        };
+        (0..count).map(make).collect()
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+    fn every_way_of_mounting_shows_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let probed = dir.path().join("probe");
+        std::fs::create_dir(&probed).unwrap();
+        let marks = match probe(&probed) {
+            Ok(marks) => marks,
+            Err(reason) => {
+                eprintln!("skipped: {reason}");
+                return;
+            }
+        };
+        type Mount = fn(&Stack<'_>) -> Result<OwnedFd, MountError>;
+        let ways: [(&str, Mount); 3] = [
+            ("by parts", |stack| stack.mount_by_parts(true)),
+            ("by parts, not volatile", |stack| stack.mount_by_parts(false)),
+            ("by string", |stack| stack.mount_by_string()),
+        ];
+        // Short options; more than a page of them; a path that no single option takes; bytes that separate options.
+        for (number, (prefix, count, length)) in
+            [("a", 3, 1), ("b", 60, 200), (&*"long".repeat(50), 3, 100), ("se,pa:rat\\ors", 3, 1)]
+                .into_iter()
+                .enumerate()
+        {
+            for (way, mount) in ways {
+                let top = dir.path().join(format!("{number} {way}")).join(prefix);
+                let [upper, work] = ["upper", "work"].map(|name| top.join(name));
+                std::fs::create_dir_all(&upper).unwrap();
+                std::fs::create_dir(&work).unwrap();
+                let lower = lower(&top, count, length);
+                for upper in [None, Some((&*upper, &*work))] {
+                    let stack = Stack { lower: lower.clone(), upper, marks };
+                    let fd = mount(&stack).unwrap_or_else(|error| panic!("{number} {way}: {error}"));
+                    let found = Rootfs::from_fd(fd);
+                    assert_eq!(found.list().unwrap().len(), count, "{number} {way}");
+                }
+            }
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(dir.path().to_str().unwrap()), "something is left mounted");
+    }
+
+    #[test]
+    fn a_refused_mount_tells_what_the_kernel_said() {
+        let missing = Path::new("/nowhere/at/all").to_owned();
+        let stack = Stack { lower: vec![missing.clone(), missing], upper: None, marks: Marks::Trusted };
+        let error = stack.mount_by_parts(true).unwrap_err();
+        assert!(!error.to_string().is_empty());
+    }
+}
