@@ -2,6 +2,8 @@
 //!
 //! Values are texts as given; [`crate::request`] reads them.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments are help texts; brackets mean optional parts there")]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

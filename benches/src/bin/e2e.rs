@@ -3,7 +3,7 @@
 //! Each row builds one Dockerfile cold (or warm, where the row says so) and pushes to a registry that this program starts
 //! (Debian's `docker-registry`). The builders take turns, so that a machine whose speed drifts hurts all of them alike; the
 //! table shows medians, the ratio to slipway, and the peak of the builder's own anonymous memory: `Pss_Anon` of all
-//! processes that run its program, from /proc/<pid>/smaps_rollup, sampled. What a RUN starts is not counted.
+//! processes that run its program, from `/proc/PID/smaps_rollup`, sampled. What a RUN starts is not counted.
 //!
 //! Environment:
 //! - `SLIPWAY_BIN`: the binary, else `target/release/slipway`.
