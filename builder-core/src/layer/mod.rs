@@ -1,6 +1,6 @@
 //! Changes → deterministic tar → compressor → two hashes → spill file → [`SealedLayer`], in one pass.
 //!
-//! [`write`] is the whole of it; [`recompress`] sends an existing tar through the same line. The parts: [`entry`] makes
+//! [`write()`] is the whole of it; [`recompress`] sends an existing tar through the same line. The parts: [`entry`] makes
 //! headers, [`tar`] reads files behind them, `pipeline` cuts blocks, `compress` and `deflate` shrink them.
 //!
 //! Architecture invariant: where a layer is pushed is not known here, and no layer is ever whole in memory.
@@ -122,7 +122,7 @@ pub fn write(
 /// what was read; whoever knows which it must be compares.
 ///
 /// # Errors
-/// [`LayerError::Read`] if `tar` fails, else as [`write`].
+/// [`LayerError::Read`] if `tar` fails, else as [`write()`].
 pub fn recompress(
     tar: &mut dyn Read,
     store: &Store,
