@@ -178,7 +178,12 @@ impl CacheMounts {
             Some(FileSource::Scratch) => String::new(),
             Some(from) => {
                 let hash = match shared.tree_of(from)? {
-                    Some(tree) => copying::chain_hash(tree.tree().chain()).to_hex(),
+                    Some(_) => {
+                        // By content: a stage that is run again gives the same files with other times.
+                        let copy = copying::whole(from.clone(), source, "/data/");
+                        let inputs = Prepared::new(shared, &copy)?.inputs()?;
+                        Sha256::of(format!("{:?}", inputs.items).as_bytes()).to_hex()
+                    }
                     None => format!("{from:?}"),
                 };
                 format!("{hash}:{source}")
