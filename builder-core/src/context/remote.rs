@@ -260,6 +260,7 @@ impl Remote {
         file.map_err(|source| self.io("open a download in", source))
     }
 
+    /// One file; from the beginning again when a transfer breaks off, as often as the client repeats requests.
     fn get(
         &self,
         text: &str,
@@ -267,6 +268,28 @@ impl Remote {
         cancel: &Cancel,
     ) -> Result<(Download, Option<Remembered>), RemoteError> {
         let url = Url::parse(text).map_err(|_| RemoteError::NotAUrl { text: text.to_owned() })?;
+        let retry = &self.client.options().retry;
+        let mut attempt = 1;
+        loop {
+            match self.get_once(text, &url, remembered, cancel) {
+                Err(RemoteError::Http(error @ HttpError::Truncated { .. })) if attempt < retry.attempts => {
+                    tracing::debug!(%error, attempt, "a download broke off");
+                    let delay = retry.first_delay.saturating_mul(1 << attempt.min(16)).min(retry.max_delay);
+                    attempt += 1;
+                    self.client.pause(&url, attempt, delay, cancel).map_err(http_error)?;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn get_once(
+        &self,
+        text: &str,
+        url: &Url,
+        remembered: Option<&Remembered>,
+        cancel: &Cancel,
+    ) -> Result<(Download, Option<Remembered>), RemoteError> {
         let mut request = Request::get(url.clone());
         if let Some(value) = self.authorization("HTTP_AUTH", url.host_str().unwrap_or_default()) {
             request = request.secret_header("Authorization", value);

@@ -30,6 +30,8 @@ pub(crate) struct TreeEntry {
     pub(crate) link: Option<PathBuf>,
     /// False for a directory that is only here because something below it is.
     pub(crate) selected: bool,
+    /// The ignore file hides it, unless something below is visible.
+    hidden: bool,
 }
 
 /// What the patterns said about a directory.
@@ -45,12 +47,6 @@ struct State {
 struct Pending {
     path: PathBuf,
     state: State,
-}
-
-/// An entry before it is known what is below it.
-struct Candidate {
-    entry: TreeEntry,
-    hidden: bool,
 }
 
 impl Files {
@@ -70,22 +66,23 @@ impl Files {
             exclude: selection.exclude.root(),
         };
         let mut pending = vec![Pending { path: PathBuf::new(), state: root }];
-        let mut candidates = Vec::new();
+        let mut found = Vec::new();
         // Level by level, not recursively: a tree may be deeper than a stack.
         while !pending.is_empty() {
             if cancel.is_cancelled() {
                 return Err(FilesError::Cancelled);
             }
-            let listed: Vec<(Vec<Candidate>, Vec<Pending>)> =
+            let listed: Vec<(Vec<TreeEntry>, Vec<Pending>)> =
                 pending.par_iter().map(|next| self.level(directory, next, selection)).collect::<Result<_, _>>()?;
             pending = Vec::new();
-            for (found, below) in listed {
-                candidates.extend(found);
+            for (entries, below) in listed {
+                found.extend(entries);
                 pending.extend(below);
             }
         }
-        candidates.par_sort_unstable_by(|a, b| path_order(&a.entry.path, &b.entry.path));
-        Ok(keep(candidates))
+        found.par_sort_unstable_by(|a, b| path_order(&a.path, &b.path));
+        prune(&mut found);
+        Ok(found)
     }
 
     fn level(
@@ -93,7 +90,7 @@ impl Files {
         source: &Path,
         directory: &Pending,
         selection: &Selection,
-    ) -> Result<(Vec<Candidate>, Vec<Pending>), FilesError> {
+    ) -> Result<(Vec<TreeEntry>, Vec<Pending>), FilesError> {
         let Pending { path: parent, state } = directory;
         let full = source.join(parent);
         let entries = match self.entries(&full) {
@@ -118,7 +115,7 @@ impl Files {
                 if self.may_hold(&next, selection) {
                     below.push(Pending { path: path.clone(), state: next });
                 }
-                found.push(Candidate { entry: TreeEntry { path, found: entry, link: None, selected }, hidden });
+                found.push(TreeEntry { path, found: entry, link: None, selected, hidden });
                 continue;
             }
             if self.patterns.matches_file(&state.ignore, in_context.as_os_str().as_bytes()) {
@@ -136,7 +133,7 @@ impl Files {
                 FileKind::Symlink => Some(self.read_link(&in_context)?),
                 _ => None,
             };
-            found.push(Candidate { entry: TreeEntry { path, found: entry, link, selected }, hidden: false });
+            found.push(TreeEntry { path, found: entry, link, selected, hidden: false });
         }
         Ok((found, below))
     }
@@ -169,12 +166,12 @@ impl Files {
 }
 
 /// Drops hidden directories without anything visible below, and directories that are not selected and have nothing
-/// selected below. `candidates` are sorted, so what is below a directory directly follows it.
-fn keep(candidates: Vec<Candidate>) -> Vec<TreeEntry> {
-    let mut keep = vec![false; candidates.len()];
+/// selected below. `found` is sorted, so what is below a directory directly follows it.
+fn prune(found: &mut Vec<TreeEntry>) {
+    let mut keep = vec![false; found.len()];
     let (mut next_visible, mut next_kept): (Option<&Path>, Option<&Path>) = (None, None);
-    for (Candidate { entry, hidden }, keep) in candidates.iter().zip(&mut keep).rev() {
-        if *hidden && !next_visible.is_some_and(|next| is_below(next, &entry.path)) {
+    for (entry, keep) in found.iter().zip(&mut keep).rev() {
+        if entry.hidden && !next_visible.is_some_and(|next| is_below(next, &entry.path)) {
             continue;
         }
         next_visible = Some(&entry.path);
@@ -183,7 +180,8 @@ fn keep(candidates: Vec<Candidate>) -> Vec<TreeEntry> {
             *keep = true;
         }
     }
-    candidates.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(candidate, _)| candidate.entry).collect()
+    let mut keep = keep.into_iter();
+    found.retain(|_| keep.next().unwrap_or(true));
 }
 
 fn is_below(path: &Path, directory: &Path) -> bool {

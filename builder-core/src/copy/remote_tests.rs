@@ -146,6 +146,22 @@ fn what_the_server_may_say_wrong() {
 }
 
 #[test]
+fn a_download_that_breaks_off_begins_again() {
+    let counter = std::sync::atomic::AtomicU32::new(0);
+    let server = Server::new(move |_, _| match counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => "HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\nabc".to_owned(),
+        _ => answer("200 OK", "", "0123456789"),
+    });
+    let (trees, work) = (Trees::new("", ""), tempfile::tempdir().expect("a temporary directory"));
+    let delay = std::time::Duration::from_millis(1);
+    let retry = RetryOptions { attempts: 2, first_delay: delay, ..RetryOptions::default() };
+    let client = Client::new(ClientOptions { retry, ..ClientOptions::default() });
+    let remote = Remote::new(client, work.path(), work.path(), Arc::new(|_: &str| None));
+    run(&trees, &add(&server.url, "", "/f"), &remote).expect("the second time");
+    assert_eq!((server.asked(), &*show(trees.target.path())), (2, "f@600=0123456789"));
+}
+
+#[test]
 fn a_url_that_changes_between_hash_and_copy_is_an_error() {
     let counter = std::sync::atomic::AtomicU32::new(0);
     let server = Server::new(move |_, head| match head.contains("If-None-Match") || head.contains("if-none-match") {

@@ -16,6 +16,9 @@ use crate::rootfs::{FileKind, Metadata};
 /// Up to so many files of one source are items of their own; of larger trees only what lies directly in the source.
 const ITEMS_PER_SOURCE: usize = 500;
 
+/// Files that are hashed at one time: enough for all threads, and no second list of a million paths.
+const FILES_AT_ONCE: usize = 8192;
+
 /// Sources of one COPY or ADD, resolved: what was matched, and a hash over everything that reaches the result
 /// (checklist C-10): the content part of the step's cache key.
 #[derive(Debug)]
@@ -213,15 +216,10 @@ fn summarize(
     files: &Files,
     cancel: &Cancel,
 ) -> Result<(Sha256, Vec<(String, Sha256)>), CopyError> {
-    let mut regular = Vec::new();
-    for found in sources.iter().flat_map(matches_of) {
-        if found.found.metadata.kind == FileKind::File {
-            regular.push((found.path.clone(), found.found));
-        }
-        let below = found.entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::File);
-        regular.extend(below.map(|entry| (found.path.join(&entry.path), entry.found)));
-    }
-    let mut hashes = files.hash(&regular, cancel)?.into_iter();
+    // What is a file itself first, all together; what is below directories in its turn.
+    let single = sources.iter().flat_map(matches_of).filter(|found| found.found.metadata.kind == FileKind::File);
+    let single: Vec<_> = single.map(|found| (found.path.clone(), found.found)).collect();
+    let mut single = files.hash(&single, cancel)?.into_iter();
     let mut whole = Hasher::default();
     let mut items = Vec::new();
     for (source, written) in sources.iter().zip(&action.sources) {
@@ -240,19 +238,18 @@ fn summarize(
         for found in matches_of(source) {
             let mut item = Items::new(found);
             if found.found.metadata.kind != FileKind::Directory {
-                let text = match found.found.metadata.kind {
-                    FileKind::File => hashes.next(),
-                    _ => None,
-                };
-                item.add(Path::new(""), &found.found.metadata, true, None, text.as_ref());
+                let hash = if found.found.metadata.kind == FileKind::File { single.next() } else { None };
+                item.add(Path::new(""), &found.found.metadata, true, None, hash.as_ref());
             }
-            for entry in &found.entries {
-                let text = match entry.found.metadata.kind {
-                    FileKind::File => hashes.next(),
-                    _ => None,
-                };
-                let link = entry.link.as_deref().map(Path::as_os_str);
-                item.add(&entry.path, &entry.found.metadata, entry.selected, link, text.as_ref());
+            for entries in found.entries.chunks(FILES_AT_ONCE) {
+                let regular = entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::File);
+                let regular: Vec<_> = regular.map(|entry| (found.path.join(&entry.path), entry.found)).collect();
+                let mut hashes = files.hash(&regular, cancel)?.into_iter();
+                for entry in entries {
+                    let hash = if entry.found.metadata.kind == FileKind::File { hashes.next() } else { None };
+                    let link = entry.link.as_deref().map(Path::as_os_str);
+                    item.add(&entry.path, &entry.found.metadata, entry.selected, link, hash.as_ref());
+                }
             }
             field(&mut whole, b"match");
             field(&mut whole, found.named.as_os_str().as_bytes());
