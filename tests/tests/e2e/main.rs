@@ -1,6 +1,7 @@
 //! The built binary with real parts around it: Debian's `docker-registry`, skopeo, signals, full disks, another user.
 //!
-//! Needs no network: the base is a busybox of this machine. A trial whose parts are missing is ignored and says which.
+//! Needs no network but for [`debian`]: the base is a busybox of this machine. A trial whose parts are missing is ignored
+//! and says which.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -20,6 +21,7 @@ use tests::{slipway, user};
 
 mod base;
 mod cache;
+mod debian;
 mod faults;
 
 /// How long one program may take, on a machine that is busy with others.
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let table = base::TRIALS.iter().chain(cache::TRIALS).chain(faults::TRIALS);
+    let table = debian::TRIALS.iter().chain(base::TRIALS).chain(cache::TRIALS).chain(faults::TRIALS);
     let trials = table
         .map(|&(name, trial)| {
             let place = Arc::clone(&place);
@@ -72,6 +74,8 @@ struct Place {
     registry: Distribution,
     /// Readable by everybody, for what another user runs.
     shared: tempfile::TempDir,
+    /// The images of [`debian`], made by whichever of its trials comes first.
+    debian: debian::Shared,
 }
 
 impl Place {
@@ -90,7 +94,7 @@ impl Place {
         fs::set_permissions(shared.path(), Permissions::from_mode(0o755)).map_err(text)?;
         let binary = shared.path().join("slipway");
         fs::copy(built, &binary).map_err(text)?;
-        let place = Self { binary, registry, shared };
+        let place = Self { binary, registry, shared, debian: debian::Shared::default() };
         let layout = place.shared.path().join("base");
         image::write_layout(&layout, &[("latest", &busybox_image(&fs::read(busybox).map_err(text)?))]).map_err(text)?;
         place.skopeo(&[
