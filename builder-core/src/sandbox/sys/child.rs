@@ -49,7 +49,14 @@ fn fail(program: &Program, step: u32, errno: Errno) -> ! {
 fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
     match op {
         Op::CloseDescriptors { gaps } => close_descriptors(gaps),
-        Op::Detach => detach(program),
+        Op::Detach => {
+            session(program)?;
+            rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        }
+        Op::Session => session(program),
+        Op::GiveUpPrivileges => give_up_privileges(),
+        Op::Restrict { ruleset } => super::landlock::restrict_self(ruleset.as_fd()),
+        Op::Listen { filter, socket } => listen(filter, socket.as_fd()),
         Op::EnterRoot { tree } => enter_root(tree.as_fd(), state),
         Op::AttachStaging { mount } => {
             let old_root = state.old_root.as_ref().ok_or(Errno::BADF)?;
@@ -156,7 +163,7 @@ fn close_descriptors(gaps: &[(u32, u32)]) -> Result<(), Errno> {
     Ok(())
 }
 
-fn detach(program: &Program) -> Result<(), Errno> {
+fn session(program: &Program) -> Result<(), Errno> {
     // The system call itself, because libc keeps two signals back and a builder may have inherited them ignored. Zeros are
     // SIG_DFL, no flags and an empty mask in the kernel's own struct, whatever the order of its fields.
     let default = [0_u64; 4];
@@ -168,7 +175,51 @@ fn detach(program: &Program) -> Result<(), Errno> {
     rustix::process::setsid()?;
     die_with_parent(program)?;
     rustix::process::umask(Mode::empty());
-    rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+    Ok(())
+}
+
+fn give_up_privileges() -> Result<(), Errno> {
+    // Without CAP_SETPCAP nothing can be taken from the bounding set, but then no_new_privs keeps it from mattering.
+    _ = bounding_set(CapabilitySet::empty());
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    rustix::thread::set_no_new_privs(true)
+}
+
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`, since Linux 5.0.
+const NEW_LISTENER: libc::c_ulong = 1 << 3;
+
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`, since Linux 5.19: a call that the supervisor has begun to perform is not given up
+/// and made again because of a signal.
+const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
+
+fn listen(filter: &[libc::sock_filter], socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let listener = match install_listener(filter, NEW_LISTENER | WAIT_KILLABLE) {
+        Err(Errno::INVAL) => install_listener(filter, NEW_LISTENER)?,
+        listener => listener?,
+    };
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let rights = [listener.as_fd()];
+    if !ancillary.push(rustix::net::SendAncillaryMessage::ScmRights(&rights)) {
+        return Err(Errno::NOBUFS);
+    }
+    let byte = [std::io::IoSlice::new(&[0])];
+    rustix::net::sendmsg(socket, &byte, &mut ancillary, rustix::net::SendFlags::NOSIGNAL)?;
+    drop(listener);
+    match rustix::io::read(socket, &mut [0_u8; 1][..])? {
+        0 => Err(Errno::PIPE),
+        _ => Ok(()),
+    }
+}
+
+fn install_listener(filter: &[libc::sock_filter], flags: libc::c_ulong) -> Result<OwnedFd, Errno> {
+    use std::os::fd::FromRawFd;
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: as in `install_filter`.
+    let fd = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    // SAFETY: the kernel has just made this descriptor, which nobody else owns.
+    if fd < 0 { Err(last_errno()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }) }
 }
 
 /// Asks the kernel for SIGKILL when the parent dies; nobody outside can be asked whether it has died already (its id is 0 from

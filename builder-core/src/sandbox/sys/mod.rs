@@ -7,8 +7,18 @@
 
 #![allow(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub mod bpf;
 mod child;
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub mod landlock;
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub mod memory;
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub mod notify;
 mod program;
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub mod ptrace;
 pub mod seccomp;
 mod trial;
 mod watcher;
@@ -203,6 +213,36 @@ fn last_errno() -> rustix::io::Errno {
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     Ok((above_stdio(reader)?, above_stdio(writer)?))
+}
+
+/// Two connected sockets, closed by exec, both above 2.
+///
+/// # Errors
+/// `EMFILE`
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((above_stdio(one)?, above_stdio(other)?))
+}
+
+/// Waits for the descriptor that [`Op::Listen`] sends; `None` if the other end is closed instead.
+///
+/// # Errors
+/// What the kernel says.
+#[allow(dead_code, reason = "the tiers that use it follow")]
+pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    rustix::io::retry_on_intr(|| recvmsg(socket, &mut [io::IoSliceMut::new(&mut byte)], &mut ancillary, flags))?;
+    let mut received = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    });
+    received.next().map(above_stdio).transpose()
 }
 
 /// The same file under a number above 2.

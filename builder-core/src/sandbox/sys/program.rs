@@ -32,6 +32,8 @@ impl Program {
         for step in &self.steps {
             match &step.op {
                 Op::EnterRoot { tree: fd }
+                | Op::Restrict { ruleset: fd }
+                | Op::Listen { socket: fd, .. }
                 | Op::AttachStaging { mount: fd }
                 | Op::Attach { mount: fd, .. }
                 | Op::AttachIfPossible { mount: fd, .. }
@@ -73,6 +75,27 @@ pub enum Op {
     },
     /// Own session, default signal handlers, killed when the parent dies, mounts private.
     Detach,
+    /// The same without the mounts.
+    #[allow(dead_code, reason = "the tiers that use it follow")]
+    Session,
+    /// Gives all capabilities up and sets no_new_privs: no program that is executed will have more rights than this one.
+    #[allow(dead_code, reason = "the tiers that use it follow")]
+    GiveUpPrivileges,
+    /// Puts the process under the rules of Landlock, made by [`super::landlock::Ruleset`].
+    #[allow(dead_code, reason = "the tiers that use it follow")]
+    Restrict {
+        /// The rules.
+        ruleset: OwnedFd,
+    },
+    /// Installs a filter with a listener, sends the listener over `socket`, and waits for a byte from there: the supervisor
+    /// is ready. The filter must allow sendmsg and read.
+    #[allow(dead_code, reason = "the tiers that use it follow")]
+    Listen {
+        /// The filter.
+        filter: Vec<libc::sock_filter>,
+        /// One end of a pair; the other one gets the descriptor: [`super::receive_descriptor`].
+        socket: OwnedFd,
+    },
     /// Makes the detached mount `tree` the root; the old one stays reachable for the steps up to [`Op::LeaveOldRoot`].
     EnterRoot {
         /// A detached mount.
