@@ -10,6 +10,7 @@ use super::prepare::{PlatformPlan, Prepared};
 use super::report::{Recorder, Report};
 use super::request::BuildRequest;
 use super::shared::{BlobAccess, Places, Shared, Slot, StageResult};
+use super::uploads::Uploads;
 use super::{BuildError, maintain, stage};
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
@@ -17,7 +18,7 @@ use crate::image::{self, Assembly, Image, ImageLayer, MediaTypes, NewLayer};
 use crate::layer::{LayerOptions, SealedLayer};
 use crate::oci::{Descriptor, Platform, Reference};
 use crate::output::{
-    self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Pusher, Target,
+    self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Target,
 };
 use crate::plan::Plan;
 use crate::registry::{Credentials, Registry};
@@ -64,21 +65,39 @@ pub(super) fn build_prepared(
         prepared.plans.iter().flat_map(|planned| planned.images.values()),
     );
 
-    let mut images = Vec::new();
-    let mut roots = Vec::new();
-    let mut first_step = 0;
-    for planned in &prepared.plans {
-        let shared = shared(request, &prepared, planned, &*observer, cancel, &trees, &cache, &blobs, first_step);
-        first_step += steps(&planned.plan);
-        let target = stage::build_all(&shared)?;
-        images.push(assemble(&shared, planned, &target)?);
-        if request.outputs.iter().any(Target::is_files) {
-            // The tree stays as long as the result it is opened from.
-            let rootfs = target.tree.rootfs(&shared)?;
-            roots.push((planned.plan.platform.clone(), rootfs, target));
+    let insecure = request.outputs.iter().map(|output| insecure_registry(request, &prepared, output));
+    let insecure: Vec<Option<Registry>> = insecure.collect();
+    let registries: Vec<Option<&Registry>> = request
+        .outputs
+        .iter()
+        .zip(&insecure)
+        .map(|(output, insecure)| match output.exporter {
+            Exporter::Registry { .. } => Some(insecure.as_ref().unwrap_or_else(|| prepared.sources.registry())),
+            _ => None,
+        })
+        .collect();
+    let uploads = Uploads::new(request, &registries, &blobs, &*observer);
+    let stop = cancel.child();
+    let (images, written) = uploads.during(&stop, || {
+        let mut images = Vec::new();
+        let mut roots = Vec::new();
+        let mut first_step = 0;
+        for planned in &prepared.plans {
+            let shared =
+                shared(request, &prepared, planned, &*observer, &stop, &trees, &cache, &blobs, &uploads, first_step);
+            first_step += steps(&planned.plan);
+            let target = stage::build_all(&shared)?;
+            images.push(assemble(&shared, planned, &target)?);
+            if request.outputs.iter().any(Target::is_files) {
+                // The tree stays as long as the result it is opened from.
+                let rootfs = target.tree.rootfs(&shared)?;
+                roots.push((planned.plan.platform.clone(), rootfs, target));
+            }
         }
-    }
-    let written = write_outputs(request, &prepared, &blobs, &images, &roots, &observer, cancel)?;
+        uploads.end();
+        let written = write_outputs(request, &prepared, &blobs, &uploads, &images, &roots, &observer, &stop)?;
+        Ok((images, written))
+    })?;
 
     let mut report = recorder.report();
     report.digest = written.digest.to_string();
@@ -99,6 +118,7 @@ fn shared<'a>(
     trees: &'a Trees,
     cache: &'a StepCache,
     blobs: &'a BlobAccess<'a>,
+    uploads: &'a Uploads<'a>,
     first_step: usize,
 ) -> Shared<'a> {
     let mut next = first_step;
@@ -128,9 +148,14 @@ fn shared<'a>(
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),
+        seals: Places::new(SEALS),
         first_step: first_steps,
+        uploads,
     }
 }
+
+/// Layers packed at one time: while one waits for the disk or for its last block, another one works.
+const SEALS: usize = 2;
 
 /// Makes config and manifest of the target.
 fn assemble(shared: &Shared<'_>, planned: &PlatformPlan, target: &StageResult) -> Result<Image, BuildError> {
@@ -194,10 +219,12 @@ fn in_form(shared: &Shared<'_>, layer: ImageLayer) -> Result<ImageLayer, BuildEr
 /// The tree of a result, and the result that keeps it.
 type ResultRoot = (crate::oci::Platform, Rootfs, Arc<StageResult>);
 
+#[expect(clippy::too_many_arguments, reason = "as above, at the other end")]
 fn write_outputs(
     request: &BuildRequest,
     prepared: &Prepared,
     blobs: &BlobAccess<'_>,
+    uploads: &Uploads<'_>,
     images: &[Image],
     roots: &[ResultRoot],
     observer: &Arc<dyn Observer>,
@@ -237,7 +264,7 @@ fn write_outputs(
         export.root().ok_or(BuildError::Output(OutputError::NoImage))
     };
     let root = export(&[])?;
-    for target in &request.outputs {
+    for (number, target) in request.outputs.iter().enumerate() {
         let names: Vec<Reference> = request.tags.iter().chain(&target.names).cloned().collect();
         let export = Export {
             images,
@@ -251,10 +278,9 @@ fn write_outputs(
         let epoch = target.source_date_epoch.unwrap_or(prepared.plans.first().and_then(|p| p.plan.source_date_epoch));
         let mut stdout = io::stdout();
         match &target.exporter {
-            Exporter::Registry { by_digest, insecure } => {
-                let registry = registry_for(request, prepared, *insecure);
-                let registry = registry.as_ref().unwrap_or_else(|| prepared.sources.registry());
-                Pusher::new(registry, blobs, request.limits, &**observer).publish(&export, *by_digest, cancel)?;
+            Exporter::Registry { by_digest, .. } => {
+                let pusher = uploads.pusher(number).expect("every registry output has one");
+                pusher.publish(&export, *by_digest, cancel)?;
             }
             Exporter::OciArchive(to) => output::oci_archive(&export, blobs, to, &mut stdout, cancel, &**observer)?,
             Exporter::DockerArchive(to) => {
@@ -276,15 +302,12 @@ fn write_outputs(
 }
 
 /// A registry client that also speaks plain HTTP, for an output that asks for it; `None` if the usual one does.
-fn registry_for(request: &BuildRequest, prepared: &Prepared, insecure: bool) -> Option<Registry> {
-    insecure.then(|| {
+fn insecure_registry(request: &BuildRequest, prepared: &Prepared, output: &Target) -> Option<Registry> {
+    matches!(output.exporter, Exporter::Registry { insecure: true, .. }).then(|| {
         let mut options = request.registry.clone();
         options.insecure_all = true;
-        Registry::new(
-            prepared.sources.registry().client().clone(),
-            Credentials::new(request.credentials.clone()),
-            options,
-        )
+        let client = prepared.sources.registry().client().clone();
+        Registry::new(client, Credentials::new(request.credentials.clone()), options)
     })
 }
 

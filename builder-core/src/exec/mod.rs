@@ -26,6 +26,7 @@ mod running;
 mod shared;
 mod ssh;
 mod stage;
+mod uploads;
 
 pub use error::{BuildError, ErrorClass};
 pub use finish::BuildResult;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use super::BuildError;
 use super::cache::StepCache;
 use super::request::BuildRequest;
+use super::uploads::Uploads;
 use crate::cancel::Cancel;
 use crate::context::{Files, Remote};
 use crate::event::{Event, Observer, Transfer};
@@ -33,37 +34,64 @@ pub(super) struct Shared<'a> {
     pub(super) named_contexts: &'a BTreeMap<String, Files>,
     /// How ADD reaches URLs and git repositories.
     pub(super) remote: Remote,
-    pub(super) stages: Vec<Slot>,
+    pub(super) stages: Vec<Slot<Arc<StageResult>>>,
     /// Root filesystems of images that are only copied or mounted from.
     pub(super) image_trees: Mutex<BTreeMap<ImageRequest, Arc<Tree>>>,
     /// Free places for steps that really run.
     pub(super) places: Places,
+    /// Layers that may be packed at one time: each uses all processors by itself, so more would only take memory.
+    pub(super) seals: Places,
     /// Number of the first step of each stage.
     pub(super) first_step: Vec<usize>,
+    /// Where layers of the image go while later steps run.
+    pub(super) uploads: &'a Uploads<'a>,
 }
 
-/// Where a stage's result appears for those that wait for it.
-#[derive(Default)]
-pub(super) struct Slot {
-    result: Mutex<Option<Result<Arc<StageResult>, ()>>>,
+/// Where a result appears for those that wait for it.
+pub(super) struct Slot<T> {
+    result: Mutex<Option<Option<T>>>,
     ready: Condvar,
 }
 
-impl Slot {
-    /// Makes the result known; `None` if the stage failed.
-    pub(super) fn fill(&self, result: Option<Arc<StageResult>>) {
-        *lock(&self.result) = Some(result.ok_or(()));
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self { result: Mutex::new(None), ready: Condvar::new() }
+    }
+}
+
+impl<T: Clone> Slot<T> {
+    /// Makes the result known; `None` if there will be none.
+    pub(super) fn fill(&self, result: Option<T>) {
+        *lock(&self.result) = Some(result);
         self.ready.notify_all();
     }
 
-    /// Waits for the result; `None` if the stage failed.
-    pub(super) fn wait(&self) -> Option<Arc<StageResult>> {
+    /// Waits for the result; `None` if whoever makes it failed.
+    pub(super) fn wait(&self) -> Option<T> {
         let mut result = lock(&self.result);
         loop {
             match &*result {
-                Some(done) => return done.clone().ok(),
+                Some(done) => return done.clone(),
                 None => result = self.ready.wait(result).unwrap_or_else(PoisonError::into_inner),
             }
+        }
+    }
+}
+
+/// The duty to fill a slot: dropped without a result, there will be none.
+pub(super) struct Promise<T: Clone>(pub(super) Arc<Slot<T>>);
+
+impl<T: Clone> Promise<T> {
+    pub(super) fn keep(self, result: T) {
+        self.0.fill(Some(result));
+    }
+}
+
+impl<T: Clone> Drop for Promise<T> {
+    fn drop(&mut self) {
+        let unfilled = lock(&self.0.result).is_none();
+        if unfilled {
+            self.0.fill(None);
         }
     }
 }

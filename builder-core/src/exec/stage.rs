@@ -1,27 +1,38 @@
 //! One stage: its steps in order, each from the cache or done now.
+//!
+//! Where trees are stacked by overlayfs, the next step does not wait for a large layer: what the step before it wrote
+//! becomes a lower directory at once, and is packed while the next one runs. The diff_id that decides the next step's cache
+//! key is known only when that is done, so its record is written then. In directory mode a step changes the files of
+//! the one before it, so each is packed before the next begins.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
 
 use super::cache::StepRecord;
-use super::shared::{MadeLayer, Shared, StageResult, Tree};
+use super::shared::{MadeLayer, Promise, Shared, Slot, StageResult, Tree};
 use super::{BuildError, copying, running};
 use crate::event::{Event, StepId};
 use crate::layer::{self, LayerOptions, SealedLayer};
 use crate::oci::{ChainId, Sha256};
+use crate::output;
 use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, FileSource, MountKind, Plan, Stage, StageId, Step};
-use crate::rootfs::{LayerRef, Recall, TreeStep, WorkTree};
-use crate::snapshot;
+use crate::rootfs::{DetachedStep, FileKind, LayerRef, Recall, Rootfs, TreeStep, WorkTree};
+use crate::snapshot::{self, Change};
 
 /// A stage on its way.
-pub(super) struct Progress<'a> {
+pub(super) struct Progress<'scope, 'a> {
     pub(super) shared: &'a Shared<'a>,
     pub(super) stage: &'a Stage,
+    /// For layers that are made while later steps run.
+    scope: &'scope Scope<'scope, 'a>,
     /// Base layers, then one for each step done.
     layers: Vec<LayerRef>,
-    /// The directory behind `layers`, once a step needed one; `None` after a cached step, which leaves it behind.
+    /// Layers above those that are still being made; every step after the first of them is one.
+    coming: Vec<Coming<'scope>>,
+    /// The directory behind `layers` and `coming`, once a step needed one; `None` after a cached step, which leaves it behind.
     tree: Option<WorkTree>,
     made: BTreeMap<(StageId, usize), MadeLayer>,
 }
@@ -34,15 +45,22 @@ pub(super) struct Inputs {
 
 /// Builds `stage` to its end.
 pub(super) fn build(shared: &Shared<'_>, stage: &Stage) -> Result<StageResult, BuildError> {
-    let mut progress = Progress::begin(shared, stage)?;
-    for (index, step) in stage.steps.iter().enumerate() {
-        progress.step(index, step)?;
-    }
-    Ok(StageResult { tree: Tree::new(progress.layers, progress.tree), made: progress.made })
+    std::thread::scope(|scope| {
+        let mut progress = Progress::begin(scope, shared, stage)?;
+        let steps = stage.steps.iter().enumerate();
+        let ran = steps.into_iter().try_for_each(|(index, step)| progress.step(index, step));
+        match (ran, progress.settle()) {
+            // A layer that failed in the background is why the step in front was cancelled.
+            (Ok(()) | Err(BuildError::Cancelled), Err(error)) | (Err(error), _) => Err(error),
+            (Ok(()), Ok(())) => {
+                Ok(StageResult { tree: Tree::new(progress.layers, progress.tree), made: progress.made })
+            }
+        }
+    })
 }
 
-impl<'a> Progress<'a> {
-    fn begin(shared: &'a Shared<'a>, stage: &'a Stage) -> Result<Self, BuildError> {
+impl<'scope, 'a> Progress<'scope, 'a> {
+    fn begin(scope: &'scope Scope<'scope, 'a>, shared: &'a Shared<'a>, stage: &'a Stage) -> Result<Self, BuildError> {
         let (layers, tree, made) = match &stage.base {
             Base::Scratch => (Vec::new(), None, BTreeMap::new()),
             Base::Image(request) => (shared.image(request)?.layers.clone(), None, BTreeMap::new()),
@@ -53,7 +71,7 @@ impl<'a> Progress<'a> {
             }
             Base::Context(name) => (vec![copying::context_as_base(shared, stage, name)?], None, BTreeMap::new()),
         };
-        Ok(Self { shared, stage, layers, tree, made })
+        Ok(Self { shared, stage, scope, layers, coming: Vec::new(), tree, made })
     }
 
     /// Number of the step in the whole build.
@@ -65,7 +83,7 @@ impl<'a> Progress<'a> {
         ChainId::of(self.layers.iter().map(|layer| layer.diff_id))
     }
 
-    fn step(&mut self, index: usize, step: &Step) -> Result<(), BuildError> {
+    fn step(&mut self, index: usize, step: &'a Step) -> Result<(), BuildError> {
         let shared = self.shared;
         let id = self.id(index);
         if shared.cancel.is_cancelled() {
@@ -74,14 +92,13 @@ impl<'a> Progress<'a> {
         }
         let started = Instant::now();
         shared.observer.event(Event::StepStarted { step: id, title: &step.title });
-        let outcome = self.find_or_make(index, step, id);
-        let elapsed = started.elapsed();
-        match outcome {
-            Ok((made, cached)) => {
-                let layer = made.sealed.diff_id;
-                self.layers.push(made.layer());
-                self.made.insert((self.stage.id, index), made);
-                shared.observer.event(Event::StepFinished { step: id, cached, layer: Some(layer), elapsed });
+        match self.find_or_make(index, step, id, started) {
+            Ok(None) => Ok(()),
+            Ok(Some((made, cached))) => {
+                let (layer, elapsed) = (Some(made.sealed.diff_id), started.elapsed());
+                shared.sealed(self.stage, &made);
+                self.push(index, made);
+                shared.observer.event(Event::StepFinished { step: id, cached, layer, elapsed });
                 Ok(())
             }
             Err(BuildError::Cancelled) => {
@@ -89,14 +106,39 @@ impl<'a> Progress<'a> {
                 Err(BuildError::Cancelled)
             }
             Err(error) => {
-                shared.observer.event(Event::StepFailed { step: id, elapsed });
+                shared.observer.event(Event::StepFailed { step: id, elapsed: started.elapsed() });
                 Err(error.at(step, self.stage))
             }
         }
     }
 
-    /// The step's layer and whether it came from the cache.
-    fn find_or_make(&mut self, index: usize, step: &Step, id: StepId) -> Result<(MadeLayer, bool), BuildError> {
+    fn push(&mut self, index: usize, made: MadeLayer) {
+        self.layers.push(made.layer());
+        self.made.insert((self.stage.id, index), made);
+    }
+
+    /// Waits for all layers that are being made.
+    fn settle(&mut self) -> Result<(), BuildError> {
+        let mut failed = None;
+        for coming in std::mem::take(&mut self.coming) {
+            match coming.wait() {
+                (index, Ok(made)) => self.push(index, made),
+                // Those above it fail because of the first one.
+                (_, Err(error)) => _ = failed.get_or_insert(error),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// The step's layer and whether it came from the cache; `None` if the layer is being made, by somebody who tells when
+    /// it is done.
+    fn find_or_make(
+        &mut self,
+        index: usize,
+        step: &'a Step,
+        id: StepId,
+        started: Instant,
+    ) -> Result<Option<(MadeLayer, bool)>, BuildError> {
         let shared = self.shared;
         let copy = match &step.action {
             Action::Copy(action) => Some(copying::Prepared::new(shared, action)?),
@@ -108,25 +150,28 @@ impl<'a> Progress<'a> {
             _ => Inputs { items: BTreeMap::new() },
         };
         let detached = matches!(&step.action, Action::Copy(action) if crate::copy::links(action));
-        let below = StateKey::image(self.chain());
-        let base = if index == 0 { self.stage.pinned.clone() } else { None };
-        let components = Components::new(step, &self.stage.platform, below, &inputs.items)
-            .on_base(base)
-            .clamped_to(shared.request.clamp_mtime(shared.plan));
-        let key = components.key();
+        let key = StepKey { shared, stage: self.stage, step, index, inputs };
+        // Below a layer that is being made nothing is looked up: what stands on a large layer made just now was hardly ever
+        // built before, and to find out would mean to wait for it.
+        let components = match self.coming.is_empty() {
+            true => Some(key.components(self.chain())),
+            false => None,
+        };
 
         if !shared.request.no_cache.applies_to(&self.stage.name) {
-            if let Some(record) = shared.cache.step(key)
+            if let Some(key) = components.as_ref().map(Components::key)
+                && let Some(record) = shared.cache.step(key)
                 && shared.store.size(record.layer.blob.digest).is_some()
             {
                 self.tree = None;
-                shared.remember(self.stage, index, &components);
-                return Ok((MadeLayer::from_record(&record, &step.title), true));
+                shared.remember(self.stage, index, components.as_ref().expect("it has a key"));
+                return Ok(Some((MadeLayer::from_record(&record, &step.title), true)));
             }
-            let reason = match shared.recall(self.stage, index) {
-                None => "not built here before".to_owned(),
-                Some(old) if old.key() == key => "its result was pruned".to_owned(),
-                Some(old) => components.difference(&old),
+            let reason = match (shared.recall(self.stage, index), &components) {
+                (None, _) => "not built here before".to_owned(),
+                (Some(old), Some(now)) if old.key() == now.key() => "its result was pruned".to_owned(),
+                (Some(old), Some(now)) => now.difference(&old),
+                (Some(old), None) => key.components_on(StateKey(Sha256::of(b"not known yet"))).difference(&old),
             };
             shared.observer.event(Event::CacheMiss { step: id, reason: &reason });
         }
@@ -140,13 +185,18 @@ impl<'a> Progress<'a> {
             let mut empty = shared.checkout(&[])?;
             let tree_step = empty.begin()?;
             prepared.apply(tree_step.rootfs())?;
-            let layer = self.seal(&tree_step, &[], &step.title)?;
+            let changes = self.changes(&tree_step, &[])?;
+            let layer = shared.seal(&changes, tree_step.rootfs(), &step.title)?;
+            self.settle()?;
             self.tree = None;
             layer
         } else {
             let mut tree = match self.tree.take() {
                 Some(tree) => tree,
-                None => shared.checkout(&self.layers)?,
+                None => {
+                    self.settle()?;
+                    shared.checkout(&self.layers)?
+                }
             };
             let tree_step = tree.begin()?;
             match &step.action {
@@ -154,44 +204,175 @@ impl<'a> Progress<'a> {
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
                 Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
             }
-            let layer = self.seal(&tree_step, &self.layers, &step.title)?;
+            let changes = self.changes(&tree_step, &self.layers)?;
+            let more = index + 1 < self.stage.steps.len();
+            let large = more && content_bytes(&changes) >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
+            if large || !self.coming.is_empty() {
+                let step = tree_step.detach()?;
+                self.tree = Some(tree);
+                self.make_meanwhile(key, step, changes, id, started);
+                return Ok(None);
+            }
+            let layer = shared.seal(&changes, tree_step.rootfs(), &step.title)?;
             tree_step.commit(layer.diff_id)?;
             self.tree = Some(tree);
             layer
         };
-        let record = StepRecord { layer, created: shared.timestamp() };
-        shared.cache.put_step(key, &record).map_err(|source| BuildError::Cache { source })?;
-        shared.remember(self.stage, index, &components);
-        Ok((MadeLayer::from_record(&record, &step.title), false))
+        let made = key.keep(self.chain(), layer)?;
+        Ok(Some((made, false)))
     }
 
-    /// Writes what the step changed in a tree of the layers `below` as a layer.
-    fn seal(&self, step: &TreeStep<'_>, below: &[LayerRef], title: &str) -> Result<SealedLayer, BuildError> {
+    /// What a step changed in a tree of the layers `below`.
+    fn changes(&self, step: &TreeStep<'_>, below: &[LayerRef]) -> Result<Vec<Change>, BuildError> {
         let shared = self.shared;
-        let below = Recall { layers: below, source: shared.blobs, cancel: &shared.cancel };
-        let changes = snapshot::changes(step, Some(below))?;
+        Ok(snapshot::changes(step, Some(Recall { layers: below, source: shared.blobs, cancel: &shared.cancel }))?)
+    }
+
+    /// Makes the layer of a step in a thread of its own, and everything that follows from it.
+    fn make_meanwhile(
+        &mut self,
+        key: StepKey<'a>,
+        detached: DetachedStep,
+        changes: Vec<Change>,
+        id: StepId,
+        started: Instant,
+    ) {
+        let below = match self.coming.last() {
+            Some(coming) => Below::Coming(Arc::clone(&coming.done)),
+            None => Below::Known(self.chain()),
+        };
+        let done = Arc::new(Slot::default());
+        let promise = Promise(Arc::clone(&done));
+        let index = key.index;
+        let thread = self.scope.spawn(move || {
+            let (shared, stage, step) = (key.shared, key.stage, key.step);
+            let made = (|| {
+                let layer = shared.seal(&changes, detached.rootfs(), &step.title)?;
+                drop(changes);
+                let below = below.wait()?;
+                let chain = ChainId::extend(below, layer.diff_id);
+                detached.name(chain)?;
+                Ok((chain, key.keep(below, layer)?))
+            })();
+            let elapsed = started.elapsed();
+            match made {
+                Ok((chain, made)) => {
+                    shared.sealed(stage, &made);
+                    let layer = Some(made.sealed.diff_id);
+                    shared.observer.event(Event::StepFinished { step: id, cached: false, layer, elapsed });
+                    promise.keep((chain, made));
+                    Ok(())
+                }
+                Err(error) => {
+                    // What runs on top of it has no future.
+                    shared.cancel.cancel();
+                    drop(promise);
+                    shared.observer.event(match error {
+                        BuildError::Cancelled => Event::StepCancelled { step: id },
+                        _ => Event::StepFailed { step: id, elapsed },
+                    });
+                    Err(error.at(step, stage))
+                }
+            }
+        });
+        self.coming.push(Coming { index, done, thread });
+    }
+}
+
+/// Bytes of files in a layer from which on the next step does not wait for it. Smaller ones are done in about a tenth of a
+/// second, and what stands on them may be in the cache.
+const BACKGROUND_FROM_BYTES: u64 = 32 << 20;
+
+/// Bytes of all files among `changes`, holes included.
+fn content_bytes(changes: &[Change]) -> u64 {
+    let size = |change: &Change| match change {
+        Change::Entry { metadata, link_to: None, .. } if metadata.kind == FileKind::File => metadata.size,
+        _ => 0,
+    };
+    changes.iter().map(size).sum()
+}
+
+/// A layer that is being made.
+struct Coming<'scope> {
+    /// Of its step in the stage.
+    index: usize,
+    /// The layer, and the chain id of the stack with it.
+    done: Arc<Slot<(ChainId, MadeLayer)>>,
+    thread: ScopedJoinHandle<'scope, Result<(), BuildError>>,
+}
+
+impl Coming<'_> {
+    /// Its layer, when it is done.
+    fn wait(self) -> (usize, Result<MadeLayer, BuildError>) {
+        let ended = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let made = ended.and_then(|()| self.done.wait().map(|(_, made)| made).ok_or(BuildError::Cancelled));
+        (self.index, made)
+    }
+}
+
+/// The stack below a layer.
+enum Below {
+    Known(Option<ChainId>),
+    Coming(Arc<Slot<(ChainId, MadeLayer)>>),
+}
+
+impl Below {
+    fn wait(&self) -> Result<Option<ChainId>, BuildError> {
+        match self {
+            Self::Known(chain) => Ok(*chain),
+            // It has reported its own error.
+            Self::Coming(slot) => slot.wait().map(|(chain, _)| Some(chain)).ok_or(BuildError::Cancelled),
+        }
+    }
+}
+
+/// Everything that decides the result of a step but the tree below it.
+struct StepKey<'a> {
+    shared: &'a Shared<'a>,
+    stage: &'a Stage,
+    step: &'a Step,
+    index: usize,
+    inputs: Inputs,
+}
+
+impl StepKey<'_> {
+    fn components(&self, below: Option<ChainId>) -> Components {
+        self.components_on(StateKey::image(below))
+    }
+
+    fn components_on(&self, below: StateKey) -> Components {
+        let base = if self.index == 0 { self.stage.pinned.clone() } else { None };
+        Components::new(self.step, &self.stage.platform, below, &self.inputs.items)
+            .on_base(base)
+            .clamped_to(self.shared.request.clamp_mtime(self.shared.plan))
+    }
+
+    /// Notes the layer that the step made on `below`, so that another build finds it.
+    fn keep(&self, below: Option<ChainId>, layer: SealedLayer) -> Result<MadeLayer, BuildError> {
+        let shared = self.shared;
+        let components = self.components(below);
+        let record = StepRecord { layer, created: shared.timestamp() };
+        shared.cache.put_step(components.key(), &record).map_err(|source| BuildError::Cache { source })?;
+        shared.remember(self.stage, self.index, &components);
+        Ok(MadeLayer::from_record(&record, &self.step.title))
+    }
+}
+
+impl Shared<'_> {
+    /// Writes changes of a tree as a layer.
+    fn seal(&self, changes: &[Change], rootfs: &Rootfs, title: &str) -> Result<SealedLayer, BuildError> {
+        let _turn = self.seals.enter();
         let options = LayerOptions {
-            compression: shared.request.layer_compression(),
-            docker_media_types: shared.request.docker_media_types(),
-            clamp_mtime: shared.request.clamp_mtime(shared.plan),
+            compression: self.request.layer_compression(),
+            docker_media_types: self.request.docker_media_types(),
+            clamp_mtime: self.request.clamp_mtime(self.plan),
         };
         let progress = |done| {
-            shared.observer.event(Event::Progress {
-                transfer: crate::event::Transfer::Compress,
-                id: title,
-                done,
-                total: None,
-            });
+            let transfer = crate::event::Transfer::Compress;
+            self.observer.event(Event::Progress { transfer, id: title, done, total: None });
         };
-        Ok(layer::write(
-            &changes,
-            step.rootfs(),
-            shared.store,
-            &options,
-            &shared.request.limits,
-            &shared.cancel,
-            &progress,
-        )?)
+        let limits = &self.request.limits;
+        Ok(layer::write(changes, rootfs, self.store, &options, limits, &self.cancel, &progress)?)
     }
 }
 
@@ -215,6 +396,14 @@ impl Shared<'_> {
     fn place(&self, stage: &Stage, index: usize) -> Sha256 {
         let dockerfile = format!("{:?}", self.request.dockerfile);
         Sha256::of(format!("{dockerfile}\0{}\0{}\0{}\0{index}", stage.position, stage.name, stage.platform).as_bytes())
+    }
+
+    /// A layer is whole: it may leave at once if it is one of the image, in the form that it has.
+    fn sealed(&self, stage: &Stage, made: &MadeLayer) {
+        let blob = &made.sealed.blob;
+        if in_image(self.plan, stage.id) && !output::needs_recompression(blob, self.request.layer_compression()) {
+            self.uploads.offer(blob);
+        }
     }
 
     fn recall(&self, stage: &Stage, index: usize) -> Option<Components> {
@@ -289,6 +478,15 @@ pub(super) fn file_sources(plan: &Plan) -> impl Iterator<Item = &FileSource> {
                 .collect(),
         }
     })
+}
+
+/// Whether the layers of a stage are layers of the image: it is the target, or the target stands on it.
+fn in_image(plan: &Plan, id: StageId) -> bool {
+    let below = |stage: &StageId| match &plan.stages[stage.0].base {
+        Base::Stage(base) => Some(*base),
+        _ => None,
+    };
+    std::iter::successors(Some(plan.target), below).any(|stage| stage == id)
 }
 
 /// How often a stage's result is used: as a base, by COPY and mounts, as the result.

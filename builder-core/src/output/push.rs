@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{Blobs, Export, OutputError, Part};
 use crate::cancel::Cancel;
@@ -19,17 +20,33 @@ pub struct Pusher<'a> {
     blobs: &'a dyn Blobs,
     limits: Limits,
     observer: &'a dyn Observer,
-    /// Repositories (registry and path) that are known to have a blob.
-    placed: Mutex<BTreeMap<BlobDigest, BTreeSet<(String, String)>>>,
+    state: Mutex<State>,
+    /// Told whenever a blob is no longer on its way.
+    arrived: Condvar,
 }
+
+/// Registry and path of a repository.
+type Repository = (String, String);
+
+#[derive(Default)]
+struct State {
+    /// Repositories that are known to have a blob.
+    placed: BTreeMap<BlobDigest, BTreeSet<Repository>>,
+    /// What some thread is bringing there.
+    on_their_way: BTreeSet<(BlobDigest, Repository)>,
+}
+
+/// How often a thread that waits for another one's upload looks whether it should end.
+const WAIT: Duration = Duration::from_millis(50);
 
 impl<'a> Pusher<'a> {
     /// Nothing is contacted yet.
     pub fn new(registry: &'a Registry, blobs: &'a dyn Blobs, limits: Limits, observer: &'a dyn Observer) -> Self {
-        Self { registry, blobs, limits, observer, placed: Mutex::default() }
+        Self { registry, blobs, limits, observer, state: Mutex::default(), arrived: Condvar::new() }
     }
 
-    /// Makes sure that the repository of `target` has a blob. Does nothing if this pusher knows that it has.
+    /// Makes sure that the repository of `target` has a blob. Does nothing if this pusher knows that it has; waits if another
+    /// thread is bringing it there.
     ///
     /// # Errors
     /// [`OutputError`]
@@ -114,7 +131,7 @@ impl<'a> Pusher<'a> {
                         && !stop.is_cancelled()
                     {
                         if let Err(error) = self.place(target, part, &stop) {
-                            let mut first = first_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                            let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                             first.get_or_insert(error);
                             stop.cancel();
                         }
@@ -125,7 +142,7 @@ impl<'a> Pusher<'a> {
         if cancel.is_cancelled() {
             return Err(OutputError::Cancelled);
         }
-        match first_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -134,10 +151,38 @@ impl<'a> Pusher<'a> {
     fn place(&self, target: &Reference, part: &Part<'_>, cancel: &Cancel) -> Result<(), OutputError> {
         let descriptor = part.descriptor();
         let here = (target.registry().to_owned(), target.repository().to_owned());
-        let known = self.known_places(descriptor.digest);
-        if known.contains(&here) {
-            return Ok(());
+        let Some(claim) = self.claim(descriptor.digest, here, cancel)? else { return Ok(()) };
+        self.bring(target, part, cancel)?;
+        claim.arrived();
+        Ok(())
+    }
+
+    /// Waits until nobody else brings the blob there. `None` if it is there then.
+    fn claim(
+        &self,
+        digest: BlobDigest,
+        here: Repository,
+        cancel: &Cancel,
+    ) -> Result<Option<Claim<'_, 'a>>, OutputError> {
+        let what = (digest, here);
+        let mut state = self.lock();
+        loop {
+            if cancel.is_cancelled() {
+                return Err(OutputError::Cancelled);
+            }
+            if state.placed.get(&what.0).is_some_and(|places| places.contains(&what.1)) {
+                return Ok(None);
+            }
+            if state.on_their_way.insert(what.clone()) {
+                return Ok(Some(Claim { pusher: self, what }));
+            }
+            state = self.arrived.wait_timeout(state, WAIT).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn bring(&self, target: &Reference, part: &Part<'_>, cancel: &Cancel) -> Result<(), OutputError> {
+        let descriptor = part.descriptor();
+        let known = self.lock().placed.get(&descriptor.digest).cloned().unwrap_or_default();
         let id = descriptor.digest.to_string();
         // What we placed in this registry ourselves is surely there; else where the base came from.
         let mount_from = known
@@ -167,14 +212,31 @@ impl<'a> Pusher<'a> {
             }
             Pushed::Uploaded => progress(descriptor.size),
         }
-        let mut placed = self.placed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        placed.entry(descriptor.digest).or_default().insert(here);
         Ok(())
     }
 
-    fn known_places(&self, digest: BlobDigest) -> BTreeSet<(String, String)> {
-        let placed = self.placed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        placed.get(&digest).cloned().unwrap_or_default()
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A blob that only this thread brings to a repository.
+struct Claim<'p, 'a> {
+    pusher: &'p Pusher<'a>,
+    what: (BlobDigest, Repository),
+}
+
+impl Claim<'_, '_> {
+    fn arrived(self) {
+        let (digest, here) = self.what.clone();
+        self.pusher.lock().placed.entry(digest).or_default().insert(here);
+    }
+}
+
+impl Drop for Claim<'_, '_> {
+    fn drop(&mut self) {
+        self.pusher.lock().on_their_way.remove(&self.what);
+        self.pusher.arrived.notify_all();
     }
 }
 

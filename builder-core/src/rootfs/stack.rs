@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
 use super::fetch::{Stop, describe, open, unpack_blob};
@@ -63,6 +63,35 @@ pub(super) struct Stacks {
     pub marks: Marks,
     pub claims: Claims,
     pub pretence: Pretence,
+    /// Held for reading while directories are looked up for a mount, alone while one of them gets its name.
+    pub naming: RwLock<()>,
+}
+
+/// What a step wrote, in use as a layer before its chain id is known.
+#[derive(Debug)]
+pub(super) struct Unnamed {
+    /// Where it lies until it has a name, and stays if another one took the name first.
+    temp: TempDir,
+    chain: Mutex<Option<(ChainId, bool)>>,
+}
+
+impl Unnamed {
+    /// `temp` has the directory `upper`.
+    pub(super) fn new(temp: TempDir) -> Self {
+        Self { temp, chain: Mutex::default() }
+    }
+
+    pub(super) fn chain(&self) -> Option<ChainId> {
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner).map(|(chain, _)| chain)
+    }
+
+    fn place(&self, dir: &TreesDir) -> PathBuf {
+        match *self.chain.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((chain, true)) => dir.layer(chain),
+            // Who took the name first has the same content; what is mounted already stays where it is.
+            Some((_, false)) | None => self.temp.path().join("upper"),
+        }
+    }
 }
 
 /// A layer unpacked alone, not named yet.
@@ -195,10 +224,38 @@ impl Stacks {
 
     /// Mounts a stack read-only.
     pub(super) fn view(&self, chains: &[ChainId]) -> Result<Rootfs, TreeError> {
-        self.mount(self.lower(chains)?, None)
+        self.view_of(chains, &[])
     }
 
-    pub(super) fn mount(&self, mut lower: Vec<PathBuf>, upper: Option<(&Path, &Path)>) -> Result<Rootfs, TreeError> {
+    /// Mounts a stack read-only, unnamed layers on top.
+    pub(super) fn view_of(&self, chains: &[ChainId], unnamed: &[Arc<Unnamed>]) -> Result<Rootfs, TreeError> {
+        self.mount_on(chains, unnamed, None)
+    }
+
+    /// Mounts a stack with unnamed layers on top, and `upper` above them.
+    pub(super) fn mount_on(
+        &self,
+        chains: &[ChainId],
+        unnamed: &[Arc<Unnamed>],
+        upper: Option<(&Path, &Path)>,
+    ) -> Result<Rootfs, TreeError> {
+        let named = self.lower(chains)?;
+        let _looking_up = self.naming.read().unwrap_or_else(PoisonError::into_inner);
+        let mut lower: Vec<PathBuf> = unnamed.iter().rev().map(|layer| layer.place(&self.dir)).collect();
+        lower.extend(named);
+        self.mount(lower, upper)
+    }
+
+    /// Gives a layer that is in use its name. Mounts that have it as a lower directory keep it: they hold the directory, not
+    /// its path.
+    pub(super) fn name_detached(&self, layer: &Unnamed, chain: ChainId) -> Result<(), TreeError> {
+        let _alone = self.naming.write().unwrap_or_else(PoisonError::into_inner);
+        let ours = publish(&layer.temp.path().join("upper"), &self.dir.layer(chain))?;
+        *layer.chain.lock().unwrap_or_else(PoisonError::into_inner) = Some((chain, ours));
+        Ok(())
+    }
+
+    fn mount(&self, mut lower: Vec<PathBuf>, upper: Option<(&Path, &Path)>) -> Result<Rootfs, TreeError> {
         // Two directories at least are needed without an upper one.
         let [one, two] = self.dir.none();
         lower.push(one);

@@ -4,13 +4,13 @@
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fetch::Stop;
 use super::overlay::{is_opaque, probe};
 use super::plain::PlainTree;
 use super::pretend::Pretence;
-use super::stack::{Claims, Stacks};
+use super::stack::{Claims, Stacks, Unnamed};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs};
 use crate::cancel::Cancel;
@@ -190,8 +190,20 @@ enum State {
 #[derive(Debug)]
 struct OverlayTree {
     stacks: Arc<Stacks>,
-    /// Chain ids of all layers, the lowest first.
+    /// Chain ids of the layers that have them, the lowest first.
     chains: Vec<ChainId>,
+    /// Layers above those, whose chain ids are not known yet.
+    unnamed: Vec<Arc<Unnamed>>,
+}
+
+/// What a step wrote in overlay mode, already below the next step although its chain id is not known: the tar of it is being
+/// made by somebody else, for whom the tree as it was after the step stays open.
+#[derive(Debug)]
+pub struct DetachedStep {
+    /// Declared first: the mount goes before the directories under it.
+    rootfs: Rootfs,
+    stacks: Arc<Stacks>,
+    layer: Arc<Unnamed>,
 }
 
 /// A step at work on a tree. Dropped before [`TreeStep::commit`], its changes are gone (in directory mode the tree is
@@ -229,7 +241,8 @@ impl Trees {
         let (kind, overlay_refused) = match probed {
             None => (Kind::Directory(Arc::new(dir)), None),
             Some(Ok(marks)) => {
-                let stacks = Stacks { dir, marks, claims: Claims::default(), pretence: pretence.clone() };
+                let (claims, naming) = (Claims::default(), RwLock::default());
+                let stacks = Stacks { dir, marks, claims, pretence: pretence.clone(), naming };
                 (Kind::Overlay(Arc::new(stacks)), None)
             }
             Some(Err(reason)) if mode == Some(TreeMode::Overlay) => {
@@ -286,7 +299,7 @@ impl Trees {
             Kind::Overlay(stacks) => {
                 let stacks = Arc::clone(stacks);
                 stacks.prepare(layers, &chains, source, self.streams.get(), self.layer_limit, &stop)?;
-                State::Overlay(OverlayTree { stacks, chains })
+                State::Overlay(OverlayTree { stacks, chains, unnamed: Vec::new() })
             }
             Kind::Directory(dir) => State::Directory(PlainTree::checkout(
                 dir,
@@ -318,8 +331,11 @@ fn devices_work(dir: &TreesDir) -> Result<bool, TreeError> {
 /// Layers unpacked at one time: as many as hide the latency of a registry.
 const DEFAULT_STREAMS: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 
+/// Layers in a tree up to which a step may be detached from it.
+const MOST_FOR_DETACHED: usize = 200;
+
 impl WorkTree {
-    /// The stack of layers; `None` for an empty tree.
+    /// The stack of layers, without detached ones on top of it; `None` for an empty tree.
     pub fn chain(&self) -> Option<ChainId> {
         match &self.state {
             State::Overlay(tree) => tree.chains.last().copied(),
@@ -333,7 +349,7 @@ impl WorkTree {
     /// If it cannot be mounted or opened; [`TreeError::Discarded`].
     pub fn rootfs(&self) -> Result<Rootfs, TreeError> {
         match &self.state {
-            State::Overlay(tree) => tree.stacks.view(&tree.chains),
+            State::Overlay(tree) => tree.stacks.view_of(&tree.chains, &tree.unnamed),
             State::Directory(tree) if tree.dirty => Err(TreeError::Discarded),
             State::Directory(tree) => tree.rootfs(),
         }
@@ -350,9 +366,8 @@ impl WorkTree {
                 let (upper, work) = (temp.path().join("upper"), temp.path().join("work"));
                 make_directory(&upper)?;
                 make_directory(&work)?;
-                let lower = tree.stacks.lower(&tree.chains)?;
-                let rootfs = tree.stacks.mount(lower.clone(), Some((&upper, &work)))?;
-                let lower = tree.stacks.mount(lower, None)?;
+                let rootfs = tree.stacks.mount_on(&tree.chains, &tree.unnamed, Some((&upper, &work)))?;
+                let lower = tree.stacks.view_of(&tree.chains, &tree.unnamed)?;
                 let upper = tree.stacks.open(&upper)?;
                 begin_root(&rootfs, &lower)?;
                 Ok(TreeStep { rootfs, work: Work::Overlay { lower, upper, temp, tree } })
@@ -441,17 +456,44 @@ impl TreeStep<'_> {
         Ok(found)
     }
 
+    /// Whether [`TreeStep::detach`] works here.
+    pub fn can_detach(&self) -> bool {
+        // Each is one directory more in the mounts that follow, and none of them can become part of a flat one.
+        matches!(&self.work, Work::Overlay { tree, .. } if tree.chains.len() + tree.unnamed.len() < MOST_FOR_DETACHED)
+    }
+
+    /// Overlay mode: keeps the changes as a layer on top of the tree before its diff_id is known, so that the next step can
+    /// begin. Whoever learns it calls [`DetachedStep::name`].
+    ///
+    /// # Errors
+    /// If the tree cannot be mounted as it is now, or this is directory mode ([`TreeStep::can_detach`]).
+    pub fn detach(self) -> Result<DetachedStep, TreeError> {
+        let Self { rootfs, work } = self;
+        // The upper directory must not be written any more when it is a lower one.
+        drop(rootfs);
+        match work {
+            Work::Overlay { temp, tree, lower, upper } => {
+                drop((lower, upper));
+                let layer = Arc::new(Unnamed::new(temp));
+                tree.unnamed.push(Arc::clone(&layer));
+                let rootfs = tree.stacks.view_of(&tree.chains, &tree.unnamed)?;
+                Ok(DetachedStep { rootfs, stacks: Arc::clone(&tree.stacks), layer })
+            }
+            Work::Directory { .. } => Err(TreeError::Discarded),
+        }
+    }
+
     /// Keeps the changes as the layer `diff_id` on top of the stack.
     ///
     /// # Errors
-    /// If directories cannot be moved.
+    /// If directories cannot be moved, or a detached layer below has no name yet.
     pub fn commit(self, diff_id: DiffId) -> Result<(), TreeError> {
         let Self { rootfs, work } = self;
         // The mount goes before its upper directory becomes a layer.
         drop(rootfs);
         match work {
             Work::Overlay { temp, tree, .. } => {
-                let chain = ChainId::extend(tree.chains.last().copied(), diff_id);
+                let chain = ChainId::extend(tree.named()?, diff_id);
                 publish(&temp.path().join("upper"), &tree.stacks.dir.layer(chain))?;
                 tree.chains.push(chain);
             }
@@ -461,6 +503,34 @@ impl TreeStep<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl OverlayTree {
+    /// The chain id of all layers, if all of them have one.
+    fn named(&mut self) -> Result<Option<ChainId>, TreeError> {
+        for layer in std::mem::take(&mut self.unnamed) {
+            let chain = layer.chain().ok_or(TreeError::Discarded)?;
+            self.chains.push(chain);
+        }
+        Ok(self.chains.last().copied())
+    }
+}
+
+impl DetachedStep {
+    /// The tree as the step left it, read-only.
+    pub fn rootfs(&self) -> &Rootfs {
+        &self.rootfs
+    }
+
+    /// Keeps the layer for other trees: `chain` is that of the whole stack with it.
+    ///
+    /// # Errors
+    /// If the directory cannot be moved.
+    pub fn name(self, chain: ChainId) -> Result<(), TreeError> {
+        let Self { rootfs, stacks, layer } = self;
+        drop(rootfs);
+        stacks.name_detached(&layer, chain)
     }
 }
 

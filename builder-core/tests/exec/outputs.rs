@@ -1,8 +1,14 @@
 //! What is written: compression, media types, annotations, files.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use builder_core::exec::NoCache;
+use builder_core::output::Target;
+use fixtures::registry::{Effect, FakeRegistry, Fault, Logged};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, Built};
@@ -21,6 +27,8 @@ pub const CASES: &[Case] = &[
     Case { name: "files_of_two_platforms", items: "X-04", run: local_split },
     Case { name: "files_in_a_tar", items: "X-05", run: tar },
     Case { name: "pushed_under_each_name", items: "X-01", run: pushed },
+    Case { name: "layers_leave_before_the_build_ends", items: "X-01", run: early },
+    Case { name: "a_refusing_registry_ends_the_build_early", items: "X-01", run: refused },
 ];
 
 const DOCKERFILE: &str = "FROM base:1\nCOPY f /f\n";
@@ -250,5 +258,57 @@ fn pushed(bench: &Bench) -> Outcome {
         let (_, bytes) = bench.registry.manifest(repository, tag).unwrap_or_else(|| panic!("{repository}:{tag}"));
         assert_eq!(bytes, built.ok().images[0].manifest);
     }
+    Outcome::Passed
+}
+
+/// Waits until the registry answered a request that `wanted` describes; a minute is more than any machine needs.
+fn registry_saw(registry: &fixtures::registry::FakeRegistry, wanted: impl Fn(&Logged) -> bool) -> bool {
+    let seen = || registry.log().iter().any(&wanted);
+    (0..600).any(|_| {
+        seen() || {
+            std::thread::sleep(Duration::from_millis(100));
+            false
+        }
+    })
+}
+
+fn early(bench: &Bench) -> Outcome {
+    let registry = FakeRegistry::start();
+    let name = format!("{}/early:1", registry.host());
+    let registry = Arc::new(registry);
+    let (watched, uploaded) = (Arc::clone(&registry), Arc::new(AtomicBool::new(false)));
+    let noted = Arc::clone(&uploaded);
+    let built = bench.build_watched(
+        "FROM base:1\nRUN echo content > /first\nRUN echo waiting && echo content > /second\n",
+        |request| {
+            request.outputs = vec![Target::push()];
+            request.tags = vec![name.parse().expect("a name")];
+        },
+        // While the second step runs the first one's layer arrives.
+        move |line| {
+            if line == "waiting" {
+                noted
+                    .store(registry_saw(&watched, |request| request.method == "PUT" && request.status == 201), Relaxed);
+            }
+        },
+    );
+    let built = built.ok();
+    assert!(uploaded.load(Relaxed), "{:?}", registry.log());
+    // Once each: two new layers, the base's and the config.
+    let puts = registry.log().into_iter().filter(|request| request.method == "PUT" && request.path.contains("/blobs/"));
+    assert_eq!(puts.count(), built.images[0].layers.len() + 1);
+    Outcome::Passed
+}
+
+fn refused(bench: &Bench) -> Outcome {
+    let registry = FakeRegistry::start();
+    let host = registry.host();
+    registry.fault(Fault::always("HEAD", "/v2/closed/", Effect::status(403)));
+    let built = bench.build("FROM base:1\nRUN echo content > /first\nRUN sleep 3600\n", |request| {
+        request.outputs = vec![Target::push()];
+        request.tags = vec![format!("{host}/closed:1").parse().expect("a name")];
+    });
+    let error = built.result.expect_err("nobody may push there");
+    assert!(error.to_string().starts_with("cannot push "), "{error}");
     Outcome::Passed
 }

@@ -13,6 +13,8 @@ pub const CASES: &[Case] = &[
     Case { name: "a_stage_is_base_and_source_of_many", items: "F-08 C-25", run: shared },
     Case { name: "a_step_after_cached_ones_sees_them", items: "X-14", run: after_cached },
     Case { name: "a_failed_step_leaves_nothing", items: "X-14", run: failed },
+    Case { name: "a_large_layer_is_packed_meanwhile", items: "X-14", run: large },
+    Case { name: "what_fails_on_top_of_a_large_layer", items: "X-14", run: large_then_failed },
     Case { name: "two_builds_at_once", items: "X-14", run: at_once },
 ];
 
@@ -137,5 +139,51 @@ fn at_once(bench: &Bench) -> Outcome {
             }
         });
     }
+    Outcome::Passed
+}
+
+/// More than the size from which on a layer is packed while the next step runs.
+const LARGE: &str = "RUN head -c 40000000 /dev/zero > /big && mkdir /d && echo one > /d/f\n";
+
+fn large(bench: &Bench) -> Outcome {
+    let dockerfile = format!(
+        "FROM base:1 AS first\n{LARGE}RUN test -s /big && echo two >> /d/f && head -c 34000000 /dev/zero > /more\n\
+         RUN rm /big && mv /more /moved && rm -r /d && mkdir /d && echo $(ls /d)\n\
+         FROM first\nRUN echo three > /d/f && test ! -e /big && test -s /moved\n"
+    );
+    let expected: &[&[&str]] = &[
+        &["big", "d/", "d/f"],
+        &["d/", "d/f", "more"],
+        &[".wh.big", "d/", "d/.wh.f", ".wh.more", "moved"],
+        &["d/", "d/f"],
+    ];
+    for layers in entries(bench, &dockerfile) {
+        let sorted = |mut names: Vec<String>| {
+            names.sort_by_key(|name| name.replace(".wh.", ""));
+            names
+        };
+        let layers: Vec<Vec<String>> = layers.into_iter().map(sorted).collect();
+        assert_eq!(layers, expected);
+    }
+    // The same work dirs know all of it now.
+    for (mode, name) in [(None, "o"), (Some(TreeMode::Directory), "d")] {
+        let again = bench.build(&dockerfile, |request| {
+            request.tree_mode = mode;
+            request.work_dir = bench.path(&format!("work-{name}"));
+        });
+        again.ok();
+        assert!(again.steps.values().all(|state| state == "CACHED"), "{:?}", again.steps);
+    }
+    Outcome::Passed
+}
+
+fn large_then_failed(bench: &Bench) -> Outcome {
+    both(bench, |build| {
+        let error = build(&format!("FROM base:1\n{LARGE}RUN false\n")).error();
+        assert!(error.contains("exit code: 1"), "{error}");
+        let built = build(&format!("FROM base:1\n{LARGE}RUN echo $(cat /d/f)\n"));
+        assert_eq!(built.step(LARGE.trim_end()), "CACHED");
+        assert_eq!(built.output, ["one"]);
+    });
     Outcome::Passed
 }

@@ -1,0 +1,164 @@
+//! Layers on their way to registries while later steps run.
+//!
+//! A layer of the image is offered as soon as it is sealed, and a few threads bring what was offered to every repository
+//! that the outputs name. When the last step is done they take nothing new; what is left is placed by
+//! [`Pusher::publish`], which waits for what is still on its way. So the config waits for nothing but the last layers.
+//!
+//! An early upload that fails is no failure of the build: `publish` tries again, and its error counts. Only a registry
+//! that refuses this user ends the build at once, since nothing that follows can change that.
+
+use std::sync::Mutex;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+
+use super::BuildError;
+use super::request::BuildRequest;
+use super::shared::lock;
+use crate::cancel::Cancel;
+use crate::event::Observer;
+use crate::oci::{Descriptor, Reference};
+use crate::output::{Blobs, Exporter, OutputError, Pusher, Target};
+use crate::registry::{Registry, RegistryError};
+
+/// Where the layers of one build go early.
+pub(super) struct Uploads<'a> {
+    destinations: Vec<Destination<'a>>,
+    queue: (Sender<Descriptor>, Receiver<Descriptor>),
+    /// Taken by the end of the last step: nobody takes anything from the queue then.
+    open: Mutex<Option<Sender<()>>>,
+    ended: Receiver<()>,
+    refused: Mutex<Option<OutputError>>,
+    workers: usize,
+}
+
+/// One registry output.
+struct Destination<'a> {
+    /// Its place among the outputs.
+    output: usize,
+    pusher: Pusher<'a>,
+    repositories: Vec<Reference>,
+}
+
+impl<'a> Uploads<'a> {
+    /// Destinations of `request`; `registries` has one for each output that is a registry.
+    pub(super) fn new(
+        request: &BuildRequest,
+        registries: &[Option<&'a Registry>],
+        blobs: &'a dyn Blobs,
+        observer: &'a dyn Observer,
+    ) -> Self {
+        let destinations =
+            request.outputs.iter().zip(registries).enumerate().filter_map(|(output, (target, registry))| {
+                let pusher = Pusher::new((*registry)?, blobs, request.limits, observer);
+                Some(Destination { output, pusher, repositories: repositories(request, target) })
+            });
+        let (open, ended) = unbounded();
+        Self {
+            destinations: destinations.collect(),
+            queue: unbounded(),
+            open: Mutex::new(Some(open)),
+            ended,
+            refused: Mutex::default(),
+            workers: request.limits.connections.get(),
+        }
+    }
+
+    /// A layer of the image is in the store, in the form that it is pushed in.
+    pub(super) fn offer(&self, layer: &Descriptor) {
+        if !self.destinations.is_empty() {
+            // The receiver lives as long as `self`.
+            _ = self.queue.0.send(layer.clone());
+        }
+    }
+
+    /// The pusher of an output that is a registry; it knows what is there already.
+    pub(super) fn pusher(&self, output: usize) -> Option<&Pusher<'a>> {
+        self.destinations.iter().find(|destination| destination.output == output).map(|found| &found.pusher)
+    }
+
+    /// Brings layers away while `build` runs. `stop` ends both: it is set when `build` fails or a registry refuses.
+    ///
+    /// # Errors
+    /// That of `build`, or why a registry refused if that ended it.
+    pub(super) fn during<T>(
+        &self,
+        stop: &Cancel,
+        build: impl FnOnce() -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        std::thread::scope(|scope| {
+            if !self.destinations.is_empty() {
+                for _ in 0..self.workers {
+                    scope.spawn(|| self.work(stop));
+                }
+            }
+            // Also when `build` panics: the scope waits for the workers.
+            let _end = End(self);
+            let result = build();
+            if result.is_err() {
+                stop.cancel();
+            }
+            match (result, lock(&self.refused).take()) {
+                (Err(BuildError::Cancelled), Some(refused)) => Err(refused.into()),
+                (result, _) => result,
+            }
+        })
+    }
+
+    /// The last step is done: what is not on its way by now is left to the publisher.
+    pub(super) fn end(&self) {
+        lock(&self.open).take();
+    }
+
+    fn work(&self, stop: &Cancel) {
+        loop {
+            let layer = crossbeam_channel::select! {
+                recv(self.queue.1) -> layer => layer,
+                recv(self.ended) -> _ => return,
+            };
+            // Both may be ready; the end comes first.
+            if self.ended.try_recv() == Err(TryRecvError::Disconnected) {
+                return;
+            }
+            let Ok(layer) = layer else { return };
+            for destination in &self.destinations {
+                for repository in &destination.repositories {
+                    match destination.pusher.blob(repository, &layer, stop) {
+                        Ok(()) => {}
+                        Err(error) if is_refusal(&error) => {
+                            lock(&self.refused).get_or_insert(error);
+                            stop.cancel();
+                        }
+                        Err(error) => tracing::debug!(%error, digest = %layer.digest, "an early upload failed"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Ends the workers however the build ended.
+struct End<'u, 'a>(&'u Uploads<'a>);
+
+impl Drop for End<'_, '_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// One name for each repository that an output writes to.
+fn repositories(request: &BuildRequest, target: &Target) -> Vec<Reference> {
+    let mut found: Vec<Reference> = Vec::new();
+    for name in request.tags.iter().chain(&target.names) {
+        let known = |other: &Reference| (other.registry(), other.repository()) == (name.registry(), name.repository());
+        if matches!(target.exporter, Exporter::Registry { .. }) && !found.iter().any(known) {
+            found.push(name.clone());
+        }
+    }
+    found
+}
+
+/// Whether the registry knows who asks and does not want it.
+fn is_refusal(error: &OutputError) -> bool {
+    let OutputError::Registry { source, .. } = error else { return false };
+    matches!(**source, RegistryError::Unauthorized { .. } | RegistryError::Denied { .. })
+}
