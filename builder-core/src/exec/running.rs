@@ -73,7 +73,10 @@ pub(super) fn run(
             scratch.push(shared.checkout(&layers)?);
         }
     }
-    let scratch_steps: Vec<TreeStep<'_>> = scratch.iter_mut().map(WorkTree::begin).collect::<Result<_, _>>()?;
+    let mut scratch_steps: Vec<TreeStep<'_>> = scratch.iter_mut().map(WorkTree::begin).collect::<Result<_, _>>()?;
+    for step in &mut scratch_steps {
+        step.separate_links(&shared.cancel)?;
+    }
     let mut scratch_steps_left = scratch_steps.iter();
     let mut held = mounts::Held::default();
     let mut sandbox_mounts = Vec::new();

@@ -198,9 +198,12 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                     shared.checkout(&self.layers)?
                 }
             };
-            let tree_step = tree.begin()?;
+            let mut tree_step = tree.begin()?;
             match &step.action {
-                Action::Run(action) => running::run(shared, self.stage, action, tree_step.rootfs(), id)?,
+                Action::Run(action) => {
+                    tree_step.separate_links(&shared.cancel)?;
+                    running::run(shared, self.stage, action, tree_step.rootfs(), id)?;
+                }
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
                 Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
             }

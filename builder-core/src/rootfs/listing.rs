@@ -1,6 +1,7 @@
 //! A sorted list of everything in a tree, made by several threads.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -22,6 +23,9 @@ pub struct Listing {
     /// All paths, one after the other.
     text: Vec<u8>,
     entries: Vec<Entry>,
+    /// Files that are one file for the image, though not on the disk: position in `entries` → number of the inode that they
+    /// share, and of its names.
+    shared: BTreeMap<usize, (u64, u64)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,13 +82,13 @@ impl Listing {
 
     /// All files in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Listed<'_>> {
-        self.entries.iter().map(|entry| self.listed(entry))
+        self.entries.iter().enumerate().map(|(index, entry)| self.listed(index, entry))
     }
 
     /// The file at exactly this path (no leading `/`).
     pub fn get(&self, path: &Path) -> Option<Listed<'_>> {
         let found = self.entries.binary_search_by(|entry| path_order(self.path(entry), path));
-        found.ok().and_then(|index| self.entries.get(index)).map(|entry| self.listed(entry))
+        found.ok().and_then(|index| Some(self.listed(index, self.entries.get(index)?)))
     }
 
     /// Inodes of all files.
@@ -97,13 +101,32 @@ impl Listing {
         self.entries.iter().map(|entry| &entry.stat)
     }
 
+    /// Paths and what the disk has there.
+    pub(super) fn raw(&self) -> impl Iterator<Item = (&Path, &Stat)> {
+        self.entries.iter().map(|entry| (self.path(entry), &entry.stat))
+    }
+
+    /// Notes what the disk has at a path of the list now, and which inode it has with how many names for the image.
+    pub(super) fn replace(&mut self, path: &Path, stat: Stat, shared: (u64, u64)) {
+        if let Ok(index) = self.entries.binary_search_by(|entry| path_order(self.path(entry), path))
+            && let Some(entry) = self.entries.get_mut(index)
+        {
+            entry.stat = stat;
+            self.shared.insert(index, shared);
+        }
+    }
+
     fn path(&self, entry: &Entry) -> &Path {
         let start = usize::try_from(entry.start).expect("start is an index into text");
         Path::new(OsStr::from_bytes(&self.text[start..start + entry.length as usize]))
     }
 
-    fn listed(&self, entry: &Entry) -> Listed<'_> {
-        Listed { path: self.path(entry), metadata: entry.stat.metadata(), ctime: entry.stat.ctime }
+    fn listed(&self, index: usize, entry: &Entry) -> Listed<'_> {
+        let mut metadata = entry.stat.metadata();
+        if let Some(shared) = self.shared.get(&index) {
+            (metadata.inode, metadata.links) = *shared;
+        }
+        Listed { path: self.path(entry), metadata, ctime: entry.stat.ctime }
     }
 
     fn push(&mut self, dir: &[u8], name: &[u8], stat: Stat) {

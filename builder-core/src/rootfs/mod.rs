@@ -10,6 +10,7 @@ mod fetch;
 mod fixup;
 mod hide;
 mod inflate;
+mod links;
 mod listing;
 mod overlay;
 mod owners;

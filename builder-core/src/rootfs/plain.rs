@@ -6,15 +6,18 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::fetch::{Stop, open, unpack_blob};
+use super::links::Separated;
 use super::owners::{Key, Owners};
 use super::pretend::Pretence;
 use super::unpack::Whiteouts;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{LayerRef, LayerSource, Listing, Rootfs, TreeError};
+use crate::cancel::Cancel;
 use crate::oci::ChainId;
 
 /// Layers that are fetched while an earlier one is unpacked.
@@ -32,6 +35,10 @@ pub(super) struct PlainTree {
     pub chain: Option<ChainId>,
     /// What the last step found at its end, as long as nothing changed since.
     pub listing: Option<Arc<Listing>>,
+    /// Hard links that a step needed apart.
+    separated: Mutex<Separated>,
+    /// They were joined since, which `listing` does not know.
+    joined: AtomicBool,
     /// A step began and did not end well, or is at work.
     pub dirty: bool,
 }
@@ -74,6 +81,8 @@ impl PlainTree {
             pretence,
             chain: chains.last().copied(),
             listing: None,
+            separated: Mutex::default(),
+            joined: AtomicBool::new(false),
             // Until all layers are applied.
             dirty: true,
         };
@@ -100,6 +109,50 @@ impl PlainTree {
         Ok(opened.pretending(self.pretence.clone()))
     }
 
+    /// The tree to read from: hard links are what they are in its layers.
+    pub(super) fn readable(&self) -> Result<Rootfs, TreeError> {
+        let rootfs = self.rootfs()?;
+        let mut separated = self.separated();
+        if !separated.is_empty() {
+            let taken = std::mem::take(&mut *separated);
+            self.joined.store(true, Ordering::Relaxed);
+            rootfs.join(&taken).map_err(|error| io_error("link", &error.path)(error.source))?;
+        }
+        Ok(rootfs)
+    }
+
+    fn separated(&self) -> MutexGuard<'_, Separated> {
+        self.separated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The listing at the beginning of a step, if it still holds.
+    pub(super) fn take_listing(&mut self) -> Option<Arc<Listing>> {
+        let joined = std::mem::take(self.joined.get_mut());
+        self.listing.take().filter(|_| !joined)
+    }
+
+    /// Sets hard links apart that are listed, for a step whose command must not change files by another name.
+    pub(super) fn separate(
+        &self,
+        rootfs: &Rootfs,
+        listing: &mut Arc<Listing>,
+        cancel: &Cancel,
+    ) -> Result<(), TreeError> {
+        let done = rootfs.separate(&mut self.separated(), Arc::make_mut(listing), cancel);
+        done.map_err(|error| match cancel.is_cancelled() {
+            true => TreeError::Cancelled,
+            false => io_error("copy", &error.path)(error.source),
+        })
+    }
+
+    /// Says in a new listing what of it is one file, though it was set apart.
+    pub(super) fn follow(&self, listing: &mut Listing) {
+        let mut separated = self.separated();
+        if !separated.is_empty() {
+            separated.follow(listing);
+        }
+    }
+
     /// Ends a step well: what is there now is the tree.
     pub(super) fn committed(&mut self, chain: ChainId, now: Option<Arc<Listing>>) {
         self.chain = Some(chain);
@@ -115,6 +168,7 @@ impl PlainTree {
     /// Puts the tree back to be found again.
     fn park(&mut self) -> Result<(), TreeError> {
         let Some(chain) = self.chain.filter(|_| !self.dirty) else { return Ok(()) };
+        self.readable()?;
         let tree = self.tree();
         if let Pretence::Recorded(owners) = &self.pretence {
             let path = tree.join("owners.json");

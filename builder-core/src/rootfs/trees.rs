@@ -351,7 +351,7 @@ impl WorkTree {
         match &self.state {
             State::Overlay(tree) => tree.stacks.view_of(&tree.chains, &tree.unnamed),
             State::Directory(tree) if tree.dirty => Err(TreeError::Discarded),
-            State::Directory(tree) => tree.rootfs(),
+            State::Directory(tree) => tree.readable(),
         }
     }
 
@@ -378,7 +378,7 @@ impl WorkTree {
                 }
                 let rootfs = tree.rootfs()?;
                 begin_root(&rootfs, &rootfs)?;
-                let before = match tree.listing.take() {
+                let before = match tree.take_listing() {
                     Some(listing) => listing,
                     None => Arc::new(rootfs.list().map_err(|error| io_error("list", &error.path)(error.source))?),
                 };
@@ -399,6 +399,18 @@ fn begin_root(rootfs: &Rootfs, before: &Rootfs) -> Result<(), TreeError> {
 }
 
 impl TreeStep<'_> {
+    /// Prepares for a command that may write to files of lower layers by one of several names: what it writes must not
+    /// show under the others. Nothing is to do in overlay mode, where the kernel sees to it.
+    ///
+    /// # Errors
+    /// If a file cannot be copied; [`TreeError::Cancelled`].
+    pub fn separate_links(&mut self, cancel: &Cancel) -> Result<(), TreeError> {
+        match &mut self.work {
+            Work::Overlay { .. } => Ok(()),
+            Work::Directory { before, tree, .. } => tree.separate(&self.rootfs, before, cancel),
+        }
+    }
+
     /// The tree to change.
     pub fn rootfs(&self) -> &Rootfs {
         &self.rootfs
@@ -446,7 +458,11 @@ impl TreeStep<'_> {
     /// # Errors
     /// The first path that could not be examined.
     pub fn scan(&self) -> Result<Arc<Listing>, ListError> {
-        let found = Arc::new(self.rootfs.list()?);
+        let mut found = self.rootfs.list()?;
+        if let Work::Directory { tree, .. } = &self.work {
+            tree.follow(&mut found);
+        }
+        let found = Arc::new(found);
         if let Work::Directory { before, now, tree } = &self.work {
             if let Some(owners) = tree.owners() {
                 owners.drop_capabilities(before, &found);

@@ -822,3 +822,42 @@ fn a_killed_process_leaves_a_usable_directory() {
         assert!(!mounts.contains(dir.path().to_str().unwrap()), "something is left mounted");
     });
 }
+
+/// Writing through one name of a file of a lower layer leaves its other names alone, in both modes.
+#[test]
+fn hard_links_of_lower_layers_are_apart_for_a_command() {
+    use std::io::Write as _;
+    both(|trees, _| {
+        let layers = [vec![dir("d"), file("d/one", "data"), hard_link("d/two", "d/one"), hard_link("d/three", "d/one")]];
+        let mut tree = checkout(trees, &layers).unwrap();
+        let read = |rootfs: &Rootfs, path: &str| rootfs.read_small(Path::new(path), 9).unwrap();
+        for (name, others) in [("d/one", ["d/two", "d/three"]), ("d/two", ["d/three", "d/three"])] {
+            let mut step = tree.begin().unwrap();
+            step.separate_links(&Cancel::default()).unwrap();
+            step.rootfs().overwrite(Path::new(name)).unwrap().write_all(b"new!").unwrap();
+            for other in others {
+                assert_eq!(read(step.rootfs(), other), b"data", "{:?} mode", trees.mode());
+            }
+            let changes = crate::snapshot::changes(&step, None).unwrap();
+            let paths: Vec<_> = changes.iter().map(|change| change.path().to_str().unwrap()).collect();
+            assert_eq!(paths, ["d", name], "{:?} mode", trees.mode());
+            step.commit(DiffId(Sha256::of(name.as_bytes()))).unwrap();
+        }
+        let rootfs = tree.rootfs().unwrap();
+        assert_eq!(describe(&rootfs), ["d/", "d/one=new!", "d/three=data", "d/two=new!"]);
+    });
+    // Untouched ones are one file for whoever reads the tree, and for a later step.
+    both(|trees, _| {
+        let layers = [vec![file("one", "data"), hard_link("two", "one"), file("x", "x")]];
+        let mut tree = checkout(trees, &layers).unwrap();
+        for _ in 0..2 {
+            let mut step = tree.begin().unwrap();
+            step.separate_links(&Cancel::default()).unwrap();
+            step.rootfs().remove(Path::new("x")).unwrap();
+            step.scan().unwrap();
+            step.commit(DiffId(Sha256::of(b"x"))).unwrap();
+            let rootfs = tree.rootfs().unwrap();
+            assert_eq!(rootfs.lstat(Path::new("two")).unwrap().links, 2, "{:?} mode", trees.mode());
+        }
+    });
+}

@@ -10,8 +10,6 @@
 //! - In directory mode the old content is gone. What it was is read from the layers below where metadata is as before,
 //!   but inode or change time are not; without layers such a file counts as changed. Only a changed number of links is taken
 //!   as explanation enough.
-//! - In directory mode, writing through one of several hard links of a base layer changes all of them, as on any file
-//!   system; overlayfs separates that name from the others.
 //! - Neither the metadata of the root directory nor that of extended attributes other than `security.capability` is compared
 //!   (checklist T-01, T-03).
 
