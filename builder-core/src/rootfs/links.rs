@@ -57,7 +57,9 @@ impl Separated {
     /// Finds the names that nobody touched in the tree as it is now, and says there that they are still one file.
     pub(super) fn follow(&mut self, listing: &mut Listing) {
         let known: BTreeMap<Key, (usize, usize)> = (self.0.iter().enumerate())
-            .flat_map(|(group, names)| names.iter().enumerate().map(move |(at, name)| (Key::of(&name.stat), (group, at))))
+            .flat_map(|(group, names)| {
+                names.iter().enumerate().map(move |(at, name)| (Key::of(&name.stat), (group, at)))
+            })
             .collect();
         let mut found = Vec::new();
         for (path, stat) in listing.raw() {

@@ -828,7 +828,8 @@ fn a_killed_process_leaves_a_usable_directory() {
 fn hard_links_of_lower_layers_are_apart_for_a_command() {
     use std::io::Write as _;
     both(|trees, _| {
-        let layers = [vec![dir("d"), file("d/one", "data"), hard_link("d/two", "d/one"), hard_link("d/three", "d/one")]];
+        let layers =
+            [vec![dir("d"), file("d/one", "data"), hard_link("d/two", "d/one"), hard_link("d/three", "d/one")]];
         let mut tree = checkout(trees, &layers).unwrap();
         let read = |rootfs: &Rootfs, path: &str| rootfs.read_small(Path::new(path), 9).unwrap();
         for (name, others) in [("d/one", ["d/two", "d/three"]), ("d/two", ["d/three", "d/three"])] {
