@@ -4,8 +4,9 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::archive::TarError;
-use super::inflate::{TooLarge, channel};
+use super::archive::{TarError, TarReader};
+use super::index::{Indexes, Recorder};
+use super::inflate::{Inflated, TooLarge, channel};
 use super::unpack::{Pending, UnpackError, Whiteouts, unpack};
 use super::{LayerRef, LayerSource, Rootfs, TreeError};
 use crate::cancel::Cancel;
@@ -70,28 +71,79 @@ pub(super) fn open(source: &dyn LayerSource, layer: &LayerRef) -> Result<Box<dyn
     source.open(layer).map_err(|cause| TreeError::Fetch { layer: layer.diff_id, source: cause })
 }
 
-/// Unpacks a blob and checks the digest of its tar.
+/// Unpacks a blob and checks the digest of its tar. Its index is kept, if it is not yet.
 pub(super) fn unpack_blob(
     blob: Box<dyn Read + Send>,
     layer: &LayerRef,
     rootfs: &Rootfs,
     whiteouts: Whiteouts,
+    indexes: &Indexes,
     limit: Option<u64>,
     stop: &Stop<'_>,
 ) -> Result<Pending, TreeError> {
+    let mut index = recorder(indexes, layer);
+    let pending = read_blob(blob, layer, limit, stop, |tar| unpack(tar, rootfs, whiteouts, index.as_mut(), stop))?;
+    if let Some(index) = index {
+        index.keep();
+    }
+    Ok(pending)
+}
+
+/// Reads a blob for nothing but its index, which is kept.
+pub(super) fn index_blob(
+    blob: Box<dyn Read + Send>,
+    layer: &LayerRef,
+    indexes: &Indexes,
+    limit: Option<u64>,
+    stop: &Stop<'_>,
+) -> Result<(), TreeError> {
+    let io = |source| TreeError::Io { action: "write the index of a layer in", path: indexes.directory(), source };
+    let mut index = indexes.record(layer.diff_id).map_err(io)?;
+    read_blob(blob, layer, limit, stop, |tar| {
+        let mut reader = TarReader::new(tar);
+        while let Some(entry) = reader.next_entry().map_err(UnpackError::Tar)? {
+            if stop.is_stopped() {
+                return Err(UnpackError::Cancelled);
+            }
+            index.entry(&entry, &mut reader).map_err(|error| UnpackError::Tar(TarError::Read(error)))?;
+        }
+        let rest = reader.finish().map_err(|error| UnpackError::Tar(TarError::Read(error)))?;
+        Ok((rest, ()))
+    })?;
+    index.keep();
+    Ok(())
+}
+
+/// Where the index of a layer is written; `None` if it is there already, or cannot be written.
+fn recorder(indexes: &Indexes, layer: &LayerRef) -> Option<Recorder> {
+    if indexes.contains(layer.diff_id) {
+        return None;
+    }
+    let recorder = indexes.record(layer.diff_id);
+    recorder.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok()
+}
+
+/// Inflates a blob in a thread of its own, gives its tar to `read`, which reads it to its end, and checks the tar's digest.
+pub(super) fn read_blob<T>(
+    blob: Box<dyn Read + Send>,
+    layer: &LayerRef,
+    limit: Option<u64>,
+    stop: &Stop<'_>,
+    read: impl FnOnce(Inflated) -> Result<(Inflated, T), UnpackError>,
+) -> Result<T, TreeError> {
     let (inflater, inflated) = channel();
-    let (tar, pending) = std::thread::scope(|scope| {
+    let (tar, found) = std::thread::scope(|scope| {
         let inflating = std::thread::Builder::new().name("inflate".to_owned());
         inflating
             .spawn_scoped(scope, || inflater.run(Watched(blob), limit, stop))
             .map_err(|source| TreeError::Fetch { layer: layer.diff_id, source: source.into() })?;
-        unpack(inflated, rootfs, whiteouts, stop).map_err(|error| describe(error, layer, stop))
+        read(inflated).map_err(|error| describe(error, layer, stop))
     })?;
     let actual = tar.digest();
     if actual != layer.diff_id {
         return Err(TreeError::WrongDiffId { expected: layer.diff_id, actual });
     }
-    Ok(pending)
+    Ok(found)
 }
 
 /// The error of a layer, as callers see it.

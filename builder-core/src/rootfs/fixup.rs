@@ -451,6 +451,9 @@ impl Fixer<'_> {
     /// Gives implied directories the attributes of the directories that they lie on.
     fn copy_parents(&mut self) -> Result<(), UnpackError> {
         for path in std::mem::take(&mut self.pending.implied) {
+            if self.pending.renewed.contains(&path) {
+                continue;
+            }
             let Some(found) = self.below(&path)?.filter(|found| found.kind == FileKind::Directory) else {
                 continue;
             };

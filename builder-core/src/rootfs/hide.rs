@@ -44,7 +44,9 @@ impl Unpacker<'_> {
                 }
                 Some(found) if found.kind == FileKind::Directory => {
                     let handle = Handle::entry(&dir, name, FileKind::Directory).map_err(|error| fail(error.into()))?;
-                    self.mark_opaque(handle.target(), &path)
+                    self.mark_opaque(handle.target(), &path)?;
+                    self.pending.renewed.insert(path);
+                    Ok(())
                 }
                 Some(_) => Ok(()),
             },

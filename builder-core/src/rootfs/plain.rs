@@ -197,8 +197,9 @@ fn apply_in_order(
     stop: &Stop<'_>,
 ) -> Result<(), TreeError> {
     let Some((first, later)) = layers.split_first() else { return Ok(()) };
+    let indexes = dir.indexes();
     let unpack = |blob: Box<dyn Read + Send>, layer: &LayerRef| {
-        unpack_blob(blob, layer, rootfs, Whiteouts::Apply, limit, stop).map(|_| ())
+        unpack_blob(blob, layer, rootfs, Whiteouts::Apply, &indexes, limit, stop).map(|_| ())
     };
     let ahead = Ahead::default();
     std::thread::scope(|scope| {

@@ -282,7 +282,7 @@ pub fn clean(path: &OsStr) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-fn join(names: &[OsString]) -> PathBuf {
+pub(super) fn join(names: &[OsString]) -> PathBuf {
     let mut path = OsString::from("/");
     for (index, name) in names.iter().enumerate() {
         if index > 0 {
@@ -294,7 +294,7 @@ fn join(names: &[OsString]) -> PathBuf {
 }
 
 /// Pushes components so that the first is popped first.
-fn push_components(pending: &mut Vec<OsString>, path: &OsStr) {
+pub(super) fn push_components(pending: &mut Vec<OsString>, path: &OsStr) {
     let start = pending.len();
     for name in path.as_bytes().split(|byte| *byte == b'/') {
         if !name.is_empty() && name != b"." {
@@ -305,7 +305,7 @@ fn push_components(pending: &mut Vec<OsString>, path: &OsStr) {
 }
 
 /// Whether the text demands a directory: it ends in `/` or `/.`.
-fn ends_as_directory(path: &OsStr) -> bool {
+pub(super) fn ends_as_directory(path: &OsStr) -> bool {
     let bytes = path.as_bytes();
     bytes.ends_with(b"/") || bytes.ends_with(b"/.")
 }

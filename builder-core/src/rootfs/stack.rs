@@ -159,7 +159,7 @@ impl Stacks {
         make_directory(&path)?;
         let rootfs = self.open(&path)?;
         let blob = open(source, layer)?;
-        let pending = unpack_blob(blob, layer, &rootfs, Whiteouts::Keep(self.marks), limit, stop)?;
+        let pending = unpack_blob(blob, layer, &rootfs, Whiteouts::Keep(self.marks), &self.dir.indexes(), limit, stop)?;
         Ok(Some(Unpacked { temp, pending, _claim: claim }))
     }
 

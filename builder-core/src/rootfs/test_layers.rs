@@ -241,3 +241,73 @@ pub(super) fn describe_fully(rootfs: &Rootfs) -> Vec<String> {
         })
         .collect()
 }
+
+/// As [`describe_fully`], of a tree that is only known: without the content of files, which no index has.
+pub(super) fn describe_index_fully(tree: &super::index::IndexTree) -> Vec<String> {
+    fn below(
+        path: &std::path::Path,
+        node: &super::index::IndexNode,
+        inodes: &mut BTreeMap<u64, std::path::PathBuf>,
+        lines: &mut Vec<String>,
+    ) {
+        for (name, node) in node.children() {
+            let path = path.join(name);
+            let metadata = node.metadata;
+            let first = inodes.entry(metadata.inode).or_insert_with(|| path.clone()).clone();
+            let shown = path.display();
+            let line = match metadata.kind {
+                FileKind::Directory => format!("{shown}/"),
+                FileKind::File => format!("{shown}="),
+                FileKind::Symlink => format!("{shown}->{}", node.link().unwrap().display()),
+                kind => {
+                    let (major, minor) = metadata.device;
+                    let letter = match kind {
+                        FileKind::CharDevice => 'c',
+                        FileKind::BlockDevice => 'b',
+                        _ => 'p',
+                    };
+                    format!("{shown} {letter}{major},{minor}")
+                }
+            };
+            lines.push(format!(
+                "{line} {:o} {}:{} {:?} {} {:?}",
+                metadata.mode,
+                metadata.uid,
+                metadata.gid,
+                metadata.mtime,
+                first.display(),
+                node.capability().map(|value| ("security.capability", value.to_vec())),
+            ));
+            below(&path, node, inodes, lines);
+        }
+    }
+    let mut lines = Vec::new();
+    below("".as_ref(), tree.root(), &mut BTreeMap::new(), &mut lines);
+    lines
+}
+
+/// The same of a tree on disk.
+pub(super) fn describe_as_index(rootfs: &Rootfs) -> Vec<String> {
+    let listing = rootfs.list().unwrap();
+    let mut inodes = BTreeMap::new();
+    let lines = describe(rootfs).into_iter().zip(listing.iter()).map(|(line, file)| {
+        let metadata = file.metadata;
+        let line = match metadata.kind {
+            FileKind::File => format!("{}=", file.path.display()),
+            _ => line,
+        };
+        let first = inodes.entry(metadata.inode).or_insert_with(|| file.path.to_owned()).clone();
+        let attributes = rootfs.xattrs(file.path).unwrap();
+        let capability = attributes.into_iter().find(|(name, _)| name == "security.capability");
+        format!(
+            "{line} {:o} {}:{} {:?} {} {:?}",
+            metadata.mode,
+            metadata.uid,
+            metadata.gid,
+            metadata.mtime,
+            first.display(),
+            capability.map(|(_, value)| ("security.capability", value)),
+        )
+    });
+    lines.collect()
+}

@@ -318,6 +318,30 @@ impl Trees {
     }
 }
 
+impl Trees {
+    /// A directory below the work dir that goes when it is dropped.
+    pub(super) fn temp(&self) -> Result<TempDir, TreeError> {
+        self.dir().temp()
+    }
+
+    pub(super) fn dir(&self) -> &TreesDir {
+        match &self.kind {
+            Kind::Overlay(stacks) => &stacks.dir,
+            Kind::Directory(dir) => dir,
+        }
+    }
+
+    /// Layers that may be read at one time.
+    pub(super) fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
+    /// Bytes that the tar of one layer may have.
+    pub(super) fn layer_limit(&self) -> Option<u64> {
+        self.layer_limit
+    }
+}
+
 /// Whether devices can be made here, which no user namespace allows.
 fn devices_work(dir: &TreesDir) -> Result<bool, TreeError> {
     let temp = dir.temp()?;

@@ -28,7 +28,11 @@ fn checkout(trees: &Trees, layers: &[Vec<Entry>]) -> Result<WorkTree, TreeError>
 fn check(layers: &[Vec<Entry>], expected: &[&str]) {
     both(|trees, _| {
         let tree = checkout(trees, layers).unwrap_or_else(|error| panic!("{:?}: {error}", trees.mode()));
-        assert_eq!(describe(&tree.rootfs().unwrap()), expected, "in {:?} mode", trees.mode());
+        let rootfs = tree.rootfs().unwrap();
+        assert_eq!(describe(&rootfs), expected, "in {:?} mode", trees.mode());
+        let (blobs, refs) = Blobs::layers(layers);
+        let index = trees.index(&refs, &blobs, &Cancel::default()).unwrap().expect("what unpacks can be replayed");
+        assert_eq!(describe_index_fully(&index), describe_as_index(&rootfs), "the index and {:?} mode", trees.mode());
     });
 }
 
@@ -39,6 +43,9 @@ fn check_refused(layers: &[Vec<Entry>], words: &str) {
         let error = checkout(trees, layers).unwrap_err().to_string();
         assert!(error.contains(words), "{:?} mode: {error}", trees.mode());
         assert_nothing_left(dir);
+        let (blobs, refs) = Blobs::layers(layers);
+        let index = trees.index(&refs, &blobs, &Cancel::default());
+        assert!(index.as_ref().map_or(true, Option::is_none), "the index is none: {index:?}");
     });
 }
 
@@ -727,7 +734,13 @@ proptest! {
     fn both_modes_show_the_same(layers in stack().prop_map(well_formed)) {
         let shown = std::cell::RefCell::new(Vec::new());
         both(|trees, dir| {
-            let result = checkout(trees, &layers).map(|tree| describe_fully(&tree.rootfs().unwrap()));
+            let (blobs, refs) = Blobs::layers(&layers);
+            let result = checkout(trees, &layers).map(|tree| {
+                let rootfs = tree.rootfs().unwrap();
+                let index = trees.index(&refs, &blobs, &Cancel::default()).unwrap();
+                assert_eq!(index.as_ref().map(describe_index_fully), Some(describe_as_index(&rootfs)));
+                describe_fully(&rootfs)
+            });
             if result.is_err() {
                 assert_nothing_left(dir);
             }

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use super::archive::{TarEntry, TarError, TarKind, TarReader};
 use super::attributes::{Handle, Target, timestamps};
 use super::fetch::Stop;
+use super::index::Recorder;
 use super::overlay::{Marks, is_opaque, is_whiteout};
 use super::pretend::Existing;
 use super::remove::remove_entry;
@@ -36,13 +37,13 @@ use super::tree::new_file;
 use super::{Attributes, FileKind, Rootfs, clean};
 
 /// Prefix of a name that hides the rest of the name (image-spec, layer.md, "Whiteouts").
-const WHITEOUT: &[u8] = b".wh.";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
 
 /// Prefix of names with which aufs kept its own state; all but the opaque marker are passed over.
-const WHITEOUT_META: &[u8] = b".wh..wh.";
+pub(super) const WHITEOUT_META: &[u8] = b".wh..wh.";
 
 /// Name that hides all that lower layers have in its directory.
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What a layer's whiteouts become.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +96,8 @@ pub(super) enum UnpackError {
 pub(super) struct Pending {
     /// Directories that no entry described, made or found.
     pub implied: BTreeSet<PathBuf>,
+    /// Those of them that a whiteout in this layer names too: they have nothing from below.
+    pub renewed: BTreeSet<PathBuf>,
     /// Whiteouts that were made.
     pub whiteouts: BTreeSet<PathBuf>,
     /// Hard links to what is not in this layer.
@@ -119,11 +122,12 @@ pub(super) struct PendingLink {
     pub through_directory: bool,
 }
 
-/// Unpacks all entries of `tar` into `rootfs` and reads the stream to its end.
+/// Unpacks all entries of `tar` into `rootfs` and reads the stream to its end; `index` gets each of them.
 pub(super) fn unpack<R: BufRead>(
     tar: R,
     rootfs: &Rootfs,
     whiteouts: Whiteouts,
+    mut index: Option<&mut Recorder>,
     stop: &Stop<'_>,
 ) -> Result<(R, Pending), UnpackError> {
     let mut reader = TarReader::new(tar);
@@ -132,7 +136,14 @@ pub(super) fn unpack<R: BufRead>(
         if stop.is_stopped() {
             return Err(UnpackError::Cancelled);
         }
-        unpacker.entry(entry, &mut reader)?;
+        let content = match &mut index {
+            Some(index) => index.entry(&entry, &mut reader).map_err(|error| UnpackError::Tar(TarError::Read(error)))?,
+            None => None,
+        };
+        match content {
+            Some(content) => unpacker.entry(entry, &mut content.as_slice())?,
+            None => unpacker.entry(entry, &mut reader)?,
+        }
     }
     let pending = unpacker.finish()?;
     let rest = reader.finish().map_err(|error| UnpackError::Tar(TarError::Read(error)))?;

@@ -5,6 +5,7 @@
 //! <work>/trees/layers/<hex>/   overlay mode: what one layer adds to the layers below it; named by chain id
 //! <work>/trees/flat/<hex>/     overlay mode: a whole stack as one directory, where there are more layers than a mount takes
 //! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody uses; named by chain id
+//! <work>/trees/indexes/<hex>   what a layer holds, named by diff_id; see `index`
 //! <work>/trees/none/{a,b}/     empty directories under every stack
 //! <work>/trees/tmp/<random>/   work of one process, which holds a lock (flock(2)) on it as long as it lives
 //! ```
@@ -24,6 +25,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::TreeError;
+use super::index::Indexes;
 use super::remove::remove_entry;
 use crate::oci::ChainId;
 
@@ -71,7 +73,7 @@ impl TreesDir {
         let work_dir = work_dir.canonicalize().map_err(io_error("open", work_dir))?;
         let this = Self { root: work_dir.join("trees") };
         make_directory(&this.root)?;
-        for name in ["layers", "flat", "plain", "none", "none/a", "none/b", "tmp"] {
+        for name in ["layers", "flat", "plain", "indexes", "none", "none/a", "none/b", "tmp"] {
             make_directory(&this.root.join(name))?;
         }
         this.remove_abandoned()?;
@@ -92,6 +94,10 @@ impl TreesDir {
 
     pub(super) fn plain(&self, chain: ChainId) -> PathBuf {
         self.root.join("plain").join(chain.to_hex())
+    }
+
+    pub(super) fn indexes(&self) -> Indexes {
+        Indexes::new(&self.root.join("indexes"))
     }
 
     /// Two empty directories.
@@ -138,6 +144,7 @@ impl TreesDir {
                     abandoned.push(TempDir { path, _lock: lock });
                 }
             }
+            self.indexes().remove_unfinished();
         }
         if !abandoned.is_empty() {
             tracing::debug!(count = abandoned.len(), "removing trees that an earlier process left unfinished");
@@ -148,6 +155,7 @@ impl TreesDir {
 }
 
 impl TempDir {
+    /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
