@@ -15,7 +15,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use crate::hint::Hint;
-use crate::rootfs::{Attributes, FileKind, NewFile, Rootfs, TarError, TarReader};
+use crate::rootfs::{Attributes, FileKind, NewFile, TarError, TarReader, View};
 
 pub(crate) use unpack::unpack;
 
@@ -161,13 +161,13 @@ fn tar_reader(file: impl Read + Send + 'static, magic: &[u8]) -> io::Result<Arch
 /// # Errors
 /// With the path: `NotADirectory` if something else is in the way.
 pub(crate) fn make_directories(
-    rootfs: &Rootfs,
+    tree: &dyn View<'_>,
     path: &Path,
     attributes: &Attributes,
 ) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let mut missing = Vec::new();
     for ancestor in path.ancestors() {
-        match rootfs.lstat(ancestor) {
+        match tree.lstat(ancestor) {
             Ok(there) if there.kind == FileKind::Directory => break,
             Ok(_) => return Err((ancestor.to_owned(), io::ErrorKind::NotADirectory.into())),
             // Something above is no directory: found when its turn comes.
@@ -179,7 +179,7 @@ pub(crate) fn make_directories(
     }
     let mut made = Vec::with_capacity(missing.len());
     for directory in missing.into_iter().rev() {
-        rootfs.create(directory, NewFile::Directory, attributes).map_err(|error| (directory.to_owned(), error))?;
+        tree.create(directory, NewFile::Directory, attributes).map_err(|error| (directory.to_owned(), error))?;
         made.push(directory.to_owned());
     }
     Ok(made)

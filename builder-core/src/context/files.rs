@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::hashes::{Counters, HashCache};
 use super::ignore::{Matched, Patterns};
 use crate::hint::Hint;
-use crate::oci::Sha256;
+use crate::oci::{Hasher, Sha256};
 use crate::rootfs::{FileKind, Metadata, Rootfs};
 
 /// Symbolic links followed in one path. BuildKit's limit.
@@ -178,6 +178,25 @@ impl Files {
             (Some(tree), None) => tree.xattr(path, OsStr::new(CAPABILITY)),
             _ => open_xattr(file, OsStr::new(CAPABILITY)),
         }
+    }
+
+    /// What only a file of the host has as it is now; nobody can give another file its time of change. `None` for files of a
+    /// root filesystem.
+    pub(crate) fn identity(&self, path: &Path, found: &Found) -> Option<Sha256> {
+        let host = self.host.as_ref()?;
+        let mut hasher = Hasher::default();
+        for text in [host.as_os_str(), path.as_os_str()] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        let Metadata { inode, size, mtime, .. } = found.metadata;
+        for (seconds, nanoseconds) in [mtime, found.ctime] {
+            hasher.update(&seconds.to_le_bytes());
+            hasher.update(&nanoseconds.to_le_bytes());
+        }
+        hasher.update(&inode.to_le_bytes());
+        hasher.update(&size.to_le_bytes());
+        Some(hasher.finish())
     }
 
     /// Text of a link.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::Seek;
+use std::fs::File;
+use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -14,8 +16,10 @@ use super::target::{Target, Watched, make_directories};
 use super::{CopyError, io_error, owner};
 use crate::cancel::Cancel;
 use crate::context::{self, ArchiveError, Files, FilesError, Found, TreeEntry, clean};
+use crate::oci::Sha256;
 use crate::plan::{CopyAction, CopySource, WorkdirAction};
-use crate::rootfs::{Attributes, FileKind, NewFile, Rootfs};
+use crate::rootfs::index::Content;
+use crate::rootfs::{Attributes, FileKind, NewFile, View};
 
 /// Writes resolved sources into `target`.
 ///
@@ -23,15 +27,15 @@ use crate::rootfs::{Attributes, FileKind, NewFile, Rootfs};
 ///
 /// # Errors
 /// [`CopyError`]; the target then holds a part.
-pub fn apply(
+pub fn apply<'c>(
     action: &CopyAction,
-    resolved: &ResolvedCopy,
-    files: &Files,
-    target: &Rootfs,
+    resolved: &'c ResolvedCopy,
+    files: &'c Files,
+    target: &dyn View<'c>,
     cancel: &Cancel,
 ) -> Result<(), CopyError> {
     let target = Target {
-        rootfs: target,
+        tree: target,
         // Names are looked up before anything changes: a passwd file that this very step brings does not count.
         owner: action
             .chown
@@ -64,7 +68,7 @@ pub fn apply(
 ///
 /// # Errors
 /// [`CopyError`]
-pub fn workdir(action: &WorkdirAction, target: &Rootfs) -> Result<(), CopyError> {
+pub fn workdir(action: &WorkdirAction, target: &dyn View<'_>) -> Result<(), CopyError> {
     let path = Path::new(&action.path);
     let plain = target.resolve(path, true).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotADirectory => CopyError::NotADirectory { path: path.to_owned() },
@@ -88,10 +92,59 @@ pub fn workdir(action: &WorkdirAction, target: &Rootfs) -> Result<(), CopyError>
     Ok(())
 }
 
-struct Copy<'a> {
+struct Copy<'a, 'c> {
     action: &'a CopyAction,
-    files: &'a Files,
-    target: &'a Target<'a>,
+    files: &'c Files,
+    target: &'a Target<'a, 'c>,
+}
+
+/// A file of the source that was found and not read.
+struct FoundFile<'c> {
+    files: &'c Files,
+    path: PathBuf,
+    found: &'c Found,
+}
+
+impl Content for FoundFile<'_> {
+    fn open(&self) -> io::Result<File> {
+        self.files.open(&self.path, self.found).map_err(io::Error::other)
+    }
+
+    fn capability(&self, file: &File) -> io::Result<Option<Vec<u8>>> {
+        let all = self.files.xattrs(&self.path, Some(file));
+        Ok(all.into_iter().find(|(name, _)| name == "security.capability").map(|(_, value)| value))
+    }
+
+    fn check(&self, file: &File) -> io::Result<()> {
+        self.files.check(file, &self.path, self.found).map_err(io::Error::other)
+    }
+
+    fn identity(&self) -> Option<Sha256> {
+        self.files.identity(&self.path, self.found)
+    }
+}
+
+/// What a URL holds, fetched and not copied.
+struct FetchedFile(File);
+
+impl Content for FetchedFile {
+    fn open(&self) -> io::Result<File> {
+        let mut file = self.0.try_clone()?;
+        file.rewind()?;
+        Ok(file)
+    }
+
+    fn capability(&self, _file: &File) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn check(&self, _file: &File) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn identity(&self) -> Option<Sha256> {
+        None
+    }
 }
 
 /// A directory of the target that gets its attributes when everything below it is written.
@@ -100,8 +153,8 @@ struct Unfinished {
     attributes: Attributes,
 }
 
-impl Copy<'_> {
-    fn copy(&self, found: &Match) -> Result<(), CopyError> {
+impl<'c> Copy<'_, 'c> {
+    fn copy(&self, found: &'c Match) -> Result<(), CopyError> {
         let unpack = self.action.add && self.action.unpack != Some(false);
         if unpack && found.found.metadata.kind == FileKind::File && self.unpack_source(found)? {
             return Ok(());
@@ -130,8 +183,8 @@ impl Copy<'_> {
         };
         let Some(archive) = context::detect(file).map_err(failed)? else { return Ok(false) };
         let destination = self.target.follow(Path::new(&clean(&format!("/{}", self.action.destination))))?;
-        let Target { rootfs, owner, cancel, .. } = *self.target;
-        context::unpack(archive, rootfs, &destination, owner, cancel).map_err(failed)?;
+        let Target { tree, owner, cancel, .. } = *self.target;
+        context::unpack(archive, tree, &destination, owner, cancel).map_err(failed)?;
         Ok(true)
     }
 
@@ -162,12 +215,19 @@ impl Copy<'_> {
             mtime: Some((file.mtime(), 0)),
             xattrs: Vec::new(),
         };
+        if let Some(index) = self.target.tree.index() {
+            self.target.check_replaceable(&path)?;
+            let size = content.metadata().map_err(|error| io_error("read", Path::new(&file.name), error))?.len();
+            return index
+                .refer(&path, Arc::new(FetchedFile(content)), size, &attributes)
+                .map_err(|error| self.target.refused("create", &path, &attributes, error));
+        }
         let mut content = Watched { inner: content, cancel: self.target.cancel, bytes: 0 };
         self.target.write(&path, NewFile::File(&mut content), &attributes)
     }
 
     /// The content of a source directory into a directory that exists, or onto something that is none.
-    fn tree(&self, found: &Match, root: &Path) -> Result<(), CopyError> {
+    fn tree(&self, found: &'c Match, root: &Path) -> Result<(), CopyError> {
         if self.target.lstat(root)?.is_some_and(|there| there.kind != FileKind::Directory) {
             return Err(CopyError::NonDirectory { path: root.to_owned() });
         }
@@ -192,10 +252,15 @@ impl Copy<'_> {
             files.push(entry);
         }
         // The first failure in order is reported, however many threads met one.
-        let failure = files.par_iter().find_map_first(|entry| {
+        let copy = |entry: &&'c TreeEntry| {
             let source = found.path.join(&entry.path);
             self.file(&source, found, &entry.found, entry.link.as_deref(), &root.join(&entry.path)).err()
-        });
+        };
+        let failure = match self.target.tree.index() {
+            // Nothing is read or written yet.
+            Some(_) => files.iter().find_map(copy),
+            None => files.par_iter().find_map_first(copy),
+        };
         if let Some(error) = failure {
             return Err(error);
         }
@@ -203,7 +268,7 @@ impl Copy<'_> {
             let path = root.join(&entry.path);
             self.target.check_replaceable(&path)?;
             self.target
-                .rootfs
+                .tree
                 .hard_link(&root.join(first), &path)
                 .map_err(|error| self.target.failed("link", &path, error))?;
         }
@@ -218,7 +283,7 @@ impl Copy<'_> {
         }
         for Unfinished { path, attributes } in unfinished.into_iter().rev() {
             self.target
-                .rootfs
+                .tree
                 .set_attributes(&path, &attributes)
                 .map_err(|error| self.target.refused("set the attributes of", &path, &attributes, error))?;
         }
@@ -245,7 +310,7 @@ impl Copy<'_> {
         if there.is_none() {
             // Not yet the source's mode: it might keep us from writing into it.
             self.target
-                .rootfs
+                .tree
                 .create(&path, NewFile::Directory, &Attributes::default())
                 .map_err(|error| self.target.failed("create the directory", &path, error))?;
         }
@@ -257,7 +322,7 @@ impl Copy<'_> {
         &self,
         path: &Path,
         source: &Match,
-        found: &Found,
+        found: &'c Found,
         link: Option<&Path>,
         target: &Path,
     ) -> Result<(), CopyError> {
@@ -266,6 +331,13 @@ impl Copy<'_> {
         let device = found.metadata.device;
         match found.metadata.kind {
             FileKind::File => {
+                if let Some(index) = self.target.tree.index() {
+                    self.target.check_replaceable(target)?;
+                    let content = Arc::new(FoundFile { files: self.files, path: path.to_owned(), found });
+                    return index
+                        .refer(target, content, found.metadata.size, &attributes)
+                        .map_err(|error| self.target.refused("create", target, &attributes, error));
+                }
                 let file = self.files.open(path, found)?;
                 attributes.xattrs = self.files.xattrs(path, Some(&file));
                 let mut content = Watched { inner: &file, cancel: self.target.cancel, bytes: 0 };

@@ -1,17 +1,16 @@
 //! `--chown` and the owner of a WORKDIR: names looked up in the target (checklist C-30 to C-33).
 
-use std::io;
 use std::path::Path;
 
 use super::{CopyError, io_error};
-use crate::rootfs::{Rootfs, Users};
+use crate::rootfs::{Users, View};
 
 /// Looks up `user[:group]` in the target as it is now. What is unknown there is 0, silently, as in BuildKit.
 ///
 /// # Errors
 /// [`CopyError::NoUsers`] for a name when the target is still empty; [`CopyError::Users`] for user files that cannot be
 /// read.
-pub(super) fn look_up(target: &Rootfs, spec: &str) -> Result<(u32, u32), CopyError> {
+pub(super) fn look_up(target: &dyn View<'_>, spec: &str) -> Result<(u32, u32), CopyError> {
     let (user, group) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (spec, None),
@@ -21,7 +20,7 @@ pub(super) fn look_up(target: &Rootfs, spec: &str) -> Result<(u32, u32), CopyErr
     let group = group.map(|group| if group.is_empty() { Id::Number(0) } else { Id::new(group) });
     let is_name = |id: &Id<'_>| matches!(id, Id::Name(_));
     let users = if is_name(&user) || group.as_ref().is_some_and(is_name) {
-        if is_empty(target)? {
+        if target.is_empty().map_err(|error| io_error("list", Path::new("/"), error))? {
             return Err(CopyError::NoUsers { spec: spec.to_owned() });
         }
         Users::read(target).map_err(|(path, source)| CopyError::Users { path: path.to_owned(), source })?
@@ -38,15 +37,6 @@ pub(super) fn look_up(target: &Rootfs, spec: &str) -> Result<(u32, u32), CopyErr
         Some(Id::Name(name)) => users.group(name).map_or(primary, |group| group.gid),
     };
     Ok((uid, gid))
-}
-
-/// Nothing was ever put into it: `FROM scratch`, and the tree that `--link` copies onto.
-fn is_empty(target: &Rootfs) -> Result<bool, CopyError> {
-    match target.read_dir(Path::new("/")) {
-        Ok(entries) => Ok(entries.is_empty()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(io_error("list", Path::new("/"), error)),
-    }
 }
 
 enum Id<'a> {
@@ -70,6 +60,7 @@ impl<'a> Id<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rootfs::Rootfs;
 
     #[test]
     fn all_forms() {

@@ -8,11 +8,11 @@ use super::mode::ModeChange;
 use super::{CopyError, attributes_error, io_error};
 use crate::cancel::Cancel;
 use crate::context::{self, clean};
-use crate::rootfs::{Attributes, FileKind, Metadata, NewFile, Rootfs};
+use crate::rootfs::{Attributes, FileKind, Metadata, NewFile, View};
 
 /// A target and what the flags say about everything that is put into it.
-pub(super) struct Target<'a> {
-    pub(super) rootfs: &'a Rootfs,
+pub(super) struct Target<'a, 'c> {
+    pub(super) tree: &'a dyn View<'c>,
     /// `--chown`
     pub(super) owner: Option<(u32, u32)>,
     /// `--chmod`
@@ -20,7 +20,7 @@ pub(super) struct Target<'a> {
     pub(super) cancel: &'a Cancel,
 }
 
-impl Target<'_> {
+impl Target<'_, '_> {
     /// Makes the directories that the destination needs, and says where a source called `name` goes. A directory goes to
     /// the destination itself, a file into it if the destination is a directory or is spelled as one.
     pub(super) fn place(&self, destination: &str, name: &OsStr, is_directory: bool) -> Result<PathBuf, CopyError> {
@@ -44,14 +44,14 @@ impl Target<'_> {
 
     /// Follows all links of a path of the target.
     pub(super) fn follow(&self, path: &Path) -> Result<PathBuf, CopyError> {
-        self.rootfs.resolve(path, true).map_err(|error| match error.kind() {
+        self.tree.resolve(path, true).map_err(|error| match error.kind() {
             io::ErrorKind::NotADirectory => CopyError::NotADirectory { path: path.to_owned() },
             _ => io_error("resolve", path, error),
         })
     }
 
     pub(super) fn lstat(&self, path: &Path) -> Result<Option<Metadata>, CopyError> {
-        match self.rootfs.lstat(path) {
+        match self.tree.lstat(path) {
             Ok(metadata) => Ok(Some(metadata)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(io_error("examine", path, error)),
@@ -62,7 +62,7 @@ impl Target<'_> {
     pub(super) fn make_directories(&self, path: &Path) -> Result<(), CopyError> {
         let mode = self.mode.as_ref().map_or(0o755, ModeChange::for_new_parents);
         let attributes = Attributes { owner: self.owner, mode: Some(mode), ..Attributes::default() };
-        make_directories(self.rootfs, path, &attributes).map(drop)
+        make_directories(self.tree, path, &attributes).map(drop)
     }
 
     /// What a copied file gets.
@@ -83,7 +83,7 @@ impl Target<'_> {
     /// Writes a file that is no directory, in place of what is there unless that is one (checklist C-06).
     pub(super) fn write(&self, path: &Path, file: NewFile<'_>, attributes: &Attributes) -> Result<(), CopyError> {
         self.check_replaceable(path)?;
-        self.rootfs.create(path, file, attributes).map_err(|error| self.refused("create", path, attributes, error))
+        self.tree.create(path, file, attributes).map_err(|error| self.refused("create", path, attributes, error))
     }
 
     pub(super) fn check_replaceable(&self, path: &Path) -> Result<(), CopyError> {
@@ -126,11 +126,11 @@ impl Target<'_> {
 /// # Errors
 /// [`CopyError::NotADirectory`] if something else is in the way.
 pub(super) fn make_directories(
-    rootfs: &Rootfs,
+    tree: &dyn View<'_>,
     path: &Path,
     attributes: &Attributes,
 ) -> Result<Vec<PathBuf>, CopyError> {
-    context::make_directories(rootfs, path, attributes).map_err(|(path, error)| match error.kind() {
+    context::make_directories(tree, path, attributes).map_err(|(path, error)| match error.kind() {
         io::ErrorKind::NotADirectory => CopyError::NotADirectory { path },
         _ => io_error("create the directory", &path, error),
     })

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::Path;
 
-use super::Rootfs;
+use super::View;
 
 /// Longest passwd or group file that is read, in bytes. BuildKit refuses longer ones too (checklist C-32).
 pub const USER_FILE_LIMIT: u64 = 10 << 20;
@@ -45,13 +45,13 @@ pub struct Users {
 }
 
 impl Users {
-    /// Reads both files of `rootfs`. A missing file has no lines.
+    /// Reads both files of a tree. A missing file has no lines.
     ///
     /// # Errors
     /// With the path: `InvalidData` if a file is not a regular file or is longer than [`USER_FILE_LIMIT`], or what the
     /// kernel says.
-    pub fn read(rootfs: &Rootfs) -> Result<Self, (&'static Path, io::Error)> {
-        let text = |path: &'static str| match rootfs.read_small(Path::new(path), USER_FILE_LIMIT) {
+    pub fn read(tree: &dyn View<'_>) -> Result<Self, (&'static Path, io::Error)> {
+        let text = |path: &'static str| match tree.read_small(Path::new(path), USER_FILE_LIMIT) {
             Ok(bytes) => Ok(bytes),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(Vec::new())

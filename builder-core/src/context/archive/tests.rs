@@ -1,6 +1,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::rootfs::Rootfs;
 use crate::cancel::Cancel;
 
 /// An archive written word by word: `d/`, `f=text`, `l->text`, `h==f`, `@mode#uid:gid` before the content.

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Archive, ArchiveError, make_directories};
 use crate::cancel::Cancel;
-use crate::rootfs::{self, Attributes, FileKind, Metadata, NewFile, Rootfs, TarEntry, TarKind};
+use crate::rootfs::{self, Attributes, FileKind, Metadata, NewFile, TarEntry, TarKind, View};
 
 /// Symbolic links followed for one entry (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -20,7 +21,7 @@ const MAX_LINKS: usize = 40;
 /// [`ArchiveError`]; the target then holds a part.
 pub(crate) fn unpack(
     mut archive: Archive,
-    target: &Rootfs,
+    target: &dyn View<'_>,
     destination: &Path,
     owner: Option<(u32, u32)>,
     cancel: &Cancel,
@@ -37,8 +38,8 @@ pub(crate) fn unpack(
     }
 }
 
-struct Unpacking<'a> {
-    target: &'a Rootfs,
+struct Unpacking<'a, 'c> {
+    target: &'a dyn View<'c>,
     cancel: &'a Cancel,
     /// Without links.
     destination: &'a Path,
@@ -57,7 +58,7 @@ struct Place {
     dangling: bool,
 }
 
-impl Unpacking<'_> {
+impl Unpacking<'_, '_> {
     fn entry(&mut self, entry: &TarEntry, archive: &mut Archive) -> Result<(), ArchiveError> {
         let named = rootfs::clean(&entry.name);
         let (Some(parent), Some(name)) = (named.parent(), named.file_name()) else {
@@ -206,26 +207,41 @@ impl Unpacking<'_> {
         archive: &mut Archive,
         attributes: &Attributes,
     ) -> Result<(), ArchiveError> {
-        self.create(path, NewFile::File(&mut io::empty()), &Attributes::default())?;
-        let failed = |error| self.failed("write", path, error);
-        let mut file = self.target.overwrite(path).map_err(failed)?;
-        for (offset, length) in entry.sparse.iter().flatten() {
-            file.seek(SeekFrom::Start(*offset)).map_err(failed)?;
-            let mut left = *length;
-            while left > 0 {
-                self.check_cancel()?;
-                let available = archive.fill_buf().map_err(|error| self.unreadable(error.into()))?;
-                if available.is_empty() {
-                    return Err(ArchiveError::Truncated);
+        // What is wrong with the archive, not with the target.
+        let mut broken = None;
+        let mut fill = |file: &mut File| -> io::Result<()> {
+            for (offset, length) in entry.sparse.iter().flatten() {
+                file.seek(SeekFrom::Start(*offset))?;
+                let mut left = *length;
+                while left > 0 {
+                    if self.cancel.is_cancelled() {
+                        return Err(io::Error::other("cancelled"));
+                    }
+                    let available = match archive.fill_buf() {
+                        Ok([]) => {
+                            broken = Some(ArchiveError::Truncated);
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                        Ok(available) => available,
+                        Err(error) => {
+                            let kind = error.kind();
+                            broken = Some(error.into());
+                            return Err(kind.into());
+                        }
+                    };
+                    let count = usize::try_from(left).unwrap_or(usize::MAX).min(available.len());
+                    file.write_all(&available[..count])?;
+                    archive.consume(count);
+                    left -= count as u64;
                 }
-                let count = usize::try_from(left).unwrap_or(usize::MAX).min(available.len());
-                file.write_all(&available[..count]).map_err(failed)?;
-                archive.consume(count);
-                left -= count as u64;
             }
-        }
-        file.set_len(entry.size).map_err(failed)?;
-        self.target.set_attributes(path, attributes).map_err(failed)
+            file.set_len(entry.size)
+        };
+        let written = self.target.create_with(path, &mut fill, attributes);
+        written.map_err(|error| match broken {
+            Some(broken) => self.unreadable(broken),
+            None => self.failed("write", path, error),
+        })
     }
 
     fn unreadable(&self, error: ArchiveError) -> ArchiveError {

@@ -90,7 +90,29 @@ pub(super) fn walk<'t>(root: &'t IndexNode, path: &Path, follow_last: bool) -> i
 
 /// What a path itself stands for, its parents followed.
 pub(super) fn find<'t>(root: &'t IndexNode, path: &Path, follow_last: bool) -> io::Result<&'t IndexNode> {
+    if let Some(node) = find_plain(root, path, follow_last) {
+        return Ok(node);
+    }
     walk(root, path, follow_last)?.node.ok_or_else(|| Errno::NOENT.into())
+}
+
+/// What a path stands for that holds neither links nor `..`, as nearly all do; `None` says nothing.
+fn find_plain<'t>(root: &'t IndexNode, path: &Path, follow_last: bool) -> Option<&'t IndexNode> {
+    let mut node = root;
+    let mut names = path.as_os_str().as_bytes().split(|byte| *byte == b'/').peekable();
+    while let Some(name) = names.next() {
+        if name.is_empty() && names.peek().is_some() {
+            continue;
+        }
+        if matches!(name, b"" | b"." | b"..") {
+            return None;
+        }
+        node = node.child(OsStr::from_bytes(name))?;
+        if node.metadata.kind == FileKind::Symlink && (follow_last || names.peek().is_some()) {
+            return None;
+        }
+    }
+    Some(node)
 }
 
 /// The plain names of the directory in which `path` is an entry, and its name there; `None` for the root itself.
@@ -109,6 +131,9 @@ pub(super) fn parent(root: &IndexNode, path: &Path) -> io::Result<Option<(Vec<Os
 
 /// The plain names of a directory, links followed.
 fn directory(root: &IndexNode, path: &Path) -> io::Result<Vec<OsString>> {
+    if find_plain(root, path, true).is_some_and(IndexNode::is_directory) {
+        return Ok(super::node::names(path).map(OsStr::to_owned).collect());
+    }
     let walked = walk(root, path, true)?;
     match walked.node {
         Some(node) if node.is_directory() => Ok(walked.names),
