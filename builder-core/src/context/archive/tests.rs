@@ -1,8 +1,8 @@
 use std::io::Write;
 
 use super::*;
-use crate::rootfs::Rootfs;
 use crate::cancel::Cancel;
+use crate::rootfs::Rootfs;
 
 /// An archive written word by word: `d/`, `f=text`, `l->text`, `h==f`, `@mode#uid:gid` before the content.
 pub(crate) fn tar(words: &str) -> Vec<u8> {

@@ -48,7 +48,6 @@ impl Trees {
         }
         Ok(Some(tree))
     }
-
 }
 
 /// Reads layers for their indexes, several at once; the first error ends the others.
@@ -68,8 +67,7 @@ fn index_all(
                 while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed))
                     && !stop.is_stopped()
                 {
-                    let indexed =
-                        open(source, layer).and_then(|blob| index_blob(blob, layer, indexes, limit, stop));
+                    let indexed = open(source, layer).and_then(|blob| index_blob(blob, layer, indexes, limit, stop));
                     if let Err(error) = indexed {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                         // Others only say that they were cancelled because of it.
@@ -87,4 +85,3 @@ fn index_all(
     }
     first_error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
-
