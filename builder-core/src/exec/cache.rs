@@ -84,7 +84,14 @@ impl StepCache {
 
     fn read<T: DeserializeOwned>(&self, part: &str, key: Sha256) -> Option<T> {
         let path = self.path(part, key);
-        let bytes = fs::read(&path).ok()?;
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "cache record that cannot be read taken as a miss");
+                return None;
+            }
+        };
         serde_json::from_slice(&bytes)
             .map_err(|error| tracing::debug!(path = %path.display(), %error, "unreadable cache record taken as a miss"))
             .ok()

@@ -376,13 +376,33 @@ fn unblock_signals() -> Result<(), Errno> {
 fn exec(program: &Program) -> Errno {
     let mut refused = Errno::NOENT;
     for path in &program.candidates {
-        // SAFETY: path and arrays are null-terminated and owned by `program`.
-        unsafe { libc::execve(path.as_ptr(), program.argv.as_ptr(), program.env.as_ptr()) };
-        match last_errno() {
+        match exec_one(path, program) {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => refused = Errno::ACCESS,
             errno => return errno,
         }
     }
     refused
+}
+
+/// How often a busy program is tried again, and how long between; together as long as a child of a stranger on a busy machine
+/// may take to its own exec.
+const BUSY: (u32, rustix::thread::Timespec) = (100, rustix::thread::Timespec { tv_sec: 0, tv_nsec: 10_000_000 });
+
+/// execve(2). A program that was just written may be open for writing in a child that other code of this process made
+/// meanwhile (a library's, a credential helper), which is over once that child has executed its own; of our own children see
+/// [`super::start`].
+fn exec_one(path: &CStr, program: &Program) -> Errno {
+    let (mut tries, pause) = BUSY;
+    loop {
+        // SAFETY: path and arrays are null-terminated and owned by `program`.
+        unsafe { libc::execve(path.as_ptr(), program.argv.as_ptr(), program.env.as_ptr()) };
+        let errno = last_errno();
+        if errno != Errno::TXTBSY || tries == 0 {
+            return errno;
+        }
+        tries -= 1;
+        // Cut short by a signal it is tried earlier.
+        _ = rustix::thread::nanosleep(&pause);
+    }
 }

@@ -26,6 +26,7 @@ mod watcher;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 pub use program::{Arguments, Op, Program, Step};
 pub use trial::{Ids, Outsider, Refused, try_namespaces, write_own_maps};
@@ -83,18 +84,34 @@ impl Child {
     }
 }
 
+/// Held from the clone of a child until that has closed what it need not have.
+///
+/// A child begins with a copy of every descriptor, also of files that other threads are writing just then: the programs of
+/// another tree, say. Until the copy is closed nobody can execute such a file (execve(2), `ETXTBSY`), although its writer has
+/// long closed it. So a child is started only once all earlier ones are rid of theirs: whatever was written before is then
+/// open nowhere. It is a matter of the whole process, as descriptors are.
+static START: Mutex<()> = Mutex::new(());
+
 /// Starts `program` in a new process with the namespaces `flags` (`CLONE_NEW…`). The child closes every descriptor that the
-/// program does not name before it does anything else.
+/// program does not name before it does anything else, and has done so when this returns.
 ///
 /// # Errors
 /// What clone(2) says: `EPERM` without the right to make the namespaces, `EINVAL` for namespaces the kernel does not have.
+/// `EMFILE`
 pub fn start(program: &Program, flags: i32) -> io::Result<Child> {
+    // Its other end is among what the child closes.
+    let (closed, open) = pipe()?;
+    let gate = START.lock().unwrap_or_else(PoisonError::into_inner);
     let mask = SignalsBlocked::new();
     // SAFETY: the child runs `child::run`, which neither allocates nor locks and never returns.
     let forked = unsafe { clone(flags) };
     match forked? {
         Some(child) => {
             drop(mask);
+            drop(open);
+            // The end of the pipe, or an error that says no more; the child tells itself what fails.
+            _ = rustix::io::retry_on_intr(|| rustix::io::read(&closed, &mut [0; 1]));
+            drop(gate);
             Ok(child)
         }
         // SAFETY: this is the child of the clone above, with its own copy of everything `program` refers to.
@@ -282,5 +299,46 @@ mod tests {
             },
             ExitStatus::Signal(libc::SIGKILL),
         );
+    }
+
+    /// Writes a program and executes it at once, in several threads: no other thread's child may hold it open.
+    #[test]
+    fn what_was_just_written_can_be_executed() {
+        let program = std::fs::read("/bin/true").expect("true(1)");
+        let dir = tempfile::tempdir().expect("directory");
+        let one = |path: &std::path::Path| -> io::Result<ExitStatus> {
+            use std::os::unix::ffi::OsStrExt as _;
+            use std::os::unix::fs::OpenOptionsExt as _;
+            let mut file = std::fs::File::options().create(true).truncate(true).write(true).mode(0o755).open(path)?;
+            io::Write::write_all(&mut file, &program)?;
+            drop(file);
+            let (reader, report) = pipe()?;
+            let mut program = Program {
+                steps: Vec::new(),
+                candidates: vec![std::ffi::CString::new(path.as_os_str().as_bytes())?],
+                argv: Arguments::new(["true"])?,
+                env: Arguments::new([""; 0])?,
+                report,
+            };
+            program.close_others();
+            let child = start(&program, 0)?;
+            drop(program);
+            let status = child.wait()?;
+            let mut bytes = [0; 8];
+            match rustix::io::read(&reader, &mut bytes)? {
+                0 => Ok(status),
+                _ => Err(io::Error::from_raw_os_error(i32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]))),
+            }
+        };
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let path = dir.path().join(format!("program-{number}"));
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        assert_eq!(one(&path).expect("it runs"), ExitStatus::Code(0));
+                    }
+                });
+            }
+        });
     }
 }
