@@ -32,10 +32,10 @@ pub enum Command {
     Info(InfoFlags),
     /// Print the version
     Version,
-    /// Kaniko's executor (not supported yet)
+    /// Kaniko's executor: builds and pushes with Kaniko's flags, see docs/kaniko.md
     #[command(disable_help_flag = true)]
     Executor(KanikoFlags),
-    /// Kaniko's warmer (not supported yet)
+    /// Kaniko's warmer: fetches base images into a directory
     #[command(disable_help_flag = true)]
     Warmer(KanikoFlags),
 }

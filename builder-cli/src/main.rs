@@ -8,6 +8,7 @@ mod commands;
 mod diagnostics;
 mod exit;
 mod flags;
+mod kaniko;
 mod request;
 mod ui;
 
@@ -21,6 +22,14 @@ use flags::{Cli, Command};
 use request::Ambient;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if let Some(program) = arguments.next().and_then(|name| kaniko::Program::called(&name)) {
+        logging();
+        return match Ambient::read(is_root()) {
+            Ok(ambient) => kaniko::run(program, arguments.collect(), &ambient),
+            Err(error) => no_directory(&error),
+        };
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -35,10 +44,7 @@ fn main() -> ExitCode {
     logging();
     let ambient = match Ambient::read(is_root()) {
         Ok(ambient) => ambient,
-        Err(error) => {
-            diagnostics::plain(&format!("cannot read the current directory: {error}"), None);
-            return Exit::Input.into();
-        }
+        Err(error) => return no_directory(&error),
     };
     match cli.command {
         Command::Build(flags) => commands::build::run(&flags, &ambient),
@@ -46,14 +52,14 @@ fn main() -> ExitCode {
         Command::Cache(command) => commands::cache::run(&command, &ambient),
         Command::Info(flags) => commands::info::run(&flags, &ambient),
         Command::Version => commands::version::run(),
-        Command::Executor(_) | Command::Warmer(_) => {
-            diagnostics::plain(
-                "not supported yet: Kaniko's command line",
-                Some("`slipway build` takes the flags of `docker buildx build`"),
-            );
-            Exit::Usage.into()
-        }
+        Command::Executor(kaniko) => kaniko::run(kaniko::Program::Executor, kaniko.flags, &ambient),
+        Command::Warmer(kaniko) => kaniko::run(kaniko::Program::Warmer, kaniko.flags, &ambient),
     }
+}
+
+fn no_directory(error: &std::io::Error) -> ExitCode {
+    diagnostics::plain(&format!("cannot read the current directory: {error}"), None);
+    Exit::Input.into()
 }
 
 /// `SLIPWAY_LOG=debug` shows what the library notes for itself; without it nothing does.

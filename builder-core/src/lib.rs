@@ -66,7 +66,7 @@
 //! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci` |
 //! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
 //! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan`, `layer` |
-//! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
+//! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `http`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
 //! | [`exec`] | Runs a plan | all of them |
 
 pub mod oci;

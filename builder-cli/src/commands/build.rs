@@ -65,7 +65,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
 }
 
 /// The first SIGINT or SIGTERM ends the build in order, the second at once.
-fn listen_for_signals(cancel: &Cancel) -> std::io::Result<()> {
+pub fn listen_for_signals(cancel: &Cancel) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     let cancel = cancel.clone();
     std::thread::spawn(move || {
@@ -79,7 +79,8 @@ fn listen_for_signals(cancel: &Cancel) -> std::io::Result<()> {
     Ok(())
 }
 
-fn exit_for(error: &BuildError) -> Exit {
+/// What a failed build ends with.
+pub fn exit_for(error: &BuildError) -> Exit {
     match error.class() {
         ErrorClass::Command(code) => Exit::Command(code),
         ErrorClass::Registry => Exit::Registry,

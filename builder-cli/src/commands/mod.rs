@@ -9,7 +9,7 @@ pub mod version;
 use std::io::Write as _;
 
 /// Writes a result to standard output. A reader that went away is no error of ours.
-fn result(text: &str) {
+pub fn result(text: &str) {
     let mut out = std::io::stdout().lock();
     _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -16,7 +16,7 @@ pub use ambient::Ambient;
 pub use error::UsageError;
 pub use registries::Registries;
 
-use builder_core::exec::{BuildRequest, NoCache, SecretValue};
+use builder_core::exec::{BuildRequest, NoCache, PushSettings, SecretValue};
 use builder_core::layer::Compression;
 use builder_core::limits::Limits;
 use builder_core::oci::{Platform, Reference};
@@ -108,6 +108,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         tree_mode: state.tree_mode,
         environment,
         client: registries.client,
+        registry_client: None,
         registry: registries.registry,
         credentials: registries.credentials,
         limits: limits(flags.jobs),
@@ -120,6 +121,9 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         secrets,
         ssh: inputs::ssh(&flags.ssh, ambient)?,
         annotations: inputs::annotations(&flags.annotation)?,
+        inherit_media_types: false,
+        push: PushSettings::default(),
+        before_outputs: None,
         now: SystemTime::now,
     };
     Ok(Build {

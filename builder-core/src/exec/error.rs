@@ -63,6 +63,8 @@ pub enum BuildError {
         argv: Vec<String>,
         /// Its exit code; 128 and the signal's number if a signal ended it.
         code: i32,
+        /// The signal that ended it.
+        signal: Option<i32>,
     },
     /// A RUN's program cannot be executed at all.
     #[error("process {} did not complete successfully: exit code: {code}: {source}", go_quote(&argv.join(" ")))]
@@ -180,6 +182,12 @@ pub enum BuildError {
     UnresolvedImage {
         /// Its name.
         name: String,
+    },
+    /// The caller did not agree to the image that was about to be written ([`super::BeforeOutputs`]).
+    #[error("the image is not written")]
+    BeforeOutputs {
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A result could not be written or pushed.
     #[error(transparent)]

@@ -14,6 +14,7 @@ use super::uploads::Uploads;
 use super::{BuildError, maintain, stage};
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
+use crate::http;
 use crate::image::{self, Assembly, Image, ImageLayer, MediaTypes, NewLayer};
 use crate::layer::{LayerOptions, SealedLayer};
 use crate::oci::{Descriptor, Platform, Reference};
@@ -65,14 +66,14 @@ pub(super) fn build_prepared(
         prepared.plans.iter().flat_map(|planned| planned.images.values()),
     );
 
-    let insecure = request.outputs.iter().map(|output| insecure_registry(request, &prepared, output));
-    let insecure: Vec<Option<Registry>> = insecure.collect();
+    let own = request.outputs.iter().map(|output| push_registry(request, &prepared, output));
+    let own: Vec<Option<Registry>> = own.collect();
     let registries: Vec<Option<&Registry>> = request
         .outputs
         .iter()
-        .zip(&insecure)
-        .map(|(output, insecure)| match output.exporter {
-            Exporter::Registry { .. } => Some(insecure.as_ref().unwrap_or_else(|| prepared.sources.registry())),
+        .zip(&own)
+        .map(|(output, own)| match output.exporter {
+            Exporter::Registry { .. } => Some(own.as_ref().unwrap_or_else(|| prepared.sources.registry())),
             _ => None,
         })
         .collect();
@@ -144,7 +145,7 @@ fn shared<'a>(
         blobs,
         context: &prepared.context,
         named_contexts: &prepared.named_contexts,
-        remote: super::inputs::remote(request, prepared.sources.registry().client()),
+        remote: super::inputs::remote(request, &prepared.client),
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),
@@ -264,6 +265,9 @@ fn write_outputs(
         export.root().ok_or(BuildError::Output(OutputError::NoImage))
     };
     let root = export(&[])?;
+    if let Some(told) = &request.before_outputs {
+        told.0(&root).map_err(|source| BuildError::BeforeOutputs { source })?;
+    }
     for (number, target) in request.outputs.iter().enumerate() {
         let names: Vec<Reference> = request.tags.iter().chain(&target.names).cloned().collect();
         let export = Export {
@@ -282,6 +286,10 @@ fn write_outputs(
                 let pusher = uploads.pusher(number).expect("every registry output has one");
                 pusher.publish(&export, *by_digest, cancel)?;
             }
+            Exporter::DockerSave { to, names } => {
+                output::docker_save(&export, names, blobs, to, &mut stdout, cancel, &**observer)?;
+            }
+            Exporter::OnlyOciDirectory(to) => output::only_oci_directory(&export, blobs, to, cancel, &**observer)?,
             Exporter::OciArchive(to) => output::oci_archive(&export, blobs, to, &mut stdout, cancel, &**observer)?,
             Exporter::DockerArchive(to) => {
                 output::docker_archive(&export, blobs, to, &mut stdout, cancel, &**observer)?
@@ -301,12 +309,18 @@ fn write_outputs(
     Ok(root)
 }
 
-/// A registry client that also speaks plain HTTP, for an output that asks for it; `None` if the usual one does.
-fn insecure_registry(request: &BuildRequest, prepared: &Prepared, output: &Target) -> Option<Registry> {
-    matches!(output.exporter, Exporter::Registry { insecure: true, .. }).then(|| {
-        let mut options = request.registry.clone();
-        options.insecure_all = true;
-        let client = prepared.sources.registry().client().clone();
+/// A registry client with the settings of pushes, that also speaks plain HTTP for an output that asks for it; `None` if
+/// that of pulls does.
+fn push_registry(request: &BuildRequest, prepared: &Prepared, output: &Target) -> Option<Registry> {
+    let own = request.push.client.is_some() || request.push.registry.is_some();
+    let Exporter::Registry { insecure, .. } = output.exporter else { return None };
+    (own || insecure).then(|| {
+        let mut options = request.push.registry.as_ref().unwrap_or(&request.registry).clone();
+        options.insecure_all |= insecure;
+        let client = match &request.push.client {
+            Some(client) => http::Client::new(client.clone()),
+            None => prepared.sources.registry().client().clone(),
+        };
         Registry::new(client, Credentials::new(request.credentials.clone()), options)
     })
 }

@@ -35,7 +35,7 @@ pub use maintain::{Inventory, Kept, KeptMount, MaintainError, inventory, probe_w
 pub use mounts::CacheMountId;
 pub use prepare::{PlatformPlan, Prepared, check, prepare};
 pub use report::{Report, StepReport};
-pub use request::{BuildRequest, ContextSource, DockerfileSource, NoCache, SecretValue};
+pub use request::{BeforeOutputs, BuildRequest, ContextSource, DockerfileSource, NoCache, PushSettings, SecretValue};
 
 use std::sync::Arc;
 
@@ -48,5 +48,9 @@ use crate::event::Observer;
 /// [`BuildError`]; nothing that is not whole has then been pushed or published, and the work dir can be used again.
 pub fn build(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
     let prepared = prepare(request, &*observer, cancel)?;
+    if request.inherit_media_types {
+        let settled = request.with_media_types_of(prepared.base_media_type(), &*observer);
+        return finish::build_prepared(&settled, prepared, observer, cancel);
+    }
     finish::build_prepared(request, prepared, observer, cancel)
 }

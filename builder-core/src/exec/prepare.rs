@@ -12,7 +12,7 @@ use crate::context::Files;
 use crate::dockerfile::{self, Dockerfile, Finding};
 use crate::event::{Event, Observer};
 use crate::http;
-use crate::oci::Platform;
+use crate::oci::{MediaType, Platform};
 use crate::plan::{
     self, Base, BaseImage, Bases, Checked, FileSource, ImageRequest, Lowered, Outline, Plan, PlanOptions,
 };
@@ -39,6 +39,7 @@ pub struct Prepared {
     pub dockerfile: Dockerfile,
     /// A plan for each platform.
     pub plans: Vec<PlatformPlan>,
+    pub(super) client: http::Client,
     pub(super) store: Store,
     pub(super) sources: Sources,
     pub(super) context: Files,
@@ -47,6 +48,24 @@ pub struct Prepared {
     _in_use: InUse,
     /// Keeps fetched contexts on disk while the build needs them.
     pub(super) _temporary: Vec<crate::context::FetchedTree>,
+}
+
+impl Prepared {
+    /// Type of the manifest that the (first) result is built on; `None` if it begins from scratch or a context.
+    pub(super) fn base_media_type(&self) -> Option<&MediaType> {
+        let planned = self.plans.first()?;
+        let mut stage = planned.plan.stages.get(planned.plan.target.0)?;
+        loop {
+            match &stage.base {
+                Base::Stage(id) => stage = planned.plan.stages.get(id.0)?,
+                Base::Image(request) => {
+                    // What says nothing is OCI's: Docker's manifests always say so.
+                    return planned.images.get(request)?.manifest.media_type.as_ref().or(Some(&MediaType::OciManifest));
+                }
+                Base::Scratch | Base::Context(_) => return None,
+            }
+        }
+    }
 }
 
 /// The plan for one platform and the images it stands on.
@@ -68,7 +87,11 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
     let store = Store::open(&request.work_dir)?;
     let client = http::Client::new(request.client.clone());
     let credentials = Credentials::new(request.credentials.clone());
-    let sources = Sources::new(Registry::new(client.clone(), credentials, request.registry.clone()), store.clone());
+    let of_registries = match &request.registry_client {
+        Some(options) => http::Client::new(options.clone()),
+        None => client.clone(),
+    };
+    let sources = Sources::new(Registry::new(of_registries, credentials, request.registry.clone()), store.clone());
     let mut opened = inputs::open(request, &client, cancel)?;
     let dockerfile = parse(&opened, observer)?;
 
@@ -107,6 +130,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
     Ok(Prepared {
         dockerfile,
         plans,
+        client,
         store,
         sources,
         context: files,

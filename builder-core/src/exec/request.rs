@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::BuildError;
+use crate::event::{Event, Observer};
 use crate::http::ClientOptions;
 use crate::layer::Compression;
 use crate::limits::Limits;
-use crate::oci::{Platform, Reference};
-use crate::output::{AnnotationLevel, Exporter, Target};
+use crate::oci::{Descriptor, MediaType, Platform, Reference};
+use crate::output::{AnnotationLevel, Exporter, PushOptions, Target};
 use crate::plan::{Plan, PlanOptions};
 use crate::registry::{CredentialOptions, RegistryOptions};
 use crate::rootfs::TreeMode;
@@ -40,6 +41,8 @@ pub struct BuildRequest {
     pub environment: Environment,
     /// Certificates, proxies, time-outs.
     pub client: ClientOptions,
+    /// The same for registries; `None`: as for everything else.
+    pub registry_client: Option<ClientOptions>,
     /// Mirrors, maps, registries without TLS.
     pub registry: RegistryOptions,
     /// Where credentials for registries are.
@@ -56,8 +59,39 @@ pub struct BuildRequest {
     pub ssh: BTreeMap<String, PathBuf>,
     /// `--annotation` for the manifest.
     pub annotations: BTreeMap<String, String>,
+    /// An output that does not say which media types it wants gets those of the base image, Docker's where there is none;
+    /// otherwise OCI's.
+    pub inherit_media_types: bool,
+    /// How results are pushed, as far as that differs from how images are pulled.
+    pub push: PushSettings,
+    /// Told what will be written before anything is.
+    pub before_outputs: Option<BeforeOutputs>,
     /// The clock; `SystemTime::now` outside tests.
     pub now: fn() -> SystemTime,
+}
+
+/// How results are pushed, as far as that differs from how images are pulled.
+#[derive(Debug, Clone, Default)]
+pub struct PushSettings {
+    /// Certificates, proxies, time-outs; `None`: those of registries that are pulled from.
+    pub client: Option<ClientOptions>,
+    /// Registries without TLS; `None`: those of pulls. Maps have no meaning for pushes.
+    pub registry: Option<RegistryOptions>,
+    /// What happens when a registry refuses.
+    pub options: PushOptions,
+}
+
+/// Called once with the descriptor of the image or index when it is whole, before the first output is written. An error
+/// ends the build.
+#[derive(Clone)]
+pub struct BeforeOutputs(pub Arc<BeforeOutputsCallback>);
+
+type BeforeOutputsCallback = dyn Fn(&Descriptor) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync;
+
+impl fmt::Debug for BeforeOutputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BeforeOutputs")
+    }
 }
 
 /// Where the Dockerfile is.
@@ -137,6 +171,29 @@ impl BuildRequest {
             }
         }
         Ok(())
+    }
+
+    /// The same request with outputs that say which media types they want: those of `base`, the manifest's type of the image
+    /// that the result is built on. Docker's types have no zstd, so there the default compression takes its place.
+    pub(super) fn with_media_types_of(&self, base: Option<&MediaType>, observer: &dyn Observer) -> Self {
+        let mut request = self.clone();
+        if request.outputs.is_empty() {
+            request.outputs.push(Target::new(Exporter::CacheOnly));
+        }
+        let oci = base == Some(&MediaType::OciManifest);
+        for output in &mut request.outputs {
+            output.oci_media_types.get_or_insert(oci);
+        }
+        if request.docker_media_types() && matches!(request.layer_compression(), Compression::Zstd { .. }) {
+            observer.event(Event::Notice {
+                message: "layers are compressed with gzip: the image has Docker's media types, which know no zstd",
+            });
+            request.compression = Compression::default();
+            for output in &mut request.outputs {
+                output.compression = None;
+            }
+        }
+        request
     }
 
     /// Whether an output wants Docker's media types instead of OCI's.

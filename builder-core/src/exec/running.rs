@@ -123,13 +123,13 @@ pub(super) fn run(
         Err(source @ SandboxError::Exec { .. }) => return Err(not_executable(&action.argv, &stage.platform, source)),
         other => other?,
     };
-    let code = match status {
+    let (code, signal) = match status {
         ExitStatus::Code(0) => return Ok(()),
-        ExitStatus::Code(code) => code,
+        ExitStatus::Code(code) => (code, None),
         // What a shell reports for a process ended by a signal, and what BuildKit reports too.
-        ExitStatus::Signal(signal) => 128 + signal,
+        ExitStatus::Signal(signal) => (128 + signal, Some(signal)),
     };
-    Err(BuildError::Exit { argv: action.argv.clone(), code })
+    Err(BuildError::Exit { argv: action.argv.clone(), code, signal })
 }
 
 /// A program that cannot be started ends a RUN like one that a shell cannot start: 127 if it is not there, else 126.

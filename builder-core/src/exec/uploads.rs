@@ -49,7 +49,7 @@ impl<'a> Uploads<'a> {
     ) -> Self {
         let destinations =
             request.outputs.iter().zip(registries).enumerate().filter_map(|(output, (target, registry))| {
-                let pusher = Pusher::new((*registry)?, blobs, request.limits, observer);
+                let pusher = Pusher::new((*registry)?, blobs, request.limits, observer).with(request.push.options);
                 Some(Destination { output, pusher, repositories: repositories(request, target) })
             });
         let (open, ended) = unbounded();

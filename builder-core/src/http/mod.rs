@@ -34,6 +34,7 @@ pub use error::HttpError;
 pub use options::{ClientOptions, HostOptions, ProxyOptions, RetryNotice, RetryOptions, Timeouts};
 pub use request::{Method, Request, Response};
 pub(crate) use request::{basic, excerpt};
+pub(crate) use retry::sleep;
 pub use secret::{Secret, redacted};
 
 pub use url::Url;

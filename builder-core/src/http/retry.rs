@@ -47,7 +47,7 @@ pub(super) fn retry_after(value: Option<&str>, date: Option<&str>) -> Option<Dur
 }
 
 /// Sleeps, unless cancelled; says whether it slept to the end.
-pub(super) fn sleep(delay: Duration, cancel: &Cancel) -> bool {
+pub(crate) fn sleep(delay: Duration, cancel: &Cancel) -> bool {
     let start = Instant::now();
     loop {
         if cancel.is_cancelled() {

@@ -54,11 +54,7 @@ pub fn docker_archive(
     cancel: &Cancel,
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
-    let image = match (export.images, export.index) {
-        ([], _) => return Err(OutputError::NoImage),
-        ([image], None) => image,
-        _ => return Err(OutputError::ManifestList),
-    };
+    let image = only_image(export)?;
     let blob_path = |digest: crate::oci::BlobDigest| format!("blobs/sha256/{}", digest.to_hex());
     let manifest = [DockerImage {
         config: blob_path(image.config_descriptor.digest),
@@ -69,6 +65,60 @@ pub fn docker_archive(
     to_destination(dest, stdout, &mut |out| write(export, Some(&manifest), blobs, out, cancel, observer))?;
     exported(observer, dest.name().as_ref(), export);
     Ok(())
+}
+
+/// Writes an image in the form that `docker save` had before Docker 25, as go-containerregistry writes it: the config as
+/// `sha256:<hex>`, each layer as `<hex>.tar.gz`, `manifest.json` last. `names` stand in it as they are.
+///
+/// # Errors
+/// As [`docker_archive`].
+pub fn docker_save(
+    export: &Export<'_>,
+    names: &[String],
+    blobs: &dyn Blobs,
+    dest: &Destination,
+    stdout: &mut (dyn Write + Send),
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Result<(), OutputError> {
+    let image = only_image(export)?;
+    let layer_name = |digest: crate::oci::BlobDigest| format!("{}.tar.gz", digest.to_hex());
+    let manifest = [DockerImage {
+        config: image.config_descriptor.digest.to_string(),
+        repo_tags: names.to_vec(),
+        layers: image.layers.iter().map(|layer| layer_name(layer.blob.digest)).collect(),
+    }];
+    let manifest = canonical_json(&manifest).expect("all keys are strings");
+    to_destination(dest, stdout, &mut |out| {
+        let mut tar = TarWriter::new(WriteSink::new(out), Times::Keep);
+        let config = image.config_descriptor.digest.to_string();
+        tar.bytes(&file(config.as_bytes(), image.config.len() as u64), &image.config)?;
+        let mut written = std::collections::BTreeSet::new();
+        for layer in &image.layers {
+            let descriptor = &layer.blob;
+            if !written.insert(descriptor.digest) {
+                continue;
+            }
+            tar.header(&file(layer_name(descriptor.digest).as_bytes(), descriptor.size))?;
+            let mut write = |bytes: &[u8]| Ok(tar.sink().write(bytes)?);
+            copy_blob(descriptor, blobs, &mut write, cancel, observer)?;
+            tar.sink().zeros(padding(descriptor.size) as u64)?;
+        }
+        tar.bytes(&file(b"manifest.json", manifest.len() as u64), &manifest)?;
+        tar.finish()?.finish()?;
+        Ok(())
+    })?;
+    exported(observer, dest.name().as_ref(), export);
+    Ok(())
+}
+
+/// The image of an export that has no more than one.
+fn only_image<'a>(export: &Export<'a>) -> Result<&'a crate::image::Image, OutputError> {
+    match (export.images, export.index) {
+        ([], _) => Err(OutputError::NoImage),
+        ([image], None) => Ok(image),
+        _ => Err(OutputError::ManifestList),
+    }
 }
 
 /// Lets `produce` write into a file that gets its name at the end, or to standard output.

@@ -64,6 +64,30 @@ pub fn oci_directory(
     Ok(())
 }
 
+/// Writes an image into the OCI layout directory `dest`, which is made if it is missing, and makes it the only one there. It
+/// gets no name. Files that are no part of a layout stay.
+///
+/// # Errors
+/// [`OutputError`]; `index.json` is as it was then.
+pub fn only_oci_directory(
+    export: &Export<'_>,
+    blobs: &dyn Blobs,
+    dest: &Path,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Result<(), OutputError> {
+    let root = export.root().ok_or(OutputError::NoImage)?;
+    let directory = dest.join("blobs/sha256");
+    fs::create_dir_all(&directory).map_err(OutputError::io("create", &directory))?;
+    for part in export.parts() {
+        write_part(&part, blobs, &directory, cancel, observer)?;
+    }
+    replace(&dest.join("oci-layout"), LAYOUT)?;
+    replace(&dest.join("index.json"), &index_of(vec![root]))?;
+    exported(observer, &dest.display().to_string(), export);
+    Ok(())
+}
+
 /// Says that an image is complete at `target`.
 pub(super) fn exported(observer: &dyn Observer, target: &str, export: &Export<'_>) {
     observer.event(Event::Exported { target, digest: export.root().map(|root| root.digest) });

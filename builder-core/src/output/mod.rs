@@ -19,10 +19,10 @@ mod target;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-pub use archive::{docker_archive, oci_archive};
+pub use archive::{docker_archive, docker_save, oci_archive};
 pub use files::{FilesOptions, PlatformFiles, directory, tar};
-pub use layout::oci_directory;
-pub use push::Pusher;
+pub use layout::{oci_directory, only_oci_directory};
+pub use push::{PushOptions, Pusher};
 pub use recompress::{needs_recompression, recompress};
 pub use target::{Annotation, AnnotationLevel, Destination, Exporter, Target, TargetError, TargetErrorKind};
 

@@ -9,9 +9,27 @@ use std::time::Duration;
 use super::{Blobs, Export, OutputError, Part};
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer, Transfer};
+use crate::http;
 use crate::limits::Limits;
 use crate::oci::{BlobDigest, Descriptor, Reference};
 use crate::registry::{BlobToPush, Pushed, Registry, RegistryError};
+
+/// What happens when a registry refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PushOptions {
+    /// How often the whole push is tried again after a failure of any kind, beside the retries of single requests; after 1 s,
+    /// 2 s, 4 s, …
+    pub retries: u32,
+    /// A registry that refuses because the tag exists and may not change is as good as one that agrees.
+    pub ignore_immutable_tags: bool,
+}
+
+/// What Artifact Registry and ECR say about tags that may not change.
+const IMMUTABLE_TAG: [&str; 2] =
+    ["The repository has enabled tag immutability", "cannot be overwritten because the tag is immutable"];
+
+/// Longest pause between two attempts of a push, in seconds.
+const LONGEST_PAUSE_SECONDS: u64 = 64;
 
 /// Pushes one build's results. Blobs may go early ([`Pusher::blob`]), while later steps still run; names appear with
 /// [`Pusher::publish`], when all they lead to is there.
@@ -23,6 +41,7 @@ pub struct Pusher<'a> {
     state: Mutex<State>,
     /// Told whenever a blob is no longer on its way.
     arrived: Condvar,
+    options: PushOptions,
 }
 
 /// Registry and path of a repository.
@@ -42,7 +61,14 @@ const WAIT: Duration = Duration::from_millis(50);
 impl<'a> Pusher<'a> {
     /// Nothing is contacted yet.
     pub fn new(registry: &'a Registry, blobs: &'a dyn Blobs, limits: Limits, observer: &'a dyn Observer) -> Self {
-        Self { registry, blobs, limits, observer, state: Mutex::default(), arrived: Condvar::new() }
+        let options = PushOptions::default();
+        Self { registry, blobs, limits, observer, options, state: Mutex::default(), arrived: Condvar::new() }
+    }
+
+    /// The same with other options.
+    #[must_use]
+    pub fn with(self, options: PushOptions) -> Self {
+        Self { options, ..self }
     }
 
     /// Makes sure that the repository of `target` has a blob. Does nothing if this pusher knows that it has; waits if another
@@ -59,6 +85,31 @@ impl<'a> Pusher<'a> {
     /// # Errors
     /// [`OutputError`]. Names are set one after the other: those before the one in the error are set, and whole.
     pub fn publish(
+        &self,
+        export: &Export<'_>,
+        by_digest: bool,
+        cancel: &Cancel,
+    ) -> Result<Vec<(Reference, BlobDigest)>, OutputError> {
+        for attempt in 1..=self.options.retries {
+            let error = match self.publish_once(export, by_digest, cancel) {
+                Ok(published) => return Ok(published),
+                Err(error @ (OutputError::Cancelled | OutputError::NoName | OutputError::NoImage)) => {
+                    return Err(error);
+                }
+                Err(error) => error,
+            };
+            let seconds = 1_u64.checked_shl(attempt - 1).unwrap_or(u64::MAX).min(LONGEST_PAUSE_SECONDS);
+            let delay = Duration::from_secs(seconds);
+            tracing::debug!(%error, attempt, "the push is tried again");
+            self.observer.event(Event::Retry { what: &error.to_string(), attempt: attempt + 1, delay });
+            if !http::sleep(delay, cancel) {
+                return Err(OutputError::Cancelled);
+            }
+        }
+        self.publish_once(export, by_digest, cancel)
+    }
+
+    fn publish_once(
         &self,
         export: &Export<'_>,
         by_digest: bool,
@@ -115,8 +166,15 @@ impl<'a> Pusher<'a> {
         descriptor: &Descriptor,
         cancel: &Cancel,
     ) -> Result<(), OutputError> {
-        let pushed = self.registry.push_manifest(target, bytes, &descriptor.media_type, cancel);
-        pushed.map(drop).map_err(|error| failed(target, error))
+        match self.registry.push_manifest(target, bytes, &descriptor.media_type, cancel) {
+            Ok(_) => Ok(()),
+            Err(error) if self.options.ignore_immutable_tags && is_immutable_tag(&error) => {
+                let message = format!("{target} stays as it is: {error}");
+                self.observer.event(Event::Notice { message: &message });
+                Ok(())
+            }
+            Err(error) => Err(failed(target, error)),
+        }
     }
 
     /// Several blobs at once; the first error ends the others.
@@ -237,6 +295,16 @@ impl Drop for Claim<'_, '_> {
     fn drop(&mut self) {
         self.pusher.lock().on_their_way.remove(&self.what);
         self.pusher.arrived.notify_all();
+    }
+}
+
+/// Whether a registry refuses a tag because it exists and may not change.
+fn is_immutable_tag(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Refused { message, .. }
+        | RegistryError::Denied { message, .. }
+        | RegistryError::Unauthorized { message, .. } => IMMUTABLE_TAG.iter().any(|words| message.contains(words)),
+        _ => false,
     }
 }
 

@@ -46,6 +46,15 @@ pub enum Exporter {
     OciDirectory(PathBuf),
     /// `docker load` format, which is an OCI layout as well (`type=docker`).
     DockerArchive(Destination),
+    /// OCI layout as a directory that holds this image alone, without a name, whatever was there.
+    OnlyOciDirectory(PathBuf),
+    /// The form that `docker save` had before it was an OCI layout: `sha256:<hex>` is the config, `<hex>.tar.gz` a layer.
+    DockerSave {
+        /// Where to.
+        to: Destination,
+        /// The names in it, as they are to be read.
+        names: Vec<String>,
+    },
     /// The files of the root filesystem as a tar (`type=tar`).
     Tar {
         /// Where to.

@@ -15,6 +15,8 @@ pub struct RegistryOptions {
     pub insecure: BTreeSet<String>,
     /// The same for every registry.
     pub insecure_all: bool,
+    /// The same for registries whose name is an address of a private network (RFC 1918), as clients written in Go do.
+    pub insecure_private: bool,
     /// Largest manifest, index or config, in bytes.
     pub metadata_bytes: u64,
     /// Uploads go in pieces of this many bytes; `None` sends each blob in one piece until a registry refuses that.
@@ -27,6 +29,7 @@ impl Default for RegistryOptions {
             maps: Vec::new(),
             insecure: BTreeSet::new(),
             insecure_all: false,
+            insecure_private: false,
             metadata_bytes: Limits::default().metadata_bytes,
             upload_chunk_bytes: None,
         }
@@ -115,6 +118,7 @@ impl RegistryOptions {
     pub(super) fn allows_plain_http(&self, registry: &str) -> bool {
         let listed = |known: &String| canonical(known) == registry;
         self.insecure_all
+            || self.insecure_private && is_private(registry)
             || self.insecure.iter().any(listed)
             || self
                 .maps
@@ -122,6 +126,12 @@ impl RegistryOptions {
                 .flat_map(|map| &map.targets)
                 .any(|target| target.insecure && target.registry == registry)
     }
+}
+
+/// Whether a registry's name is an address of a private network (RFC 1918).
+fn is_private(registry: &str) -> bool {
+    let host = registry.split_once(':').map_or(registry, |(host, _)| host);
+    host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_private())
 }
 
 #[cfg(test)]
@@ -149,6 +159,24 @@ mod tests {
         check(vec![map("index.docker.io", &["m"], true)], "x:1", both);
         check(vec![map("a.io", &["b.io/p/q", "c.io"], false)], "a.io/x:1", &["b.io/p/q/x:1", "c.io/x:1"]);
         check(vec![map("a.io", &["b.io"], false)], "c.io/x:1", &["c.io/x:1"]);
+    }
+
+    #[test]
+    fn private_addresses_are_told_from_others() {
+        let options = RegistryOptions { insecure_private: true, ..RegistryOptions::default() };
+        for (registry, private) in [
+            ("10.0.0.1", true),
+            ("10.43.7.1:5000", true),
+            ("172.16.0.1:5000", true),
+            ("192.168.1.1", true),
+            ("172.32.0.1", false),
+            ("8.8.8.8:5000", false),
+            ("10.0.0.1.example:5000", false),
+            ("docker.io", false),
+        ] {
+            assert_eq!(options.allows_plain_http(registry), private, "{registry}");
+            assert!(!RegistryOptions::default().allows_plain_http(registry), "{registry}");
+        }
     }
 
     #[test]

@@ -167,6 +167,7 @@ impl Bench {
             tree_mode: None,
             environment: self.environment.clone(),
             client: Default::default(),
+            registry_client: None,
             registry: RegistryOptions { maps, ..RegistryOptions::default() },
             credentials: Default::default(),
             limits: Default::default(),
@@ -175,6 +176,9 @@ impl Bench {
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            inherit_media_types: false,
+            push: Default::default(),
+            before_outputs: None,
             now: SystemTime::now,
         }
     }

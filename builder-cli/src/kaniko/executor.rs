@@ -1,0 +1,256 @@
+//! `executor`: builds and pushes.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use builder_core::cancel::Cancel;
+use builder_core::event::Observer;
+use builder_core::exec::{self, BeforeOutputs, BuildError, DockerfileSource, ErrorClass};
+use builder_core::hint::Hint;
+use builder_core::http;
+use builder_core::oci::Descriptor;
+use builder_core::output::{Exporter, Target};
+use builder_core::registry::{Credentials, Registry, RegistryError};
+use builder_core::sandbox;
+
+use super::grammar::{self, Definition, Parsed};
+use super::lines::Lines;
+use super::log::{Format, Level, Logger};
+use super::refusal::Refusal;
+use super::settings::{self, Task};
+use super::{complain, feature, flags, say, usage};
+use crate::commands;
+use crate::diagnostics;
+use crate::request::Ambient;
+
+const ABOUT: &str = "executor builds an image from a Dockerfile and pushes it, as Kaniko's executor does.";
+
+/// What `executor` has besides building.
+const COMMANDS: [(&str, &str); 1] = [("version", "Print the version")];
+
+/// Runs the program; `tokens` are its arguments.
+pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
+    let table = flags::executor();
+    let parsed = match grammar::parse(&table, tokens) {
+        Ok(parsed) => parsed,
+        Err(error) => return refuse(&error.into(), &table),
+    };
+    if parsed.help {
+        commands::result(&usage::help(ABOUT, "executor", &COMMANDS, &table));
+        return ExitCode::SUCCESS;
+    }
+    match parsed.positionals.first().map(String::as_str) {
+        None => {}
+        Some("version") => {
+            // As Kaniko words it, blanks included.
+            commands::result(&format!("Kaniko version :  {}\n", version()));
+            return ExitCode::SUCCESS;
+        }
+        Some("help") => {
+            commands::result(&usage::help(ABOUT, "executor", &COMMANDS, &table));
+            return ExitCode::SUCCESS;
+        }
+        Some(word) => {
+            let refusal = Refusal::UnknownCommand { word: word.to_owned(), program: "executor" };
+            say(&format!("Error: {refusal}\nRun 'executor --help' for usage.\n"));
+            return ExitCode::from(1);
+        }
+    }
+    let logger = match logger(&parsed) {
+        Ok(logger) => Arc::new(logger),
+        Err(refusal) => return refuse(&refusal, &table),
+    };
+    feature::banner(&ambient.environment, &logger);
+    for (old, new) in &parsed.deprecated {
+        logger.warn(&format!("Flag --{old} is deprecated. Use: --{new}"));
+    }
+    for definition in &table {
+        if let grammar::Effect::Meaningless(why) = definition.effect
+            && parsed.given(definition.name)
+        {
+            logger.debug(&format!("--{} has no effect: {why}", definition.name));
+        }
+    }
+    // Namespaces can be entered by a process with one thread only.
+    let environment = match sandbox::enter() {
+        Ok(environment) => environment,
+        Err(error) => return complain(&format!("error building image: cannot set up namespaces: {error}")),
+    };
+    let task = match settings::read(&parsed, ambient, environment) {
+        Ok(task) => task,
+        Err(refusal) => return refuse(&refusal, &table),
+    };
+    for notice in &task.notices {
+        logger.warn(notice);
+    }
+    let cancel = Cancel::default();
+    if let Err(error) = commands::build::listen_for_signals(&cancel) {
+        return complain(&format!("error building image: cannot listen for signals: {error}"));
+    }
+    match build(task, &logger, &cancel) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&format!("{}\n", failure.text));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// The version of this program, which is not Kaniko's.
+fn version() -> &'static str {
+    concat!("slipway-", env!("CARGO_PKG_VERSION"))
+}
+
+/// Says why a command line cannot be carried out.
+fn refuse(refusal: &Refusal, table: &[&Definition]) -> ExitCode {
+    let text = diagnostics::chain(refusal);
+    say(&format!("Error: {text}\n{}\n", usage::usage("executor", &COMMANDS, table)));
+    ExitCode::from(1)
+}
+
+/// The logger that the flags ask for.
+///
+/// # Errors
+/// If there is no such level or format.
+pub fn logger(parsed: &Parsed) -> Result<Logger, Refusal> {
+    let (level, format) = (parsed.text(&flags::VERBOSITY), parsed.text(&flags::LOG_FORMAT));
+    let level = Level::parse(level).ok_or_else(|| Refusal::LogLevel(level.to_owned()))?;
+    let format = Format::parse(format).ok_or_else(|| Refusal::LogFormat(format.to_owned()))?;
+    Ok(Logger::new(format, level, parsed.is(&flags::LOG_TIMESTAMP), Box::new(std::io::stderr())))
+}
+
+/// Why there is no image, or not everywhere.
+struct Failure {
+    text: String,
+    code: u8,
+}
+
+impl Failure {
+    fn new(text: String) -> Self {
+        Self { text, code: 1 }
+    }
+}
+
+fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Failure> {
+    let observer: Arc<dyn Observer> = Arc::new(Lines::new(Arc::clone(logger), task.cache));
+    let failed = |error: &BuildError, dockerfile: &DockerfileSource| Failure {
+        text: told(error, dockerfile),
+        code: exit_code(error),
+    };
+    if task.plan {
+        let prepared = exec::prepare(&task.request, &*observer, cancel)
+            .map_err(|error| failed(&error, &task.request.dockerfile))?;
+        for planned in &prepared.plans {
+            commands::result(&planned.plan.render());
+        }
+    }
+    if task.dry_run {
+        return Ok(());
+    }
+    if task.check_permission {
+        check_permission(&task, cancel)?;
+    }
+    for target in &task.other_targets {
+        let mut request = task.request.clone();
+        request.plan.target = Some(target.clone());
+        request.outputs = vec![Target::new(Exporter::CacheOnly)];
+        exec::build(&request, Arc::clone(&observer), cancel).map_err(|error| failed(&error, &request.dockerfile))?;
+    }
+    task.request.before_outputs = Some(before_outputs(&task, logger, cancel));
+    let made =
+        exec::build(&task.request, observer, cancel).map_err(|error| failed(&error, &task.request.dockerfile))?;
+    if task.push {
+        if let Some(directory) = &task.builder_output {
+            let digest = made.root.digest.to_string();
+            super::files::builder_output(directory, &digest, &task.destinations)
+                .map_err(|error| Failure::new(format!("error pushing image: {error}")))?;
+        }
+    } else {
+        logger.info("Skipping push to container registry due to --no-push flag");
+    }
+    Ok(())
+}
+
+/// Writes the files that wrappers read when the digest is known and nothing is pushed yet.
+fn before_outputs(task: &Task, logger: &Arc<Logger>, cancel: &Cancel) -> BeforeOutputs {
+    let (files, destinations, report_as) = (task.files.clone(), task.destinations.clone(), task.report_as.clone());
+    let (client, logger, cancel, push) =
+        (http::Client::new(task.request.client.clone()), Arc::clone(logger), cancel.clone(), task.push);
+    BeforeOutputs(Arc::new(move |root: &Descriptor| {
+        files.write(&root.digest.to_string(), &destinations, &report_as, &client, &cancel)?;
+        if push {
+            for destination in &destinations {
+                logger.info(&format!("Pushing image to {}", destination.typed));
+            }
+        }
+        Ok(())
+    }))
+}
+
+/// Finds out whether pushing is allowed before anything is built.
+fn check_permission(task: &Task, cancel: &Cancel) -> Result<(), Failure> {
+    let request = &task.request;
+    let client = request.push.client.clone().unwrap_or_else(|| request.client.clone());
+    let options = request.push.registry.clone().unwrap_or_else(|| request.registry.clone());
+    let registry = Registry::new(http::Client::new(client), Credentials::new(request.credentials.clone()), options);
+    let mut checked: Vec<(&str, &str)> = Vec::new();
+    for destination in &task.destinations {
+        let place = (destination.reference.registry(), destination.reference.repository());
+        if checked.contains(&place) {
+            continue;
+        }
+        checked.push(place);
+        registry.check_push(&destination.reference, cancel).map_err(|error| match error {
+            RegistryError::Cancelled => cancelled(),
+            error => Failure::new(format!(
+                "error checking push permissions: make sure you entered the correct tag name, and that you are \
+                 authenticated correctly, and try again: checking push permission for \"{}\": {}",
+                destination.typed,
+                with_hint(diagnostics::chain(&error), &error)
+            )),
+        })?;
+    }
+    Ok(())
+}
+
+fn cancelled() -> Failure {
+    Failure {
+        text: "error building image: cancelled".to_owned(),
+        code: commands::build::exit_for(&BuildError::Cancelled).code(),
+    }
+}
+
+fn with_hint(text: String, error: &dyn Hint) -> String {
+    match error.hint() {
+        Some(hint) => format!("{text} ({hint})"),
+        None => text,
+    }
+}
+
+/// A failed build in one line.
+fn told(error: &BuildError, dockerfile: &DockerfileSource) -> String {
+    let start = match error {
+        BuildError::Output(_) | BuildError::BeforeOutputs { .. } => "error pushing image: ",
+        _ => "error building image: ",
+    };
+    let place = match (error.lines(), dockerfile) {
+        (Some(lines), DockerfileSource::File(path) | DockerfileSource::InContext(path)) => {
+            format!("{}:{}: ", path.display(), lines.first)
+        }
+        (Some(lines), DockerfileSource::Text(_)) => format!("Dockerfile:{}: ", lines.first),
+        (None, _) => String::new(),
+    };
+    let text = with_hint(diagnostics::chain(error), error);
+    format!("{start}{place}{}", text.lines().collect::<Vec<_>>().join(" "))
+}
+
+/// A RUN's own code, 255 if a signal ended it, 1 for everything else; a signal to us is passed on as shells do.
+fn exit_code(error: &BuildError) -> u8 {
+    match error {
+        BuildError::Step { source, .. } => exit_code(source),
+        BuildError::Exit { signal: Some(_), .. } => u8::MAX,
+        BuildError::Exit { code, .. } => u8::try_from(*code).ok().filter(|code| *code != 0).unwrap_or(1),
+        error if error.class() == ErrorClass::Cancelled => commands::build::exit_for(error).code(),
+        _ => 1,
+    }
+}

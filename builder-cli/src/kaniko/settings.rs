@@ -1,0 +1,396 @@
+//! What a command line of `executor` asks for: Kaniko's flags and variables → the request that `slipway build` would make too,
+//! and what happens beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use builder_core::cancel::Cancel;
+use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache};
+use builder_core::http::{self, ClientOptions, Request, Url};
+use builder_core::layer::Compression;
+use builder_core::oci::Platform;
+use builder_core::output::{Destination as To, Exporter, Target};
+use builder_core::sandbox::Environment;
+use clap::Parser as _;
+
+use super::files::{Files, Place};
+use super::flags;
+use super::grammar::Parsed;
+use super::names::{Destination, ReportAs};
+use super::refusal::Refusal;
+use super::registries;
+use super::values;
+use crate::flags::{BuildFlags, Cli, Command};
+use crate::request::{self, Ambient, UsageError};
+
+/// Where Kaniko's image has its files, and where state is kept below if nothing else is said.
+pub const KANIKO_DIR: &str = "/kaniko";
+
+/// Longest Dockerfile that is fetched, in bytes.
+const DOCKERFILE_LIMIT: u64 = 16 << 20;
+
+/// What `executor` is asked for.
+#[derive(Debug)]
+pub struct Task {
+    /// The build.
+    pub request: BuildRequest,
+    /// Stages that are built besides, before the image, and go nowhere.
+    pub other_targets: Vec<String>,
+    /// Names that are pushed to.
+    pub destinations: Vec<Destination>,
+    /// How names are written out.
+    pub report_as: ReportAs,
+    /// What wrappers read.
+    pub files: Files,
+    /// `$BUILDER_OUTPUT`
+    pub builder_output: Option<PathBuf>,
+    /// Whether the destinations are pushed to.
+    pub push: bool,
+    /// Whether to find out before the build that pushing is allowed.
+    pub check_permission: bool,
+    /// Whether a cache repository is used.
+    pub cache: bool,
+    /// Print the plan.
+    pub plan: bool,
+    /// Do nothing else.
+    pub dry_run: bool,
+    /// Things to tell before the build.
+    pub notices: Vec<String>,
+}
+
+/// Reads a command line; `environment` is what this process may do.
+///
+/// # Errors
+/// [`Refusal`]
+pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Result<Task, Refusal> {
+    let mut notices = Vec::new();
+    let push = !no_push(parsed, ambient)?;
+    let report_as: Vec<String> = ambient.text("SLIPWAY_REPORT_AS").map(str::to_owned).into_iter().collect();
+    let report_as = ReportAs::parse(&[parsed.list(&flags::REPORT_AS), &report_as].concat())?;
+    let destinations = parsed
+        .list(&flags::DESTINATION)
+        .iter()
+        .map(|text| Destination::parse(text, &report_as))
+        .collect::<Result<Vec<_>, _>>()?;
+    if push && destinations.is_empty() {
+        return Err(Refusal::NoDestination);
+    }
+    let cache = parsed.is(&flags::CACHE);
+    let no_push_cache = parsed.is(&flags::NO_PUSH_CACHE);
+    if cache && !push && parsed.text(&flags::CACHE_REPO).is_empty() && !no_push_cache {
+        return Err(Refusal::NoCacheRepo);
+    }
+    for flag in [&flags::IMAGE_NAME_WITH_DIGEST_FILE, &flags::IMAGE_NAME_TAG_WITH_DIGEST_FILE] {
+        if destinations.is_empty() && !parsed.text(flag).is_empty() {
+            return Err(Refusal::NoName(flag.name));
+        }
+    }
+    check_formats(parsed)?;
+
+    let mut flags = build_flags(parsed, ambient)?;
+    let platform = platform(parsed)?;
+    let (context, dockerfile) = inputs(parsed, ambient)?;
+    flags.context = ".".to_owned();
+    let mut targets = parsed.commas(&flags::TARGET);
+    let other_targets = if targets.len() > 1 { targets.split_off(1) } else { Vec::new() };
+    flags.target = targets.into_iter().next();
+
+    let mut request = request::build(&flags, ambient, environment)?.request;
+    let reached = registries::read(
+        parsed,
+        request::Registries { registry: request.registry, client: request.client, credentials: request.credentials },
+        ambient,
+    )?;
+    request.client = reached.pull.client;
+    request.registry = reached.pull.registry;
+    request.credentials = reached.pull.credentials;
+    request.registry_client = Some(reached.registry_client);
+    request.push = reached.push;
+    request.context = context;
+    request.dockerfile = match dockerfile {
+        Dockerfile::At(source) => source,
+        Dockerfile::Remote(url) => DockerfileSource::Text(fetch(&url, &request.client)?),
+    };
+    request.platforms = platform.into_iter().collect();
+    request.tags = destinations.iter().map(|destination| destination.reference.clone()).collect();
+    request.inherit_media_types = true;
+    request.compression = compression(parsed)?;
+    request.annotations = parsed.pairs(&flags::ANNOTATION);
+    request.outputs = outputs(parsed, ambient, push, &destinations);
+    if (parsed.given("cache") && !cache) || is_zero(parsed) {
+        request.no_cache = NoCache::All;
+    }
+    if cache {
+        notices.push(
+            "--cache: steps are found in this work directory; cache repositories are not supported yet".to_owned(),
+        );
+    }
+    for (given, flag) in [
+        (parsed.is(&flags::SINGLE_SNAPSHOT), "--single-snapshot"),
+        (!parsed.list(&flags::IGNORE_PATH).is_empty(), "--ignore-path"),
+    ] {
+        if given {
+            return Err(UsageError::NotYet { what: flag.to_owned() }.into());
+        }
+    }
+    Ok(Task {
+        other_targets,
+        report_as,
+        files: files(parsed, ambient)?,
+        builder_output: ambient.var("BUILDER_OUTPUT").map(|dir| ambient.cwd.join(dir)),
+        push,
+        check_permission: push && !parsed.is(&flags::SKIP_PUSH_PERMISSION_CHECK),
+        cache,
+        plan: parsed.is(&flags::DRYRUN) || variable(ambient, "KANIKO_PRINT_PLAN")?.unwrap_or(false),
+        dry_run: parsed.is(&flags::DRYRUN),
+        destinations,
+        request,
+        notices,
+    })
+}
+
+/// A boolean variable of the environment.
+fn variable(ambient: &Ambient, name: &'static str) -> Result<Option<bool>, Refusal> {
+    let Some(value) = ambient.text(name) else { return Ok(None) };
+    let read = values::boolean(value);
+    read.map(Some).map_err(|reason| Refusal::Variable { name, value: value.to_owned(), reason })
+}
+
+fn no_push(parsed: &Parsed, ambient: &Ambient) -> Result<bool, Refusal> {
+    Ok(variable(ambient, "KANIKO_NO_PUSH")?.unwrap_or_else(|| parsed.is(&flags::NO_PUSH)))
+}
+
+/// Whether `--cache-ttl` says that nothing that is kept counts.
+fn is_zero(parsed: &Parsed) -> bool {
+    parsed.given("cache-ttl") && values::duration(parsed.text(&flags::CACHE_TTL)).is_ok_and(|ttl| ttl.is_zero())
+}
+
+fn check_formats(parsed: &Parsed) -> Result<(), Refusal> {
+    let (format, compression) = (parsed.text(&flags::IMAGE_FORMAT), parsed.text(&flags::COMPRESSION));
+    let tar = !parsed.text(&flags::TAR_PATH).is_empty();
+    for (refused, one, other, reason) in [
+        (tar && format == "oci", "--tar-path", "--image-format=oci", "the tar is of Docker's form"),
+        (
+            tar && compression == "zstd",
+            "--tar-path",
+            "--compression=zstd",
+            "layers in the tar are compressed with gzip",
+        ),
+        (
+            format == "docker" && compression == "zstd",
+            "--image-format=docker",
+            "--compression=zstd",
+            "Docker's media types know no zstd",
+        ),
+    ] {
+        if refused {
+            return Err(Refusal::Conflict { one, other, reason });
+        }
+    }
+    Ok(())
+}
+
+/// The flags of `slipway build` that say the same. What only variables say (`SLIPWAY_…`) is in them too.
+fn build_flags(parsed: &Parsed, ambient: &Ambient) -> Result<BuildFlags, Refusal> {
+    let work_dir = work_dir(parsed, ambient);
+    // BUILDKIT_PROGRESS has no meaning here.
+    let arguments = ["slipway".into(), "build".into(), "--progress=plain".into(), "--work-dir".into(), work_dir];
+    let cli = Cli::try_parse_from::<_, std::ffi::OsString>(arguments);
+    let Command::Build(mut flags) = cli.map_err(|error| Refusal::Variables(error.to_string()))?.command else {
+        unreachable!("`build` is what was parsed");
+    };
+    flags.platform.clear();
+    flags.build_arg = parsed
+        .list(&flags::BUILD_ARG)
+        .iter()
+        .map(|text| match text.split_once('=') {
+            Some(_) => text.clone(),
+            None => format!("{text}={}", ambient.text(text).unwrap_or_default()),
+        })
+        .collect();
+    for text in parsed.list(&flags::LABEL) {
+        if !text.contains('=') {
+            return Err(Refusal::value("--label", text, "labels must be of the form key=value"));
+        }
+    }
+    flags.label = parsed.list(&flags::LABEL).to_vec();
+    flags.secret = secrets(parsed)?;
+    Ok(*flags)
+}
+
+/// `--secret`, which Kaniko reads more strictly than docker.
+fn secrets(parsed: &Parsed) -> Result<Vec<String>, Refusal> {
+    let texts = parsed.list(&flags::SECRET);
+    let mut ids: Vec<&str> = Vec::new();
+    for text in texts {
+        let fields = text.split(',').filter_map(|field| field.split_once('='));
+        let id = fields.filter(|(name, _)| *name == "id").map(|(_, id)| id).next_back().unwrap_or_default();
+        if !id.is_empty() && ids.contains(&id) {
+            return Err(Refusal::value("--secret", text, format!("there is another secret with the id `{id}`")));
+        }
+        ids.push(id);
+        let of =
+            |wanted: &str| text.split(',').any(|field| field.split_once('=').is_some_and(|(name, _)| name == wanted));
+        if of("env") && text.split(',').any(|field| field == "type=file") {
+            return Err(Refusal::value("--secret", text, "type=file and env= exclude each other"));
+        }
+    }
+    Ok(texts.to_vec())
+}
+
+/// Where everything is kept: `SLIPWAY_DIR`, or a directory of its own below that of Kaniko.
+fn work_dir(parsed: &Parsed, ambient: &Ambient) -> std::ffi::OsString {
+    if let Some(dir) = ambient.var("SLIPWAY_DIR") {
+        return dir.to_owned();
+    }
+    let given = Some(parsed.text(&flags::KANIKO_DIR)).filter(|dir| !dir.is_empty());
+    let dir = given.or(ambient.text("KANIKO_DIR")).unwrap_or(KANIKO_DIR);
+    ambient.cwd.join(dir).join("slipway").into_os_string()
+}
+
+fn platform(parsed: &Parsed) -> Result<Option<Platform>, Refusal> {
+    let text = parsed.text(&flags::CUSTOM_PLATFORM);
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (name, version) = text.split_once(':').unwrap_or((text, ""));
+    let mut platform: Platform = name.parse().map_err(Refusal::Platform)?;
+    if !version.is_empty() {
+        platform.os_version = version.to_owned();
+    }
+    Ok(Some(platform))
+}
+
+fn compression(parsed: &Parsed) -> Result<Compression, Refusal> {
+    let level = parsed.number(&flags::COMPRESSION_LEVEL);
+    let out_of_range =
+        |most: i64| Refusal::value("--compression-level", &level.to_string(), format!("the highest level is {most}"));
+    let level_up_to = |most: i64| match level {
+        ..=0 => Ok(None),
+        level if level <= most => Ok(Some(level)),
+        _ => Err(out_of_range(most)),
+    };
+    Ok(match parsed.text(&flags::COMPRESSION) {
+        "zstd" => Compression::Zstd {
+            level: level_up_to(22)?.map_or(Ok(3), |level| i32::try_from(level.min(19))).unwrap_or(3),
+        },
+        _ => match level_up_to(9)?.and_then(|level| u32::try_from(level).ok()) {
+            Some(level) => Compression::Gzip { level },
+            None => Compression::default(),
+        },
+    })
+}
+
+fn outputs(parsed: &Parsed, ambient: &Ambient, push: bool, destinations: &[Destination]) -> Vec<Target> {
+    let mut exporters = Vec::new();
+    let layout = parsed.text(&flags::OCI_LAYOUT_PATH);
+    if !layout.is_empty() {
+        exporters.push(Exporter::OnlyOciDirectory(ambient.cwd.join(layout)));
+    }
+    let tar = parsed.text(&flags::TAR_PATH);
+    if !tar.is_empty() {
+        let names = match destinations {
+            [] => vec!["docker.io/unset-repo/unset-image-name:latest".to_owned()],
+            some => some.iter().map(Destination::tagged).collect(),
+        };
+        exporters.push(Exporter::DockerSave { to: To::File(ambient.cwd.join(tar)), names });
+    }
+    if push {
+        exporters.push(Exporter::Registry { by_digest: false, insecure: false });
+    }
+    if exporters.is_empty() {
+        exporters.push(Exporter::CacheOnly);
+    }
+    let reproducible = parsed.is(&flags::REPRODUCIBLE);
+    exporters
+        .into_iter()
+        .map(|exporter| Target {
+            oci_media_types: match parsed.text(&flags::IMAGE_FORMAT) {
+                "oci" => Some(true),
+                "docker" => Some(false),
+                // Docker's archives are of Docker's form.
+                _ if !tar.is_empty() => Some(false),
+                _ => None,
+            },
+            rewrite_timestamp: reproducible,
+            source_date_epoch: reproducible.then_some(Some(0)),
+            ..Target::new(exporter)
+        })
+        .collect()
+}
+
+fn files(parsed: &Parsed, ambient: &Ambient) -> Result<Files, Refusal> {
+    let place = |flag: &'static str, text: &str| {
+        Place::parse(text, &ambient.cwd).map_err(|reason| Refusal::value(flag, text, reason))
+    };
+    Ok(Files {
+        digest: place("--digest-file", parsed.text(&flags::DIGEST_FILE))?,
+        names: place("--image-name-with-digest-file", parsed.text(&flags::IMAGE_NAME_WITH_DIGEST_FILE))?,
+        tags: place("--image-name-tag-with-digest-file", parsed.text(&flags::IMAGE_NAME_TAG_WITH_DIGEST_FILE))?,
+    })
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug)]
+enum Dockerfile {
+    /// Somewhere that the library reads.
+    At(DockerfileSource),
+    /// At a server.
+    Remote(Url),
+}
+
+/// Context and Dockerfile.
+fn inputs(parsed: &Parsed, ambient: &Ambient) -> Result<(ContextSource, Dockerfile), Refusal> {
+    let mut text = parsed.text(&flags::CONTEXT).to_owned();
+    let bucket = parsed.text(&flags::BUCKET);
+    if !bucket.is_empty() && (!parsed.given("context") || text.is_empty()) {
+        text = if bucket.contains("://") { bucket.to_owned() } else { format!("gs://{bucket}") };
+    }
+    let sub_path = Some(parsed.text(&flags::CONTEXT_SUB_PATH)).filter(|path| !path.is_empty());
+    let context = match text.split_once("://") {
+        None => directory(&ambient.cwd.join(&text), sub_path)?,
+        Some(("dir", path)) => directory(&ambient.cwd.join(path), sub_path)?,
+        Some(("tar", "stdin")) if sub_path.is_none() => ContextSource::Stdin,
+        Some(("tar" | "gs" | "s3" | "git" | "https", _)) => {
+            return Err(UsageError::NotYet { what: format!("a context at `{text}`") }.into());
+        }
+        Some(_) => return Err(Refusal::ContextPrefix(text)),
+    };
+    let name = parsed.text(&flags::DOCKERFILE);
+    if name.starts_with("http://") || name.starts_with("https://") {
+        let url = Url::parse(name).map_err(|error| Refusal::value("--dockerfile", name, error))?;
+        return Ok((context, Dockerfile::Remote(url)));
+    }
+    let here = ambient.cwd.join(name);
+    let dockerfile = match &context {
+        _ if here.is_file() => DockerfileSource::File(here),
+        ContextSource::Directory(top) => {
+            let there = top.join(name);
+            if !there.is_file() {
+                let mut tried = vec![here.display().to_string(), there.display().to_string()];
+                tried.dedup();
+                return Err(Refusal::NoDockerfile(tried));
+            }
+            DockerfileSource::File(there)
+        }
+        _ => DockerfileSource::InContext(name.into()),
+    };
+    Ok((context, Dockerfile::At(dockerfile)))
+}
+
+/// A directory of this machine, which must be there.
+fn directory(path: &Path, sub_path: Option<&str>) -> Result<ContextSource, Refusal> {
+    let path = sub_path.map_or_else(|| path.to_owned(), |sub| path.join(sub.trim_start_matches('/')));
+    match fs::read_dir(&path) {
+        Ok(_) => Ok(ContextSource::Directory(path)),
+        Err(source) => Err(Refusal::Context { path: path.display().to_string(), source }),
+    }
+}
+
+fn fetch(url: &Url, client: &ClientOptions) -> Result<String, Refusal> {
+    let failed = |source| Refusal::FetchDockerfile { url: http::redacted(url), source };
+    let client = http::Client::new(client.clone());
+    let answer = client.send(Request::get(url.clone()), &Cancel::default()).map_err(failed)?;
+    let bytes = answer.error_for_status().and_then(|answer| answer.into_bytes(DOCKERFILE_LIMIT)).map_err(failed)?;
+    String::from_utf8(bytes).map_err(|_| Refusal::value("--dockerfile", &http::redacted(url), "it is not UTF-8"))
+}
