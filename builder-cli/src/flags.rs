@@ -221,6 +221,9 @@ pub struct BuildFlags {
     /// Write what the build did to a file: digests, steps, cache, bytes, peaks (JSON)
     #[arg(long, value_name = "FILE", env = "SLIPWAY_REPORT", help_heading = "Result")]
     pub report: Option<PathBuf>,
+    /// Write what the build did when to a file, for chrome://tracing, Perfetto or speedscope (Chrome's trace event JSON)
+    #[arg(long, value_name = "FILE", env = "SLIPWAY_REPORT_TRACE", help_heading = "Result")]
+    pub report_trace: Option<PathBuf>,
     /// Provenance attestations (only `false` is supported)
     #[arg(long, value_name = "SPEC", help_heading = "Result")]
     pub provenance: Option<String>,
@@ -279,10 +282,11 @@ pub struct BuildFlags {
     #[arg(long, help_heading = "What is shown")]
     pub plan: bool,
 
-    /// End the build before it keeps more than this under the work directory, such as 10g (not supported yet)
+    /// End the build when more than this is in use under the work directory, such as 10g; what earlier builds left counts
     #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_DISK", help_heading = "State and limits")]
     pub max_disk: Option<String>,
-    /// Keep the builder's own memory below this (not supported yet)
+    /// Use fewer threads and connections so that the builder's own memory stays below this, such as 64m; commands of RUN
+    /// do not count [default: sized for 128m]
     #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_MEMORY", help_heading = "State and limits")]
     pub max_memory: Option<String>,
     /// How many steps, threads and transfers run at one time [default: as the machine has processors]
@@ -291,6 +295,10 @@ pub struct BuildFlags {
     /// Where state is
     #[command(flatten)]
     pub state: StateFlags,
+    /// Send no body larger than this to a registry, such as 90m, where something on the way refuses large ones; without it
+    /// a blob goes in one piece until a registry refuses that
+    #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_CHUNK", help_heading = "Registries")]
+    pub max_chunk: Option<String>,
     /// How registries are reached
     #[command(flatten)]
     pub registries: RegistryFlags,

@@ -43,6 +43,29 @@ pub enum Transfer {
     Compress,
 }
 
+/// What a build moved and took, at its end. Bytes throughout.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Wall time.
+    pub elapsed: Duration,
+    /// From registries and layouts.
+    pub pulled: u64,
+    /// Into registries, layouts and archives.
+    pub pushed: u64,
+    /// Of tar that went through a compressor.
+    pub compressed: u64,
+    /// By system calls of the builder and of the commands that it ran.
+    pub read: u64,
+    /// The same for writing.
+    pub written: u64,
+    /// Most anonymous memory of the builder that was seen.
+    pub peak_anonymous: u64,
+    /// Most space below the work dir that was seen.
+    pub peak_disk: u64,
+    /// Most that was seen in files elsewhere, outputs aside.
+    pub peak_disk_elsewhere: u64,
+}
+
 /// One thing that happened.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -119,6 +142,28 @@ pub enum Event<'a> {
         /// Which.
         step: StepId,
     },
+    /// A part of a step is done: `inputs`, `tree`, `run`, `copy`, `changes`, `layer`, `keep`.
+    Phase {
+        /// Which step.
+        step: StepId,
+        /// Which part.
+        name: &'static str,
+        /// Wall time that it took until now.
+        elapsed: Duration,
+    },
+    /// The layer of a step is whole.
+    Packed {
+        /// Which step.
+        step: StepId,
+        /// Its blob.
+        digest: BlobDigest,
+        /// Bytes of the tar, which are read from the tree.
+        tar_bytes: u64,
+        /// Bytes of the blob, which are written to the store.
+        blob_bytes: u64,
+        /// Entries of the tar.
+        entries: u64,
+    },
     /// Bytes of a blob moved.
     Progress {
         /// Direction.
@@ -145,6 +190,11 @@ pub enum Event<'a> {
         attempt: u32,
         /// How long it waits before.
         delay: Duration,
+    },
+    /// The build is done, and well.
+    Done {
+        /// What it took.
+        totals: Totals,
     },
     /// An output is complete.
     Exported {

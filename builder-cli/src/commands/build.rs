@@ -97,7 +97,9 @@ pub fn exit_for(error: &BuildError) -> Exit {
 fn full(build: &Build, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<ExitCode, BuildError> {
     let made = exec::build(&build.request, observer, cancel)?;
     let config = made.images.first().map(|image| image.config_descriptor.digest.to_string()).unwrap_or_default();
+    let trace = build.report_trace.as_ref().map(|_| made.report.trace().to_string()).unwrap_or_default();
     let written = [
+        (&build.report_trace, trace),
         (&build.iidfile, config.clone()),
         (&build.metadata_file, pretty(&metadata(build, &made, &config))),
         (&build.report, pretty(&json!(made.report))),

@@ -8,7 +8,6 @@ mod registries;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -22,6 +21,7 @@ use builder_core::limits::Limits;
 use builder_core::oci::{Platform, Reference};
 use builder_core::output::{Exporter, Target};
 use builder_core::plan::{NetworkMode, PlanOptions, RunDefaults};
+use builder_core::registry::RegistryOptions;
 use builder_core::rootfs::TreeMode;
 use builder_core::sandbox::Environment;
 
@@ -41,6 +41,8 @@ pub struct Build {
     pub metadata_file: Option<PathBuf>,
     /// Where the report goes.
     pub report: Option<PathBuf>,
+    /// Where the trace goes.
+    pub report_trace: Option<PathBuf>,
     /// How progress is shown.
     pub shown: Shown,
 }
@@ -109,9 +111,9 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         environment,
         client: registries.client,
         registry_client: None,
-        registry: registries.registry,
+        registry: RegistryOptions { upload_chunk_bytes: max_chunk(flags)?, ..registries.registry },
         credentials: registries.credentials,
-        limits: limits(flags.jobs),
+        limits: limits(flags)?,
         no_cache: match (flags.no_cache, flags.no_cache_filter.as_slice()) {
             (true, _) => NoCache::All,
             (false, []) => NoCache::Off,
@@ -136,6 +138,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         iidfile: flags.iidfile.as_ref().map(|path| ambient.cwd.join(path)),
         metadata_file: flags.metadata_file.as_ref().map(|path| ambient.cwd.join(path)),
         report: flags.report.as_ref().map(|path| ambient.cwd.join(path)),
+        report_trace: flags.report_trace.as_ref().map(|path| ambient.cwd.join(path)),
         shown: shown(flags, ambient),
     })
 }
@@ -151,8 +154,6 @@ fn tag(text: &str) -> Result<Reference, UsageError> {
 /// Flags that have a place already and an implementation later: an error, so that nobody relies on what does not happen.
 fn refuse_what_comes_later(flags: &BuildFlags) -> Result<(), UsageError> {
     let given = [
-        (flags.max_disk.is_some(), "--max-disk"),
-        (flags.max_memory.is_some(), "--max-memory"),
         (!flags.cache_from.is_empty(), "--cache-from"),
         (!flags.cache_to.is_empty(), "--cache-to"),
         (flags.provenance.as_deref().is_some_and(|value| value != "false"), "--provenance other than `false`"),
@@ -213,9 +214,34 @@ pub fn platforms(texts: &[String]) -> Result<Vec<Platform>, UsageError> {
     Ok(platforms)
 }
 
-fn limits(jobs: Option<NonZeroUsize>) -> Limits {
-    let default = Limits::default();
-    jobs.map_or(default, |jobs| Limits { cpu_threads: jobs, connections: jobs, steps: jobs, ..default })
+fn limits(flags: &BuildFlags) -> Result<Limits, UsageError> {
+    let mut limits = Limits::default();
+    if let Some(jobs) = flags.jobs {
+        limits = Limits { cpu_threads: jobs, connections: jobs, steps: jobs, ..limits };
+    }
+    limits.disk_bytes = flags.max_disk.as_deref().map(|text| bytes("--max-disk", text)).transpose()?;
+    if let Some(text) = flags.max_memory.as_deref() {
+        let memory = bytes("--max-memory", text)?;
+        if memory < Limits::LEAST_MEMORY_BYTES {
+            let least = Limits::LEAST_MEMORY_BYTES >> 20;
+            return Err(UsageError::value("--max-memory", text, format!("a build needs at least {least}m")));
+        }
+        limits.memory_bytes = Some(memory);
+    }
+    Ok(limits.fitted())
+}
+
+/// Smallest body that uploads may be cut into, in bytes: registries refuse smaller pieces.
+const LEAST_CHUNK_BYTES: u64 = 64 << 10;
+
+fn max_chunk(flags: &BuildFlags) -> Result<Option<u64>, UsageError> {
+    let Some(text) = flags.max_chunk.as_deref() else { return Ok(None) };
+    match bytes("--max-chunk", text)? {
+        size if size < LEAST_CHUNK_BYTES => {
+            Err(UsageError::value("--max-chunk", text, "registries take no pieces smaller than 64k"))
+        }
+        size => Ok(Some(size)),
+    }
 }
 
 fn plan_options(flags: &BuildFlags, ambient: &Ambient) -> Result<PlanOptions, UsageError> {
@@ -325,9 +351,7 @@ mod tests {
     #[test]
     fn what_comes_later_is_an_error() {
         for arguments in [
-            ["--max-disk=1g"].as_slice(),
-            &["--max-memory=1g"],
-            &["--cache-from=type=registry,ref=x"],
+            ["--cache-from=type=registry,ref=x"].as_slice(),
             &["--cache-to=type=inline"],
             &["--sandbox=traced"],
             &["--sandbox=chroot"],
@@ -338,6 +362,17 @@ mod tests {
             assert!(error.to_string().starts_with("not supported yet: "), "{arguments:?}: {error}");
         }
         read(&["--provenance=false", "--sbom=false", "--pull"], &[]).expect("saying no to it is fine");
+    }
+
+    #[test]
+    fn limits_are_read() {
+        let limits = |arguments: &[&str]| read(arguments, &[]).map(|build| build.request.limits);
+        assert_eq!(limits(&["--max-disk=10g"]).expect("fine").disk_bytes, Some(10 << 30));
+        let small = limits(&["--max-memory=64m", "--jobs=100"]).expect("fine");
+        assert_eq!((small.memory_bytes, small.cpu_threads.get(), small.steps.get()), (Some(64 << 20), 4, 100));
+        let chunk = |text| read(&[text], &[]).map(|build| build.request.registry.upload_chunk_bytes);
+        assert_eq!(chunk("--max-chunk=90m").expect("fine"), Some(90 << 20));
+        assert!(chunk("--max-chunk=1k").is_err() && limits(&["--max-memory=1m"]).is_err());
     }
 
     #[test]

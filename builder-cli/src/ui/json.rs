@@ -72,6 +72,29 @@ fn value(event: &Event<'_>) -> Option<Value> {
         Event::Retry { what, attempt, delay } => {
             json!({ "event": "retry", "what": what, "attempt": attempt, "delay": delay.as_secs_f64() })
         }
+        Event::Phase { step, name, elapsed } => {
+            json!({ "event": "phase", "step": step.0, "name": name, "seconds": elapsed.as_secs_f64() })
+        }
+        Event::Packed { step, digest, tar_bytes, blob_bytes, entries } => json!({
+            "event": "packed",
+            "step": step.0,
+            "digest": digest,
+            "tar_bytes": tar_bytes,
+            "blob_bytes": blob_bytes,
+            "entries": entries,
+        }),
+        Event::Done { totals } => json!({
+            "event": "totals",
+            "seconds": totals.elapsed.as_secs_f64(),
+            "pulled": totals.pulled,
+            "pushed": totals.pushed,
+            "compressed": totals.compressed,
+            "read": totals.read,
+            "written": totals.written,
+            "peak_anonymous": totals.peak_anonymous,
+            "peak_disk": totals.peak_disk,
+            "peak_disk_elsewhere": totals.peak_disk_elsewhere,
+        }),
         Event::Exported { target, digest } => json!({ "event": "exported", "target": target, "digest": digest }),
         _ => return None,
     })
@@ -82,7 +105,7 @@ mod tests {
     use std::time::Duration;
 
     use builder_core::dockerfile::{Finding, Span};
-    use builder_core::event::StepId;
+    use builder_core::event::{StepId, Totals};
     use builder_core::oci::{BlobDigest, Sha256};
 
     use super::*;
@@ -109,6 +132,9 @@ mod tests {
             Event::Exists { transfer: Transfer::Push, id: "i" },
             Event::Retry { what: "w", attempt: 2, delay: elapsed },
             Event::Exported { target: "t", digest: Some(digest) },
+            Event::Phase { step, name: "run", elapsed },
+            Event::Packed { step, digest, tar_bytes: 1, blob_bytes: 1, entries: 1 },
+            Event::Done { totals: Totals::default() },
         ] {
             let value = value(&event).expect("a known event");
             let name = value["event"].as_str().expect("a name");

@@ -6,7 +6,7 @@ mod tty;
 
 use std::sync::Arc;
 
-use builder_core::event::{Observer, Silent};
+use builder_core::event::{Observer, Silent, Totals};
 
 use crate::request::Shown;
 
@@ -30,6 +30,23 @@ fn bytes(count: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// The last line: what a build took.
+fn totals(totals: &Totals) -> String {
+    format!(
+        "built in {:.1}s: pulled {}, compressed {}, pushed {}, read {}, wrote {}; at most {} of memory, {} under the work \
+         directory, {} elsewhere",
+        totals.elapsed.as_secs_f64(),
+        bytes(totals.pulled),
+        bytes(totals.compressed),
+        bytes(totals.pushed),
+        bytes(totals.read),
+        bytes(totals.written),
+        bytes(totals.peak_anonymous),
+        bytes(totals.peak_disk),
+        bytes(totals.peak_disk_elsewhere),
+    )
 }
 
 /// The first line of a title: RUN heredocs have several.

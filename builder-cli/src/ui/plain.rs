@@ -74,6 +74,7 @@ impl<W: Write> State<W> {
                 self.line(&format!("{what}: attempt {attempt} in {:.1}s", delay.as_secs_f64()));
             }
             Event::Exported { target, digest: Some(digest) } => self.line(&format!("wrote {target}: {digest}")),
+            Event::Done { totals } => self.line(&super::totals(totals)),
             Event::Exported { target, digest: None } => self.line(&format!("wrote {target}")),
             _ => {}
         }

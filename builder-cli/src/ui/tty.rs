@@ -140,6 +140,12 @@ impl Observer for Tty {
             Event::Retry { what, attempt, delay } => {
                 self.say(&format!("{what}: attempt {attempt} in {:.1}s", delay.as_secs_f64()));
             }
+            Event::Done { totals } => {
+                if let Some(footer) = state.footer.take() {
+                    footer.finish_and_clear();
+                }
+                self.say(&super::totals(&totals));
+            }
             Event::Exported { target, digest } => {
                 let digest = digest.map_or_else(String::new, |digest| format!(": {digest}"));
                 self.say(&format!("wrote {target}{digest}"));

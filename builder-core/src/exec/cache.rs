@@ -3,6 +3,7 @@
 //! ```text
 //! <work>/cache/steps/<key>.json    result of a step: its layer and when it was made
 //! <work>/cache/inputs/<key>.json   content hash of what a step reads from an immutable tree
+//! <work>/cache/sizes/<key>.json    space that a finished tree takes, see `exec::meter`
 //! <work>/cache/last/<place>.json   what the step at this place of this Dockerfile was made from last time
 //! ```
 //!
@@ -48,7 +49,7 @@ impl StepCache {
     /// Opens or creates the cache.
     pub(super) fn open(work_dir: &Path) -> io::Result<Self> {
         let root = work_dir.join("cache");
-        for part in ["steps", "inputs", "last"] {
+        for part in ["steps", "inputs", "last", "sizes"] {
             fs::create_dir_all(root.join(part))?;
         }
         Ok(Self { root })
@@ -76,6 +77,15 @@ impl StepCache {
 
     pub(super) fn put_last(&self, place: Sha256, components: &Components) -> io::Result<()> {
         self.write("last", place, components)
+    }
+
+    /// Space of a directory that does not change, in bytes.
+    pub(super) fn size(&self, key: Sha256) -> Option<u64> {
+        self.read("sizes", key)
+    }
+
+    pub(super) fn put_size(&self, key: Sha256, bytes: u64) -> io::Result<()> {
+        self.write("sizes", key, &bytes)
     }
 
     fn path(&self, part: &str, key: Sha256) -> PathBuf {

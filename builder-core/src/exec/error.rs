@@ -108,6 +108,21 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
+    /// More is kept under the work dir than the build may take (`--max-disk`).
+    #[error(
+        "{used} bytes are in use under the work directory, more than the {budget} that are allowed{}",
+        step.as_ref().map_or_else(String::new, |step| format!(": {grown} of them came during `{step}`"))
+    )]
+    DiskBudget {
+        /// Bytes that are allowed.
+        budget: u64,
+        /// Bytes that were in use.
+        used: u64,
+        /// Title of the step that ran; of several the one during which most came.
+        step: Option<String>,
+        /// Bytes that came since that step began.
+        grown: u64,
+    },
     /// The step cache cannot be written.
     #[error("cannot write the step cache")]
     Cache {
@@ -255,6 +270,7 @@ impl BuildError {
             | Self::Layer(_)
             | Self::Store(_)
             | Self::WorkDir { .. }
+            | Self::DiskBudget { .. }
             | Self::Cache { .. }
             | Self::CacheMount { .. } => ErrorClass::Disk,
             Self::Sandbox(_) => ErrorClass::Sandbox,
@@ -352,6 +368,14 @@ impl Hint for BuildError {
             Self::SecretMissing { id } => Some(format!("give it with `--secret id={id},src=FILE` or `,env=NAME`")),
             Self::SshMissing { id } => Some(format!("give it with `--ssh {id}` while an ssh agent runs")),
             Self::UnknownContext { name } => Some(format!("give it with `--build-context {name}=DIRECTORY`")),
+            Self::DiskBudget { grown: 0, .. } => {
+                Some("`slipway cache prune` removes what earlier builds left, or give more with --max-disk".to_owned())
+            }
+            Self::DiskBudget { .. } => Some(
+                "give more with --max-disk, remove in the same RUN what need not stay, or `slipway cache prune` what earlier \
+                 builds left"
+                    .to_owned(),
+            ),
             Self::WorkDir { .. } => Some("choose a writable directory with `--work-dir` or SLIPWAY_DIR".to_owned()),
             _ => None,
         }

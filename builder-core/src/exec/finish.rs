@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::cache::StepCache;
+use super::meter::Meter;
 use super::prepare::{PlatformPlan, Prepared};
 use super::report::{Recorder, Report};
 use super::request::BuildRequest;
@@ -44,6 +45,7 @@ pub(super) fn build_prepared(
     cancel: &Cancel,
 ) -> Result<BuildResult, BuildError> {
     let started = Instant::now();
+    let io_before = super::report::io_so_far();
     let recorder = Arc::new(Recorder::new(observer));
     let observer: Arc<dyn Observer> = recorder.clone();
     request.check_annotations(&prepared.plans.iter().map(|planned| &planned.plan.platform).collect::<Vec<_>>())?;
@@ -79,25 +81,30 @@ pub(super) fn build_prepared(
         .collect();
     let uploads = Uploads::new(request, &registries, &blobs, &*observer);
     let stop = cancel.child();
-    let (images, written) = uploads.during(&stop, || {
-        let mut images = Vec::new();
-        let mut roots = Vec::new();
-        let mut first_step = 0;
-        for planned in &prepared.plans {
-            let shared =
-                shared(request, &prepared, planned, &*observer, &stop, &trees, &cache, &blobs, &uploads, first_step);
-            first_step += steps(&planned.plan);
-            let target = stage::build_all(&shared)?;
-            images.push(assemble(&shared, planned, &target)?);
-            if request.outputs.iter().any(Target::is_files) {
-                // The tree stays as long as the result it is opened from.
-                let rootfs = target.tree.rootfs(&shared)?;
-                roots.push((planned.plan.platform.clone(), rootfs, target));
+    let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
+    let meter = Meter::new(&request.work_dir, request.limits.disk_bytes, outputs, &cache, &recorder, started);
+    let (images, written) = meter.during(&stop, || {
+        uploads.during(&stop, || {
+            let mut images = Vec::new();
+            let mut roots = Vec::new();
+            let mut first_step = 0;
+            for planned in &prepared.plans {
+                let shared = shared(
+                    request, &prepared, planned, &*observer, &stop, &trees, &cache, &blobs, &uploads, first_step,
+                );
+                first_step += steps(&planned.plan);
+                let target = stage::build_all(&shared)?;
+                images.push(assemble(&shared, planned, &target)?);
+                if request.outputs.iter().any(Target::is_files) {
+                    // The tree stays as long as the result it is opened from.
+                    let rootfs = target.tree.rootfs(&shared)?;
+                    roots.push((planned.plan.platform.clone(), rootfs, target));
+                }
             }
-        }
-        uploads.end();
-        let written = write_outputs(request, &prepared, &blobs, &uploads, &images, &roots, &observer, &stop)?;
-        Ok((images, written))
+            uploads.end();
+            let written = write_outputs(request, &prepared, &blobs, &uploads, &images, &roots, &observer, &stop)?;
+            Ok((images, written))
+        })
     })?;
 
     let mut report = recorder.report();
@@ -106,6 +113,14 @@ pub(super) fn build_prepared(
         images.iter().map(|image| (image.platform.to_string(), image.digest.to_string())).collect::<BTreeMap<_, _>>();
     report.seconds = started.elapsed().as_secs_f64();
     report.peak_memory_bytes = super::report::peak_memory();
+    let peaks = meter.peaks();
+    report.peak_anonymous_bytes = peaks.anonymous;
+    report.peak_disk_bytes = peaks.disk;
+    report.peak_disk_elsewhere_bytes = peaks.elsewhere;
+    let io = super::report::io_so_far();
+    (report.bytes_read, report.bytes_written) = (io.0.saturating_sub(io_before.0), io.1.saturating_sub(io_before.1));
+    report.timeline.samples = meter.samples();
+    observer.event(Event::Done { totals: report.totals() });
     Ok(BuildResult { images, root: written, report })
 }
 
@@ -149,14 +164,11 @@ fn shared<'a>(
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),
-        seals: Places::new(SEALS),
+        seals: Places::new(request.limits.layers_at_once().get()),
         first_step: first_steps,
         uploads,
     }
 }
-
-/// Layers packed at one time: while one waits for the disk or for its last block, another one works.
-const SEALS: usize = 2;
 
 /// Makes config and manifest of the target.
 fn assemble(shared: &Shared<'_>, planned: &PlatformPlan, target: &StageResult) -> Result<Image, BuildError> {

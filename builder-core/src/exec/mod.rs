@@ -18,6 +18,7 @@ mod error;
 mod finish;
 mod inputs;
 mod maintain;
+mod meter;
 mod mounts;
 mod prepare;
 mod report;
@@ -26,6 +27,7 @@ mod running;
 mod shared;
 mod ssh;
 mod stage;
+mod trace;
 mod uploads;
 
 pub use error::{BuildError, ErrorClass};

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::shared::lock;
-use crate::event::{Event, Observer, Transfer};
+use super::trace::{self, Sample, Span};
+use crate::event::{Event, Observer, StepId, Totals, Transfer};
 
 /// What a build did. Serialised as `--report` writes it; fields are added, never changed, within one `version`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -28,6 +30,11 @@ pub struct Report {
     pub bytes_pushed: u64,
     /// Bytes of tar that went through a compressor.
     pub bytes_compressed: u64,
+    /// Bytes that the builder and the commands that it ran read by system calls (proc_pid_io(5), `rchar`): files, pipes and
+    /// sockets, cached or not.
+    pub bytes_read: u64,
+    /// The same for writing (`wchar`).
+    pub bytes_written: u64,
     /// Blobs that a registry had already.
     pub blobs_already_there: u64,
     /// Requests that were tried again.
@@ -36,6 +43,44 @@ pub struct Report {
     pub seconds: f64,
     /// Largest resident set of the process so far, in bytes (proc_pid_status(5), `VmHWM`); file pages that it maps count.
     pub peak_memory_bytes: u64,
+    /// Most anonymous memory of the process that was seen, in bytes (proc_pid_status(5), `RssAnon`).
+    pub peak_anonymous_bytes: u64,
+    /// Most space below the work dir that was seen, in bytes; what earlier builds left there counts.
+    pub peak_disk_bytes: u64,
+    /// Most bytes that were seen in regular files open for writing that are neither below the work dir nor an output.
+    pub peak_disk_elsewhere_bytes: u64,
+    /// When everything happened; [`Report::trace`] makes it readable for viewers.
+    #[serde(skip)]
+    pub(super) timeline: Timeline,
+}
+
+/// Everything that a trace shows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Timeline {
+    spans: Vec<Span>,
+    pub(super) samples: Vec<Sample>,
+}
+
+impl Report {
+    /// The numbers of the last line.
+    pub(super) fn totals(&self) -> Totals {
+        Totals {
+            elapsed: Duration::from_secs_f64(self.seconds),
+            pulled: self.bytes_pulled,
+            pushed: self.bytes_pushed,
+            compressed: self.bytes_compressed,
+            read: self.bytes_read,
+            written: self.bytes_written,
+            peak_anonymous: self.peak_anonymous_bytes,
+            peak_disk: self.peak_disk_bytes,
+            peak_disk_elsewhere: self.peak_disk_elsewhere_bytes,
+        }
+    }
+
+    /// The build as a value in Chrome's Trace Event Format, which `chrome://tracing`, Perfetto and speedscope open.
+    pub fn trace(&self) -> serde_json::Value {
+        trace::chrome(self.timeline.spans.clone(), &self.timeline.samples)
+    }
 }
 
 /// One step.
@@ -51,8 +96,22 @@ pub struct StepReport {
     /// diff_id of its layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<String>,
+    /// Digest of its blob, if it was made now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blob: Option<String>,
     /// Wall time in seconds.
     pub seconds: f64,
+    /// Wall time of its parts in seconds: `inputs`, `tree`, `run`, `copy`, `changes`, `layer`, `keep`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub phases: BTreeMap<&'static str, f64>,
+    /// Entries of its layer, if it was made now.
+    pub entries: u64,
+    /// Bytes of tar that were read from the tree and compressed.
+    pub bytes_compressed: u64,
+    /// Bytes of blob that were written to the store.
+    pub bytes_written: u64,
+    /// Bytes of its layer that were pushed.
+    pub bytes_pushed: u64,
     /// `done`, `failed`, `cancelled` or `running`.
     pub state: &'static str,
 }
@@ -62,60 +121,111 @@ const REPORT_VERSION: u32 = 1;
 
 /// Largest resident set of this process so far in bytes (proc_pid_status(5), `VmHWM`); 0 where /proc cannot be read.
 pub(super) fn peak_memory() -> u64 {
+    status_bytes("VmHWM:")
+}
+
+/// A size in `/proc/self/status`, in bytes; 0 where it cannot be read.
+pub(super) fn status_bytes(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes: Option<u64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
     kibibytes.unwrap_or(0) * 1024
+}
+
+/// Bytes that this process and its ended children read and wrote so far (proc_pid_io(5)); zeros where it cannot be read.
+pub(super) fn io_so_far() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let value = |name: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(name));
+        found.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    };
+    (value("rchar:"), value("wchar:"))
 }
 
 /// Passes events on and counts them.
 pub(super) struct Recorder {
     inner: Arc<dyn Observer>,
+    begun: Instant,
     seen: Mutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
     steps: BTreeMap<usize, StepReport>,
-    transfers: BTreeMap<(Transfer, String), u64>,
+    begun: BTreeMap<usize, Duration>,
+    transfers: BTreeMap<(Transfer, String), Moved>,
+    spans: Vec<Span>,
     already_there: u64,
     retries: u64,
     pushed: Vec<String>,
 }
 
+/// One transfer.
+struct Moved {
+    bytes: u64,
+    first: Duration,
+    last: Duration,
+}
+
 impl Recorder {
     pub(super) fn new(inner: Arc<dyn Observer>) -> Self {
-        Self { inner, seen: Mutex::default() }
+        Self { inner, begun: Instant::now(), seen: Mutex::default() }
     }
 
-    /// The report so far; digests and time are filled in by the caller.
+    /// Titles of steps that began and did not end yet.
+    pub(super) fn running(&self) -> Vec<String> {
+        let seen = lock(&self.seen);
+        seen.steps.values().filter(|step| step.state == RUNNING).map(|step| step.title.clone()).collect()
+    }
+
+    /// The report so far; digests and what was measured are filled in by the caller.
     pub(super) fn report(&self) -> Report {
         let seen = lock(&self.seen);
         let bytes = |wanted: Transfer| {
-            seen.transfers.iter().filter(|((transfer, _), _)| *transfer == wanted).map(|(_, bytes)| bytes).sum()
+            seen.transfers.iter().filter(|((transfer, _), _)| *transfer == wanted).map(|(_, moved)| moved.bytes).sum()
         };
+        let mut steps: Vec<StepReport> = seen.steps.values().cloned().collect();
+        for step in &mut steps {
+            let blob = step.blob.clone().unwrap_or_default();
+            step.bytes_pushed = seen.transfers.get(&(Transfer::Push, blob)).map_or(0, |moved| moved.bytes);
+        }
+        let mut spans = seen.spans.clone();
+        for ((transfer, id), moved) in &seen.transfers {
+            let kind = match transfer {
+                Transfer::Pull => "pull",
+                Transfer::Push => "push",
+                // A phase of its step.
+                Transfer::Compress => continue,
+            };
+            let details = json!({"bytes": moved.bytes});
+            spans.push(Span { name: id.clone(), kind, begun: moved.first, ended: moved.last, details });
+        }
         Report {
             version: REPORT_VERSION,
-            steps: seen.steps.values().cloned().collect(),
+            steps,
             bytes_pulled: bytes(Transfer::Pull),
             bytes_pushed: bytes(Transfer::Push),
             bytes_compressed: bytes(Transfer::Compress),
             blobs_already_there: seen.already_there,
             retries: seen.retries,
             pushed: seen.pushed.clone(),
+            timeline: Timeline { spans, samples: Vec::new() },
             ..Report::default()
         }
     }
 }
 
+/// State of a step that began and did not end yet.
+const RUNNING: &str = "running";
+
 impl Seen {
-    fn note(&mut self, event: &Event<'_>) {
-        let seconds = |elapsed: &Duration| elapsed.as_secs_f64();
+    fn note(&mut self, event: &Event<'_>, now: Duration) {
         match event {
             Event::StepStarted { step, title } => {
                 let report = self.steps.entry(step.0).or_default();
                 report.title = (*title).to_owned();
-                report.state = "running";
+                report.state = RUNNING;
+                self.begun.insert(step.0, now);
             }
             Event::CacheMiss { step, reason } => {
                 self.steps.entry(step.0).or_default().miss = Some((*reason).to_owned());
@@ -124,18 +234,33 @@ impl Seen {
                 let report = self.steps.entry(step.0).or_default();
                 report.cached = *cached;
                 report.layer = layer.map(|layer| layer.to_string());
-                report.seconds = seconds(elapsed);
-                report.state = "done";
+                self.ended(*step, "done", Some(*elapsed), now);
             }
-            Event::StepFailed { step, elapsed } => {
+            Event::StepFailed { step, elapsed } => self.ended(*step, "failed", Some(*elapsed), now),
+            Event::StepCancelled { step } => self.ended(*step, "cancelled", None, now),
+            Event::Phase { step, name, elapsed } => {
                 let report = self.steps.entry(step.0).or_default();
-                report.seconds = seconds(elapsed);
-                report.state = "failed";
+                *report.phases.entry(name).or_default() += elapsed.as_secs_f64();
+                self.spans.push(Span {
+                    name: (*name).to_owned(),
+                    kind: "phase",
+                    begun: now.saturating_sub(*elapsed),
+                    ended: now,
+                    details: json!({"step": report.title}),
+                });
             }
-            Event::StepCancelled { step } => self.steps.entry(step.0).or_default().state = "cancelled",
+            Event::Packed { step, digest, tar_bytes, blob_bytes, entries } => {
+                let report = self.steps.entry(step.0).or_default();
+                report.blob = Some(digest.to_string());
+                report.bytes_compressed = *tar_bytes;
+                report.bytes_written = *blob_bytes;
+                report.entries = *entries;
+            }
             Event::Progress { transfer, id, done, .. } => {
-                let bytes = self.transfers.entry((*transfer, (*id).to_owned())).or_default();
-                *bytes = (*bytes).max(*done);
+                let new = || Moved { bytes: 0, first: now, last: now };
+                let moved = self.transfers.entry((*transfer, (*id).to_owned())).or_insert_with(new);
+                moved.bytes = moved.bytes.max(*done);
+                moved.last = now;
             }
             Event::Exists { transfer: Transfer::Push, .. } => self.already_there += 1,
             Event::Retry { .. } => self.retries += 1,
@@ -143,11 +268,25 @@ impl Seen {
             _ => {}
         }
     }
+
+    fn ended(&mut self, step: StepId, state: &'static str, elapsed: Option<Duration>, now: Duration) {
+        let report = self.steps.entry(step.0).or_default();
+        report.state = state;
+        report.seconds = elapsed.map_or(report.seconds, |elapsed| elapsed.as_secs_f64());
+        let begun = self.begun.get(&step.0).copied().unwrap_or(now);
+        let details = json!({
+            "state": state,
+            "cached": report.cached,
+            "tar bytes": report.bytes_compressed,
+            "blob bytes": report.bytes_written,
+        });
+        self.spans.push(Span { name: report.title.clone(), kind: "step", begun, ended: now, details });
+    }
 }
 
 impl Observer for Recorder {
     fn event(&self, event: Event<'_>) {
-        lock(&self.seen).note(&event);
+        lock(&self.seen).note(&event, self.begun.elapsed());
         self.inner.event(event);
     }
 }
@@ -155,7 +294,7 @@ impl Observer for Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Silent, StepId};
+    use crate::event::Silent;
 
     #[test]
     fn a_report_is_the_sum_of_its_events() {
@@ -173,5 +312,7 @@ mod tests {
         assert_eq!(report.steps.len(), 1);
         assert_eq!(report.steps[0].miss.as_deref(), Some("instruction changed"));
         assert_eq!((report.steps[0].seconds, report.steps[0].state), (2.0, "done"));
+        let names: Vec<&str> = report.timeline.spans.iter().map(|span| span.name.as_str()).collect();
+        assert_eq!(names, ["[1/1] RUN true", "a", "b"]);
     }
 }

@@ -140,6 +140,8 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         started: Instant,
     ) -> Result<Option<(MadeLayer, bool)>, BuildError> {
         let shared = self.shared;
+        let phases = Phases { shared, step: id };
+        let begun = Instant::now();
         let copy = match &step.action {
             Action::Copy(action) => Some(copying::Prepared::new(shared, action)?),
             Action::Run(_) | Action::Workdir(_) => None,
@@ -149,6 +151,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             (Action::Copy(_), Some(prepared)) => prepared.inputs()?,
             _ => Inputs { items: BTreeMap::new() },
         };
+        phases.done("inputs", begun);
         let detached = matches!(&step.action, Action::Copy(action) if crate::copy::links(action));
         let key = StepKey { shared, stage: self.stage, step, index, inputs };
         // Below a layer that is being made nothing is looked up: what stands on a large layer made just now was hardly ever
@@ -186,11 +189,12 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             let tree_step = empty.begin()?;
             prepared.apply(tree_step.rootfs())?;
             let changes = self.changes(&tree_step, &[])?;
-            let layer = shared.seal(&changes, tree_step.rootfs(), &step.title)?;
+            let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
             self.settle()?;
             self.tree = None;
             layer
         } else {
+            let begun = Instant::now();
             let mut tree = match self.tree.take() {
                 Some(tree) => tree,
                 None => {
@@ -207,7 +211,10 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
                 Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
             }
+            phases.done(if matches!(step.action, Action::Run(_)) { "run" } else { "copy" }, begun);
+            let begun = Instant::now();
             let changes = self.changes(&tree_step, &self.layers)?;
+            phases.done("changes", begun);
             let more = index + 1 < self.stage.steps.len();
             let large = more && content_bytes(&changes) >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
             if large || !self.coming.is_empty() {
@@ -216,12 +223,14 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                 self.make_meanwhile(key, step, changes, id, started);
                 return Ok(None);
             }
-            let layer = shared.seal(&changes, tree_step.rootfs(), &step.title)?;
+            let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
             tree_step.commit(layer.diff_id)?;
             self.tree = Some(tree);
             layer
         };
+        let begun = Instant::now();
         let made = key.keep(self.chain(), layer)?;
+        phases.done("keep", begun);
         Ok(Some((made, false)))
     }
 
@@ -250,7 +259,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         let thread = self.scope.spawn(move || {
             let (shared, stage, step) = (key.shared, key.stage, key.step);
             let made = (|| {
-                let layer = shared.seal(&changes, detached.rootfs(), &step.title)?;
+                let layer = shared.seal(&changes, detached.rootfs(), step, id)?;
                 drop(changes);
                 let below = below.wait()?;
                 let chain = ChainId::extend(below, layer.diff_id);
@@ -361,10 +370,23 @@ impl StepKey<'_> {
     }
 }
 
+/// Tells how long the parts of a step take.
+struct Phases<'a> {
+    shared: &'a Shared<'a>,
+    step: StepId,
+}
+
+impl Phases<'_> {
+    fn done(&self, name: &'static str, begun: Instant) {
+        self.shared.observer.event(Event::Phase { step: self.step, name, elapsed: begun.elapsed() });
+    }
+}
+
 impl Shared<'_> {
     /// Writes changes of a tree as a layer.
-    fn seal(&self, changes: &[Change], rootfs: &Rootfs, title: &str) -> Result<SealedLayer, BuildError> {
+    fn seal(&self, changes: &[Change], rootfs: &Rootfs, step: &Step, id: StepId) -> Result<SealedLayer, BuildError> {
         let _turn = self.seals.enter();
+        let begun = Instant::now();
         let options = LayerOptions {
             compression: self.request.layer_compression(),
             docker_media_types: self.request.docker_media_types(),
@@ -372,10 +394,19 @@ impl Shared<'_> {
         };
         let progress = |done| {
             let transfer = crate::event::Transfer::Compress;
-            self.observer.event(Event::Progress { transfer, id: title, done, total: None });
+            self.observer.event(Event::Progress { transfer, id: &step.title, done, total: None });
         };
         let limits = &self.request.limits;
-        Ok(layer::write(changes, rootfs, self.store, &options, limits, &self.cancel, &progress)?)
+        let layer = layer::write(changes, rootfs, self.store, &options, limits, &self.cancel, &progress)?;
+        Phases { shared: self, step: id }.done("layer", begun);
+        self.observer.event(Event::Packed {
+            step: id,
+            digest: layer.blob.digest,
+            tar_bytes: layer.uncompressed_bytes,
+            blob_bytes: layer.blob.size,
+            entries: layer.entries,
+        });
+        Ok(layer)
     }
 }
 

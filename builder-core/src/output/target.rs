@@ -305,6 +305,17 @@ impl Target {
         self.oci_media_types == Some(false)
     }
 
+    /// The directory in which this writes files; `None` for registries, standard output, and what writes nothing.
+    pub fn directory(&self) -> Option<PathBuf> {
+        match &self.exporter {
+            Exporter::OciArchive(Destination::File(path))
+            | Exporter::DockerArchive(Destination::File(path))
+            | Exporter::Tar { to: Destination::File(path), .. } => path.parent().map(Path::to_owned),
+            Exporter::OciDirectory(directory) | Exporter::Local { directory, .. } => Some(directory.clone()),
+            _ => None,
+        }
+    }
+
     /// Whether this needs the files of the result, not an image.
     pub fn is_files(&self) -> bool {
         matches!(self.exporter, Exporter::Tar { .. } | Exporter::Local { .. })

@@ -1,0 +1,366 @@
+//! What a build takes while it runs: space below the work dir, files elsewhere, memory. Measured from outside of the code
+//! that takes it, so that nothing can forget to count.
+//!
+//! A thread looks every now and then, more rarely where looking takes longer. What has a name below `trees` never changes,
+//! so its size is kept (`<work>/cache/sizes/`) and only what is being worked on is walked each time.
+//!
+//! # Limitations
+//! Between two looks more may be taken than the peak says, and a command in a RUN can pass the budget by what it writes in
+//! that time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::BuildError;
+use super::cache::StepCache;
+use super::report::Recorder;
+use super::shared::lock;
+use super::trace::Sample;
+use crate::cancel::Cancel;
+use crate::event::{Event, Observer as _};
+use crate::oci::Sha256;
+
+/// Shortest and longest time between two looks.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// The same where a budget must be kept.
+const PAUSE_WITH_BUDGET: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// A look takes at most one part in so many of the time.
+const SHARE: u32 = 20;
+
+/// The same where a budget must be kept.
+const SHARE_WITH_BUDGET: u32 = 4;
+
+/// Samples that a trace holds; every second one goes when there are more.
+const MOST_SAMPLES: usize = 4096;
+
+/// Free space on the volume of the work dir below which a build tells so: this many bytes, or one part in fifty.
+const LITTLE_FREE_BYTES: u64 = 256 << 20;
+
+/// What a build took at most.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Peaks {
+    /// Space below the work dir, in bytes.
+    pub(super) disk: u64,
+    /// Regular files open for writing that are neither there nor an output, in bytes.
+    pub(super) elsewhere: u64,
+    /// Anonymous memory of this process, in bytes.
+    pub(super) anonymous: u64,
+}
+
+/// Looks at one build.
+pub(super) struct Meter<'a> {
+    work_dir: PathBuf,
+    budget: Option<u64>,
+    /// Directories in which outputs appear.
+    outputs: Vec<PathBuf>,
+    cache: &'a StepCache,
+    recorder: &'a Recorder,
+    begun: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    peaks: Peaks,
+    samples: Vec<Sample>,
+    /// Only every so-many-th look becomes a sample.
+    stride: usize,
+    looks: usize,
+    /// Sizes of what does not change.
+    known: BTreeMap<PathBuf, u64>,
+    /// Space below the work dir when each running step was first seen.
+    at_beginning: BTreeMap<String, u64>,
+    exceeded: Option<BuildError>,
+    told: bool,
+}
+
+impl<'a> Meter<'a> {
+    pub(super) fn new(
+        work_dir: &Path,
+        budget: Option<u64>,
+        outputs: Vec<PathBuf>,
+        cache: &'a StepCache,
+        recorder: &'a Recorder,
+        begun: Instant,
+    ) -> Self {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        Self {
+            work_dir: real(work_dir),
+            budget,
+            outputs: outputs.iter().map(|path| real(path)).collect(),
+            cache,
+            recorder,
+            begun,
+            state: Mutex::new(State { stride: 1, ..State::default() }),
+        }
+    }
+
+    /// Measures while `build` runs, and ends it when it takes more than it may.
+    ///
+    /// # Errors
+    /// That of `build`, or [`BuildError::DiskBudget`].
+    pub(super) fn during<T>(
+        &self,
+        stop: &Cancel,
+        build: impl FnOnce() -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        let (running, ended) = crossbeam_channel::bounded::<()>(0);
+        std::thread::scope(|scope| {
+            scope.spawn(move || self.watch(stop, &ended));
+            let result = build();
+            drop(running);
+            result
+        })
+        .map_err(|error| match (error, lock(&self.state).exceeded.take()) {
+            (BuildError::Cancelled, Some(exceeded)) => exceeded,
+            (error, _) => error,
+        })
+    }
+
+    pub(super) fn peaks(&self) -> Peaks {
+        lock(&self.state).peaks.clone()
+    }
+
+    pub(super) fn samples(&self) -> Vec<Sample> {
+        lock(&self.state).samples.clone()
+    }
+
+    fn watch(&self, stop: &Cancel, ended: &Receiver<()>) {
+        let (pause, share) = match self.budget {
+            Some(_) => (PAUSE_WITH_BUDGET, SHARE_WITH_BUDGET),
+            None => (PAUSE, SHARE),
+        };
+        loop {
+            let looked = Instant::now();
+            self.look(stop);
+            let wait = (looked.elapsed() * share).clamp(pause.0, pause.1);
+            match ended.recv_timeout(wait) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        // What is there at the end counts in any case.
+        self.look(stop);
+    }
+
+    fn look(&self, stop: &Cancel) {
+        let disk = self.space();
+        let (anonymous, elsewhere) = (anonymous_memory(), self.elsewhere());
+        let running = self.recorder.running();
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        state.peaks.disk = state.peaks.disk.max(disk);
+        state.peaks.anonymous = state.peaks.anonymous.max(anonymous);
+        state.peaks.elsewhere = state.peaks.elsewhere.max(elsewhere);
+        if state.looks.is_multiple_of(state.stride) {
+            state.samples.push(Sample { at: self.begun.elapsed(), anonymous, disk });
+            if state.samples.len() > MOST_SAMPLES {
+                let mut keep = false;
+                state.samples.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+                state.stride *= 2;
+            }
+        }
+        state.looks += 1;
+        state.at_beginning.retain(|title, _| running.contains(title));
+        for title in &running {
+            state.at_beginning.entry(title.clone()).or_insert(disk);
+        }
+        if let Some(budget) = self.budget.filter(|budget| disk > *budget)
+            && state.exceeded.is_none()
+        {
+            // Of several the one during which most came.
+            let grown = |(title, before): (&String, &u64)| (disk.saturating_sub(*before), title.clone());
+            let (grown, step) = state.at_beginning.iter().map(grown).max().unzip();
+            let grown = grown.unwrap_or(0);
+            state.exceeded = Some(BuildError::DiskBudget { budget, used: disk, step, grown });
+            stop.cancel();
+        }
+        if !state.told
+            && let Some((free, total)) = free_space(&self.work_dir)
+            && free < LITTLE_FREE_BYTES.min(total / 50)
+        {
+            state.told = true;
+            let path = self.work_dir.display();
+            let message = format!("only {free} bytes are free on the volume of the work directory `{path}`");
+            self.recorder.event(Event::Notice { message: &message });
+        }
+    }
+
+    /// Space that everything below the work dir takes.
+    fn space(&self) -> u64 {
+        let mut links = BTreeSet::new();
+        let mut total = 0;
+        let mut named = Vec::new();
+        for entry in fs::read_dir(&self.work_dir).into_iter().flatten().flatten() {
+            if entry.file_name() != "trees" {
+                total += walk(&entry.path(), &mut links);
+                continue;
+            }
+            for kind in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                if matches!(kind.file_name().to_str(), Some("layers" | "flat" | "plain")) {
+                    named.extend(fs::read_dir(kind.path()).into_iter().flatten().flatten().map(|entry| entry.path()));
+                } else {
+                    total += walk(&kind.path(), &mut links);
+                }
+            }
+        }
+        total + named.iter().map(|path| self.size_of(path)).sum::<u64>()
+    }
+
+    /// Size of a directory that does not change as long as it has its name.
+    fn size_of(&self, path: &Path) -> u64 {
+        if let Some(known) = lock(&self.state).known.get(path) {
+            return *known;
+        }
+        let name = path.strip_prefix(&self.work_dir).unwrap_or(path);
+        let key = Sha256::of(name.as_os_str().as_encoded_bytes());
+        let size = match self.cache.size(key) {
+            Some(known) => known,
+            None => {
+                let size = walk(path, &mut BTreeSet::new());
+                // It may have lost its name while it was walked.
+                if !path.exists() {
+                    return size;
+                }
+                if let Err(error) = self.cache.put_size(key, size) {
+                    tracing::debug!(%error, "the size of a tree is not kept");
+                }
+                size
+            }
+        };
+        lock(&self.state).known.insert(path.to_owned(), size);
+        size
+    }
+
+    /// Regular files that this process has open for writing where it should not (proc_pid_fd(5), proc_pid_fdinfo(5)).
+    fn elsewhere(&self) -> u64 {
+        let mut total = 0;
+        for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let allowed = ["/dev", "/proc", "/sys", "/memfd:"].iter().any(|other| target.starts_with(other));
+            let is_ours =
+                target.starts_with(&self.work_dir) || self.outputs.iter().any(|place| target.starts_with(place));
+            // 0 to 2 are the caller's.
+            let standard =
+                entry.file_name().to_str().and_then(|number| number.parse::<u32>().ok()).is_none_or(|n| n < 3);
+            if !target.is_absolute() || allowed || is_ours || standard {
+                continue;
+            }
+            let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).unwrap_or_default();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
+            const ACCESS: u32 = 3;
+            if flags & ACCESS != 0
+                && let Ok(metadata) = fs::metadata(entry.path())
+                && metadata.is_file()
+            {
+                tracing::debug!(path = %target.display(), "a file outside of the work dir is open for writing");
+                total += metadata.blocks() * 512;
+            }
+        }
+        total
+    }
+}
+
+/// Space that `top` and everything below it takes; what vanishes meanwhile takes none. Hard links count once.
+fn walk(top: &Path, links: &mut BTreeSet<(u64, u64)>) -> u64 {
+    let mut total = 0;
+    let mut pending = vec![top.to_owned()];
+    while let Some(path) = pending.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        } else if metadata.nlink() > 1 && !links.insert((metadata.dev(), metadata.ino())) {
+            continue;
+        }
+        // stat(2): blocks are of 512 bytes whatever the file system's own are.
+        total += metadata.blocks() * 512;
+    }
+    total
+}
+
+/// Free and total bytes of the volume of `path`.
+pub(super) fn free_space(path: &Path) -> Option<(u64, u64)> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    Some((found.f_bavail.saturating_mul(found.f_frsize), found.f_blocks.saturating_mul(found.f_frsize)))
+}
+
+/// Anonymous memory of this process in bytes (proc_pid_status(5), `RssAnon`); 0 where /proc cannot be read.
+fn anonymous_memory() -> u64 {
+    super::report::status_bytes("RssAnon:")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::event::Silent;
+
+    #[test]
+    fn everything_below_the_work_dir_counts_once() {
+        let work = tempfile::tempdir().expect("a directory");
+        let cache = StepCache::open(work.path()).expect("a cache");
+        let recorder = Recorder::new(Arc::new(Silent));
+        let meter = Meter::new(work.path(), None, Vec::new(), &cache, &recorder, Instant::now());
+        let before = meter.space();
+        let layer = work.path().join("trees/layers/00");
+        fs::create_dir_all(&layer).expect("a directory");
+        fs::create_dir_all(work.path().join("blobs")).expect("a directory");
+        fs::write(layer.join("a"), vec![1; 100_000]).expect("a file");
+        fs::hard_link(layer.join("a"), layer.join("b")).expect("a link");
+        fs::write(work.path().join("blobs/x"), vec![1; 50_000]).expect("a file");
+        let grown = meter.space() - before;
+        assert!((150_000..200_000).contains(&grown), "{grown}");
+        // A named tree is not walked again, by nobody.
+        fs::write(layer.join("c"), vec![1; 100_000]).expect("a file");
+        let other = Meter::new(work.path(), None, Vec::new(), &cache, &recorder, Instant::now());
+        assert!(meter.space() - before < 200_000 && other.space() - before < 200_000);
+    }
+
+    #[test]
+    fn a_file_elsewhere_is_seen() {
+        let work = tempfile::tempdir().expect("a directory");
+        let other = tempfile::tempdir().expect("a directory");
+        let cache = StepCache::open(work.path()).expect("a cache");
+        let recorder = Recorder::new(Arc::new(Silent));
+        let meter = |outputs| Meter::new(work.path(), None, outputs, &cache, &recorder, Instant::now());
+        let (strict, lenient) = (meter(Vec::new()), meter(vec![other.path().to_owned()]));
+        let file = fs::File::create(other.path().join("x")).expect("a file");
+        std::io::Write::write_all(&mut &file, &[1; 100_000]).expect("written");
+        assert!(strict.elsewhere() >= 100_000 + lenient.elsewhere());
+    }
+
+    #[test]
+    fn more_than_the_budget_ends_a_build() {
+        let work = tempfile::tempdir().expect("a directory");
+        let cache = StepCache::open(work.path()).expect("a cache");
+        let recorder = Recorder::new(Arc::new(Silent));
+        let meter = Meter::new(work.path(), Some(1 << 20), Vec::new(), &cache, &recorder, Instant::now());
+        let stop = Cancel::default();
+        let error = meter
+            .during(&stop, || -> Result<(), BuildError> {
+                recorder.event(Event::StepStarted { step: crate::event::StepId(0), title: "RUN large" });
+                fs::write(work.path().join("large"), vec![1; 2 << 20]).expect("a file");
+                while !stop.is_cancelled() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(BuildError::Cancelled)
+            })
+            .expect_err("too much");
+        let BuildError::DiskBudget { budget, used, step, .. } = &error else { panic!("{error}") };
+        assert_eq!((*budget, step.as_deref()), (1 << 20, Some("RUN large")));
+        assert!(*used > *budget);
+    }
+}
