@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build demo test lint doc bench bench-e2e fuzz clean
+.PHONY: help setup build static demo test lint doc bench bench-e2e fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,9 @@ setup: ## Install what tests and demo use (Debian, as root); says what is missin
 
 build: ## The release binary: target/release/slipway
 	$(CARGO) build --release -p builder-cli
+
+static: ## One file without shared libraries, for scratch images: target/release/slipway-static
+	@CARGO=$(CARGO) scripts/static release
 
 demo: setup ## Build, export and push an image, then build it again from the cache
 	@scripts/demo

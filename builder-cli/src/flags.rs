@@ -141,14 +141,14 @@ pub enum Trees {
 /// `--sandbox`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Sandbox {
-    /// the best that works
+    /// the strongest that works
     #[default]
     Auto,
     /// user and mount namespaces, or an error
     Namespaces,
-    /// chroot without mounts (not supported yet)
+    /// chroot without mounts as root with default capabilities, or an error
     Chroot,
-    /// ptrace, without any privilege (not supported yet)
+    /// every call supervised, without any privilege, or an error
     Traced,
 }
 

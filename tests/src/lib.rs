@@ -6,6 +6,7 @@
 
 pub mod conformance;
 pub mod listing;
+pub mod pods;
 pub mod process;
 pub mod registry;
 pub mod slipway;

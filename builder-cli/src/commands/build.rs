@@ -27,8 +27,15 @@ static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
 /// Builds, checks or plans.
 pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
-    // First of all: namespaces can be entered by a process with one thread only.
-    let environment = match sandbox::enter() {
+    let state = match request::state(&flags.state, ambient) {
+        Ok(state) => state,
+        Err(error) => {
+            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            return Exit::Usage.into();
+        }
+    };
+    // Early: namespaces can be entered by a process with one thread only.
+    let environment = match sandbox::enter_as(&state.wish) {
         Ok(environment) => environment,
         Err(error) => {
             diagnostics::plain(&format!("cannot set up namespaces: {error}"), None);

@@ -27,7 +27,7 @@ pub fn run(command: &CacheCommand, ambient: &Ambient) -> ExitCode {
         }
     };
     // Files of other ids can be seen and removed only where those ids exist.
-    if let Err(error) = sandbox::enter() {
+    if let Err(error) = sandbox::enter_as(&state.wish) {
         diagnostics::plain(&format!("cannot set up namespaces: {error}"), None);
         return Exit::Sandbox.into();
     }

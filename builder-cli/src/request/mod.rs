@@ -23,7 +23,7 @@ use builder_core::output::{Exporter, Target};
 use builder_core::plan::{NetworkMode, PlanOptions, RunDefaults};
 use builder_core::registry::RegistryOptions;
 use builder_core::rootfs::TreeMode;
-use builder_core::sandbox::Environment;
+use builder_core::sandbox::{Environment, Tier, Wish};
 
 use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees};
 use values::{bytes, host, name_values, ulimit};
@@ -81,6 +81,8 @@ pub struct State {
     pub work_dir: PathBuf,
     /// How trees are kept; `None` probes.
     pub tree_mode: Option<TreeMode>,
+    /// How commands shall be confined.
+    pub wish: Wish,
 }
 
 /// Reads the flags of `slipway build`; `environment` is what this process may do.
@@ -168,18 +170,21 @@ fn refuse_what_comes_later(flags: &BuildFlags) -> Result<(), UsageError> {
 /// Reads `--work-dir`, `--trees` and `--sandbox`.
 ///
 /// # Errors
-/// If no work directory is named and there is no home, or a sandbox is asked for that comes later.
+/// If no work directory is named and there is no home.
 pub fn state(flags: &StateFlags, ambient: &Ambient) -> Result<State, UsageError> {
-    match flags.sandbox {
-        Sandbox::Auto | Sandbox::Namespaces => {}
-        Sandbox::Chroot => return Err(UsageError::not_yet("--sandbox chroot")),
-        Sandbox::Traced => return Err(UsageError::not_yet("--sandbox traced")),
-    }
+    let work_dir = match &flags.work_dir {
+        Some(dir) => ambient.cwd.join(dir),
+        None => ambient.default_work_dir()?,
+    };
+    let tier = match flags.sandbox {
+        Sandbox::Auto => None,
+        Sandbox::Namespaces => Some(Tier::Namespaces),
+        Sandbox::Chroot => Some(Tier::Chroot),
+        Sandbox::Traced => Some(Tier::Traced),
+    };
     Ok(State {
-        work_dir: match &flags.work_dir {
-            Some(dir) => ambient.cwd.join(dir),
-            None => ambient.default_work_dir()?,
-        },
+        wish: Wish { tier, work_dir: Some(work_dir.clone()) },
+        work_dir,
         tree_mode: match flags.trees {
             Trees::Auto => None,
             Trees::Overlay => Some(TreeMode::Overlay),
@@ -353,8 +358,6 @@ mod tests {
         for arguments in [
             ["--cache-from=type=registry,ref=x"].as_slice(),
             &["--cache-to=type=inline"],
-            &["--sandbox=traced"],
-            &["--sandbox=chroot"],
             &["--provenance=mode=max"],
             &["--sbom=true"],
         ] {

@@ -22,9 +22,10 @@ use crate::oci::{Descriptor, Platform, Reference};
 use crate::output::{
     self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Target,
 };
-use crate::plan::Plan;
+use crate::plan::{Action, Plan};
 use crate::registry::{Credentials, Registry};
-use crate::rootfs::{Rootfs, Trees};
+use crate::rootfs::{Rootfs, TreeMode, Trees, Volume};
+use crate::sandbox::{IdMapping, SandboxError, Tier};
 
 /// What a build made.
 #[derive(Debug)]
@@ -52,7 +53,11 @@ pub(super) fn build_prepared(
     if request.docker_media_types() && request.outputs.iter().any(|output| !output.annotations.is_empty()) {
         observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
     }
-    let trees = Trees::open(&request.work_dir, request.tree_mode, maintain::ownership(&request.environment))?;
+    let ownership = maintain::ownership(&request.work_dir, &request.environment);
+    let trees = Trees::open(&request.work_dir, request.tree_mode, ownership)?;
+    if prepared.plans.iter().any(|planned| has_commands(&planned.plan)) {
+        commands_can_run(request, &trees)?;
+    }
     let cache = StepCache::open(&request.work_dir)
         .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
     let steps = |plan: &Plan| plan.stages.iter().map(|stage| stage.steps.len()).sum::<usize>();
@@ -122,6 +127,25 @@ pub(super) fn build_prepared(
     report.timeline.samples = meter.samples();
     observer.event(Event::Done { totals: report.totals() });
     Ok(BuildResult { images, root: written, report })
+}
+
+fn has_commands(plan: &Plan) -> bool {
+    plan.stages.iter().flat_map(|stage| &stage.steps).any(|step| matches!(step.action, Action::Run(_)))
+}
+
+/// Before the first step, so that nobody waits for an hour to learn it.
+fn commands_can_run(request: &BuildRequest, trees: &Trees) -> Result<(), SandboxError> {
+    let environment = &request.environment;
+    environment.available()?;
+    let elsewhere = environment.tier != Some(Tier::Namespaces) || environment.ids == IdMapping::Root;
+    // As root the sandbox's own mount allows it; in a user namespace the flag is locked. overlayfs has flags of its own.
+    if !elsewhere
+        && trees.mode() == TreeMode::Directory
+        && Volume::probe(&request.work_dir).is_ok_and(|volume| volume.no_exec)
+    {
+        return Err(SandboxError::NoExec { work_dir: request.work_dir.clone() });
+    }
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "this is where everything meets; each has a type of its own")]

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::mounts::CacheMountId;
 use crate::hint::Hint;
-use crate::rootfs::{Ownership, TreeError, TreeMode, Trees};
+use crate::rootfs::{Ownership, TreeError, TreeMode, Trees, Volume};
 use crate::sandbox::{Environment, IdMapping};
 
 /// What is kept, by kind.
@@ -151,24 +151,51 @@ pub fn prune(work_dir: &Path, mounts: bool) -> Result<u64, MaintainError> {
     Ok(freed)
 }
 
+/// For `slipway info`: how a work dir could be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkDir {
+    /// What its volume can do.
+    pub volume: Volume,
+    /// Whether trees are stacked by overlayfs or plain directories.
+    pub trees: TreeMode,
+    /// Why not overlayfs, if that was tried.
+    pub overlay_refused: Option<String>,
+    /// Whether owners are real or recorded beside the trees.
+    pub ownership: Ownership,
+}
+
 /// For `slipway info`: how trees would be kept in `work_dir`, and why not by overlayfs.
 ///
 /// # Errors
 /// If the work dir cannot be used at all.
-pub fn probe_work_dir(work_dir: &Path, mode: Option<TreeMode>, environment: &Environment) -> Result<String, TreeError> {
-    let trees = Trees::open(work_dir, mode, ownership(environment))?;
-    Ok(match (trees.mode(), trees.overlay_refused()) {
-        (TreeMode::Overlay, _) => "overlayfs: steps cost what they change".to_owned(),
-        (TreeMode::Directory, None) => "plain directories".to_owned(),
-        (TreeMode::Directory, Some(reason)) => format!("plain directories; overlayfs is not possible: {reason}"),
+pub fn probe_work_dir(
+    work_dir: &Path,
+    mode: Option<TreeMode>,
+    environment: &Environment,
+) -> Result<WorkDir, TreeError> {
+    let ownership = ownership(work_dir, environment);
+    let trees = Trees::open(work_dir, mode, ownership)?;
+    let failed = |source| TreeError::Io { action: "probe", path: work_dir.to_owned(), source };
+    Ok(WorkDir {
+        volume: Volume::probe(work_dir).map_err(failed)?,
+        trees: trees.mode(),
+        overlay_refused: trees.overlay_refused().map(str::to_owned),
+        ownership,
     })
 }
 
-/// Whether owners can be made real where the process is.
-pub(super) fn ownership(environment: &Environment) -> Ownership {
+/// Whether owners can be made real where the process is, on the volume of `work_dir`.
+pub(super) fn ownership(work_dir: &Path, environment: &Environment) -> Ownership {
     match environment.ids {
-        IdMapping::Single | IdMapping::None => Ownership::Recorded,
-        IdMapping::Root | IdMapping::Identity | IdMapping::Subordinate => Ownership::Real,
+        IdMapping::Single | IdMapping::Played | IdMapping::None => Ownership::Recorded,
+        // Every map with more than one id has these. Not being able to write at all is told when the trees are opened.
+        IdMapping::Root | IdMapping::Identity | IdMapping::Subordinate => {
+            match Volume::keeps_owners(work_dir, (1, 1)) {
+                Ok(false) => Ownership::Recorded,
+                Ok(true) | Err(_) => Ownership::Real,
+            }
+        }
     }
 }
 

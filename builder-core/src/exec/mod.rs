@@ -33,7 +33,7 @@ mod uploads;
 pub use error::{BuildError, ErrorClass};
 pub use finish::BuildResult;
 pub use inputs::InputError;
-pub use maintain::{Inventory, Kept, KeptMount, MaintainError, inventory, probe_work_dir, prune};
+pub use maintain::{Inventory, Kept, KeptMount, MaintainError, WorkDir, inventory, probe_work_dir, prune};
 pub use mounts::CacheMountId;
 pub use prepare::{PlatformPlan, Prepared, check, prepare};
 pub use report::{Report, StepReport};

@@ -31,6 +31,7 @@ mod trees;
 mod unpack;
 mod users;
 mod view;
+mod volume;
 mod workdir;
 
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
@@ -42,3 +43,4 @@ pub use tree::*;
 pub use trees::*;
 pub use users::*;
 pub use view::View;
+pub use volume::Volume;

@@ -1,12 +1,13 @@
 //! What this process may do, found out by doing it in a child process, and then done.
 //!
-//! The first that works is taken. Whether it works is tried in a forked child with everything that a RUN needs: the
-//! namespaces and a mount in them.
+//! The strongest that works is taken. Whether it works is tried in a forked child with everything that a RUN needs: the
+//! namespaces and a mount in them; or a chroot, and a system call that this process answers.
 //!
 //! # Limitations
 //! Names from directory services (LDAP, sssd) are not asked for subordinate ranges; ranges can be given by number in
 //! /etc/subuid. `newuidmap` is looked for in the usual directories only, not in `PATH`, as it is a privileged program.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,16 +16,29 @@ use std::process::{Command, Stdio};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 
+use super::SandboxError;
 use super::ids::{IdRanges, granted};
-use super::sys::{self, Ids, Outsider, Refused, try_namespaces};
+use super::remedies;
+use super::supervision::{Supervised, try_supervision};
+use super::sys::{self, Ids, Outsider, try_namespaces};
+use crate::rootfs::Volume;
+
+/// What [`enter_as`](super::enter_as) is asked for. The default is the strongest tier that works.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// This tier or none.
+    pub tier: Option<Tier>,
+    /// Where trees will be: tiers that its volume cannot serve are refused. Made if it is missing.
+    pub work_dir: Option<PathBuf>,
+}
 
 /// What this process may do, found out by doing it. Made once by [`enter`](super::enter).
 #[derive(Debug, Clone)]
 pub struct Environment {
     /// Which ids can be used.
     pub ids: IdMapping,
-    /// One line for `slipway info`, per refused possibility.
-    pub refused: Vec<String>,
+    /// What was tried before and refused, strongest first.
+    pub refused: Vec<Refusal>,
     /// How commands are run; `None` if they cannot be.
     pub tier: Option<Tier>,
     /// User ids that exist inside.
@@ -35,26 +49,76 @@ pub struct Environment {
     pub kernel: String,
 }
 
-/// How commands are run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// How commands are run, the strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Tier {
     /// Own namespaces and mounts.
     Namespaces,
+    /// A chroot, with `/proc`, `/sys` and `/dev` served by this process. Needs root with the capabilities that container
+    /// runtimes leave it.
+    Chroot,
+    /// Every system call with a path, an id or mount state is answered by this process. Needs nothing.
+    Traced,
+}
+
+impl Tier {
+    /// All of them, the strongest first.
+    pub const ALL: [Self; 3] = [Self::Namespaces, Self::Chroot, Self::Traced];
+
+    /// As `--sandbox` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Chroot => "chroot",
+            Self::Traced => "traced",
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A possibility that this machine does not give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// The tier it is a way to.
+    pub tier: Tier,
+    /// What was tried: `a user namespace for root`.
+    pub attempt: String,
+    /// What the kernel said to what.
+    pub reason: String,
+    /// What would make it work: a field of a pod, a sysctl, a package. Never empty for what a setting refuses.
+    pub remedies: Vec<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.tier, self.attempt, self.reason)?;
+        for (number, remedy) in self.remedies.iter().enumerate() {
+            write!(f, "{}{remedy}", if number == 0 { "; remedy: " } else { "; or: " })?;
+        }
+        Ok(())
+    }
 }
 
 /// Ids that exist inside.
 ///
 /// | [`IdMapping`] | who | files and processes can belong to | RUN cannot |
 /// |---|---|---|---|
-/// | `Root` | root with CAP_SYS_ADMIN | every id | – |
+/// | `Root` | root with CAP_SYS_ADMIN, and root in the tier `chroot` | every id | in the tier `chroot`: make device nodes other than the harmless ones |
 /// | `Identity` | root without it, where user namespaces are allowed (a pod without a seccomp profile) | every id that the container has | make device nodes |
 /// | `Subordinate` | a user with ranges in /etc/subuid and /etc/subgid, and newuidmap(1) | as many ids as granted, usually 65,536; inside they begin at 0 | make device nodes, use larger ids |
 /// | `Single` | any other user | id 0 only, which is the user itself | `chown` to, `setuid` to or `USER` of another id (`EINVAL`), setgroups(2), device nodes |
+/// | `Played` | any user, in the tier `traced` | every id, as far as the build can see | – |
 /// | `None` | nobody's fault: see [`Environment::refused`] | | run at all |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IdMapping {
-    /// Real root with CAP_SYS_ADMIN; no user namespace is needed.
+    /// Real root's own ids, without a user namespace.
     Root,
     /// A user namespace in which root's ids are as outside (root in a container without CAP_SYS_ADMIN).
     Identity,
@@ -62,6 +126,8 @@ pub enum IdMapping {
     Subordinate,
     /// A user namespace with one id.
     Single,
+    /// One real id that plays all others; what it plays is recorded beside the tree.
+    Played,
     /// None of these: RUN is not possible here.
     None,
 }
@@ -74,6 +140,7 @@ impl IdMapping {
             Self::Identity => "root in a user namespace: every id of this container",
             Self::Subordinate => "a user namespace with subordinate ids (/etc/subuid, /etc/subgid)",
             Self::Single => "a user namespace with one id: everything belongs to you, shown as root",
+            Self::Played => "one real id that plays all others; owners are recorded beside the tree",
             Self::None => "none: commands cannot be run, builds without RUN work",
         }
     }
@@ -90,21 +157,27 @@ impl Environment {
         })
     }
 
+    /// Whether commands can be run.
+    ///
+    /// # Errors
+    /// [`SandboxError::Unavailable`] with everything that was refused and what would help.
+    pub fn available(&self) -> Result<(), SandboxError> {
+        if self.tier.is_some() {
+            return Ok(());
+        }
+        let reasons: Vec<_> = self.refused.iter().map(ToString::to_string).collect();
+        Err(SandboxError::Unavailable { reason: reasons.join("\n") })
+    }
+
     /// For `slipway info`: name and value, most important first, one line each.
     pub fn facts(&self) -> Vec<(&'static str, String)> {
-        let tier = match self.tier {
-            Some(Tier::Namespaces) => "namespaces",
-            None => "none",
-        };
-        let mut facts = vec![
-            ("sandbox", tier.to_owned()),
+        vec![
+            ("sandbox", self.tier.map_or("none", Tier::name).to_owned()),
             ("ids", self.ids.describe().to_owned()),
             ("user ids", self.uids.count().to_string()),
             ("group ids", self.gids.count().to_string()),
             ("kernel", self.kernel.clone()),
-        ];
-        facts.extend(self.refused.iter().map(|reason| ("refused", reason.clone())));
-        facts
+        ]
     }
 }
 
@@ -112,6 +185,29 @@ impl Environment {
 enum Candidate {
     Root,
     UserNamespace { ids: IdMapping, uids: IdRanges, gids: IdRanges, how: Writer },
+    Chroot,
+    Traced,
+}
+
+impl Candidate {
+    fn tier(&self) -> Tier {
+        match self {
+            Self::Root | Self::UserNamespace { .. } => Tier::Namespaces,
+            Self::Chroot => Tier::Chroot,
+            Self::Traced => Tier::Traced,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Root => "namespaces as root",
+            Self::UserNamespace { ids: IdMapping::Identity, .. } => "a user namespace for root",
+            Self::UserNamespace { ids: IdMapping::Subordinate, .. } => "subordinate ids",
+            Self::UserNamespace { .. } => "a user namespace with one id",
+            Self::Chroot => "a chroot as root",
+            Self::Traced => "tracing without privileges",
+        }
+    }
 }
 
 /// Who writes the maps.
@@ -126,18 +222,24 @@ enum Writer {
 }
 
 /// Looks without changing the calling process.
-pub(super) fn probe() -> Environment {
-    choose().0
+pub(super) fn probe(wish: &Wish) -> Environment {
+    choose(wish).0
 }
 
-/// See [`super::enter`].
-pub(super) fn enter() -> io::Result<Environment> {
+/// Each tier by itself, the strongest first.
+pub(super) fn survey(work_dir: Option<&Path>) -> Vec<(Tier, Environment)> {
+    let alone = |tier| (tier, choose(&Wish { tier: Some(tier), work_dir: work_dir.map(Path::to_owned) }).0);
+    Tier::ALL.into_iter().map(alone).collect()
+}
+
+/// See [`super::enter_as`].
+pub(super) fn enter(wish: &Wish) -> io::Result<Environment> {
     let threads = fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         let message = format!("the process has {threads} threads; namespaces can be entered only with one");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let (mut environment, candidate) = choose();
+    let (mut environment, candidate) = choose(wish);
     match candidate {
         None => return Ok(environment),
         Some(Candidate::Root) => sys::unshare(UnshareFlags::NEWNS)?,
@@ -146,16 +248,19 @@ pub(super) fn enter() -> io::Result<Environment> {
             environment.uids = IdRanges::read(Path::new("/proc/self/uid_map"))?;
             environment.gids = IdRanges::read(Path::new("/proc/self/gid_map"))?;
         }
+        Some(Candidate::Chroot | Candidate::Traced) => {}
     }
-    // What we mount must not appear outside; what is mounted outside (an automounter's work) may appear here.
-    rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    // Where /proc cannot be mounted afresh a RUN sees the outer one. It has our user id, so this keeps it away from our
-    // memory, environment and descriptors: ptrace(2), "Ptrace access mode checking".
+    if environment.tier == Some(Tier::Namespaces) {
+        // What we mount must not appear outside; what is mounted outside (an automounter's work) may appear here.
+        rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    }
+    // A RUN may have our user id, and see the outer /proc. This keeps it away from our memory, environment and
+    // descriptors: ptrace(2), "Ptrace access mode checking".
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     Ok(environment)
 }
 
-fn choose() -> (Environment, Option<Candidate>) {
+fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
     let uname = rustix::system::uname();
     let kernel = uname.release().to_string_lossy().into_owned();
     let mut environment = Environment {
@@ -166,31 +271,75 @@ fn choose() -> (Environment, Option<Candidate>) {
         gids: IdRanges::read(Path::new("/proc/self/gid_map")).unwrap_or_default(),
         kernel,
     };
+    // Works, but cannot make owners real on this volume.
+    let mut second_choice = None;
+    let mut chosen = None;
     for candidate in candidates(&mut environment) {
-        match try_out(&candidate) {
+        if wish.tier.is_some_and(|tier| tier != candidate.tier()) {
+            continue;
+        }
+        let refused = |(reason, remedies)| Refusal {
+            tier: candidate.tier(),
+            attempt: candidate.name().to_owned(),
+            reason,
+            remedies,
+        };
+        match try_out(&candidate, wish.work_dir.as_deref()).map_err(refused) {
             Ok(()) => {
-                environment.tier = Some(Tier::Namespaces);
-                environment.ids = match &candidate {
-                    Candidate::Root => IdMapping::Root,
-                    Candidate::UserNamespace { ids, uids, gids, .. } => {
-                        (environment.uids, environment.gids) = (uids.clone(), gids.clone());
-                        *ids
-                    }
-                };
-                return (environment, Some(candidate));
+                if let Some(reason) = squashed(&candidate, wish) {
+                    environment.refused.push(refused(reason));
+                    second_choice.get_or_insert(candidate);
+                    continue;
+                }
+                chosen = Some(candidate);
+                break;
             }
-            Err(reason) => {
-                let name = match &candidate {
-                    Candidate::Root => "namespaces as root",
-                    Candidate::UserNamespace { ids: IdMapping::Identity, .. } => "a user namespace for root",
-                    Candidate::UserNamespace { ids: IdMapping::Subordinate, .. } => "subordinate ids",
-                    Candidate::UserNamespace { .. } => "a user namespace with one id",
-                };
-                environment.refused.push(format!("{name}: {reason}"));
-            }
+            Err(refusal) => environment.refused.push(refusal),
         }
     }
-    (environment, None)
+    if let Some(tier) = wish.tier {
+        environment.refused.retain(|refusal| refusal.tier == tier);
+    }
+    let Some(candidate) = chosen.or(second_choice) else { return (environment, None) };
+    environment.tier = Some(candidate.tier());
+    environment.ids = match &candidate {
+        Candidate::Root | Candidate::Chroot => IdMapping::Root,
+        Candidate::UserNamespace { ids, uids, gids, .. } => {
+            (environment.uids, environment.gids) = (uids.clone(), gids.clone());
+            *ids
+        }
+        Candidate::Traced => {
+            (environment.uids, environment.gids) = (IdRanges::all(), IdRanges::all());
+            IdMapping::Played
+        }
+    };
+    (environment, Some(candidate))
+}
+
+/// Why owners cannot be made real on the volume of the work dir, for those who could elsewhere. A tier that plays ids gives
+/// the right result there.
+fn squashed(candidate: &Candidate, wish: &Wish) -> Option<(String, Vec<String>)> {
+    let directory = wish.work_dir.as_deref()?;
+    match candidate {
+        Candidate::Root | Candidate::Chroot | Candidate::UserNamespace { ids: IdMapping::Identity, .. } => {}
+        Candidate::UserNamespace { .. } | Candidate::Traced => return None,
+    }
+    // Ids that every map has that has more than one.
+    match Volume::keeps_owners(directory, (1, 1)) {
+        Ok(true) => None,
+        // Not being able to write there at all is told when the work dir is opened.
+        Err(_) => None,
+        Ok(false) => Some((
+            format!(
+                "the volume of the work directory `{}` does not keep owners (root squash, or fixed ids)",
+                directory.display()
+            ),
+            vec![
+                "a volume on which root may chown (for NFS: no_root_squash; for CIFS or a CSI driver: no uid=, gid=)"
+                    .to_owned(),
+            ],
+        )),
+    }
 }
 
 /// What could work for this user, best first; adds to `refused` what cannot even be tried.
@@ -207,7 +356,16 @@ fn candidates(environment: &mut Environment) -> Vec<Candidate> {
                 let ids = IdMapping::Subordinate;
                 candidates.push(Candidate::UserNamespace { ids, uids, gids, how: Writer::Programs });
             }
-            Err(reason) => environment.refused.push(format!("subordinate ids: {reason}")),
+            Err(reason) => environment.refused.push(Refusal {
+                tier: Tier::Namespaces,
+                attempt: "subordinate ids".to_owned(),
+                reason,
+                remedies: vec![
+                    "ranges in /etc/subuid and /etc/subgid (`usermod --add-subuids 100000-165535 --add-subgids \
+                     100000-165535 $USER`), and package uidmap"
+                        .to_owned(),
+                ],
+            }),
         }
     }
     candidates.push(Candidate::UserNamespace {
@@ -216,6 +374,8 @@ fn candidates(environment: &mut Environment) -> Vec<Candidate> {
         gids: IdRanges::single(gid),
         how: Writer::Itself,
     });
+    candidates.push(Candidate::Chroot);
+    candidates.push(Candidate::Traced);
     candidates
 }
 
@@ -245,7 +405,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
     directories.into_iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
-fn try_out(candidate: &Candidate) -> Result<(), String> {
+fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String, Vec<String>)> {
     let result = match candidate {
         Candidate::Root => try_namespaces(&Ids::Outer),
         Candidate::UserNamespace { uids, gids, how: Writer::Itself, .. } => {
@@ -255,8 +415,32 @@ fn try_out(candidate: &Candidate) -> Result<(), String> {
         Candidate::UserNamespace { uids, gids, how, .. } => {
             try_namespaces(&Ids::Given(&|pid| write_maps(pid, uids, gids, *how)))
         }
+        Candidate::Chroot | Candidate::Traced => {
+            if let Some(directory) = work_dir
+                && Volume::probe(directory).is_ok_and(|volume| volume.no_exec)
+            {
+                return Err((
+                    format!("the volume of the work directory `{}` is mounted noexec", directory.display()),
+                    vec![
+                        "a work directory (--work-dir, SLIPWAY_DIR) on a volume without the mount option noexec"
+                            .to_owned(),
+                    ],
+                ));
+            }
+            let tried = match candidate {
+                Candidate::Chroot if !rustix::process::geteuid().is_root() => {
+                    return Err((
+                        "this process is not root".to_owned(),
+                        vec!["securityContext.runAsUser: 0, with the runtime's default capabilities".to_owned()],
+                    ));
+                }
+                Candidate::Chroot => try_supervision(Supervised::InChroot),
+                _ => try_supervision(Supervised::Traced),
+            };
+            return tried.map_err(|(missing, error)| remedies::supervision(missing, &error));
+        }
     };
-    result.map_err(|(refused, error)| explain(refused, &error))
+    result.map_err(|(refused, error)| remedies::namespaces(refused, &error))
 }
 
 fn enter_user_namespace(uids: &IdRanges, gids: &IdRanges, how: Writer) -> io::Result<()> {
@@ -292,62 +476,4 @@ fn run_map_program(name: &str, pid: i32, ranges: &IdRanges) -> io::Result<()> {
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
     Err(io::Error::other(format!("{name} failed ({}): {said}", output.status)))
-}
-
-/// Why, and what an administrator or the author of a pod can change.
-fn explain(refused: Refused, error: &io::Error) -> String {
-    let what = match refused {
-        Refused::Unshare => "unshare",
-        Refused::Maps => "writing the id maps",
-        Refused::Namespaces => "unshare of pid, ipc and uts namespaces",
-        Refused::Private => "making mounts private",
-        Refused::Mount => "mount",
-        Refused::Attributes => "mount_setattr (Linux 5.12 or later is needed)",
-    };
-    let mut text = format!("{what}: {error}");
-    for cause in causes() {
-        text.push_str("; ");
-        text.push_str(&cause);
-    }
-    text
-}
-
-/// Settings of this machine that refuse user namespaces or mounts.
-fn causes() -> Vec<String> {
-    let sysctl = |name: &str| {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        fs::read_to_string(path).ok()?.trim().parse::<i64>().ok()
-    };
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let mut causes = Vec::new();
-    for (name, refusing) in [
-        ("kernel.unprivileged_userns_clone", 0),
-        ("kernel.apparmor_restrict_unprivileged_userns", 1),
-        ("user.max_user_namespaces", 0),
-        ("user.max_mnt_namespaces", 0),
-    ] {
-        if sysctl(name) == Some(refusing) {
-            causes.push(format!("sysctl {name} is {refusing}"));
-        }
-    }
-    if field("Seccomp:") == Some("2") {
-        causes.push(
-            "a seccomp filter is active (in a pod: securityContext.seccompProfile.type; Unconfined allows it)"
-                .to_owned(),
-        );
-    }
-    if field("NoNewPrivs:") == Some("1") {
-        causes.push("no_new_privs is set (in a pod: securityContext.allowPrivilegeEscalation: false)".to_owned());
-    }
-    let profile = fs::read_to_string("/proc/self/attr/apparmor/current")
-        .or_else(|_| fs::read_to_string("/proc/self/attr/current"))
-        .unwrap_or_default();
-    let profile = profile.trim_end_matches(['\0', '\n']);
-    if profile.ends_with("(enforce)") {
-        causes.push(format!(
-            "the AppArmor profile {profile} is enforced (in a pod: securityContext.appArmorProfile.type; Unconfined allows it)"
-        ));
-    }
-    causes
 }

@@ -98,7 +98,8 @@ fn wait(child: &Child, cancel: &Cancel) -> io::Result<ExitStatus> {
     }
 }
 
-fn read_report(report: &OwnedFd) -> Option<(u32, io::Error)> {
+/// What a child said before it ended: number of the step, and why. The child must be gone.
+pub fn read_report(report: &OwnedFd) -> Option<(u32, io::Error)> {
     let mut bytes = [0; 8];
     // The child is gone, so there is either a whole report or none; a stranger's copy of the other end must not hang us.
     rustix::fs::fcntl_setfl(report, rustix::fs::OFlags::NONBLOCK).ok()?;

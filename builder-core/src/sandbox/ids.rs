@@ -53,6 +53,11 @@ impl IdRanges {
         Self::subordinate(own, &[])
     }
 
+    /// Every id that the kernel can name.
+    pub fn all() -> Self {
+        Self(vec![IdRange { inside: 0, outside: 0, count: u32::MAX }])
+    }
+
     /// The same ids for a namespace below this one.
     pub fn identity(&self) -> Self {
         Self(self.0.iter().map(|range| IdRange { outside: range.inside, ..*range }).collect())

@@ -42,22 +42,26 @@
 mod environment;
 mod execute;
 mod ids;
+mod machine;
 mod mounts;
 mod namespaces;
 mod network;
 mod output;
+mod remedies;
 mod stubs;
+mod supervision;
 mod sys;
 pub mod users;
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
-pub use environment::{Environment, IdMapping, Tier};
+pub use environment::{Environment, IdMapping, Refusal, Tier, Wish};
 pub use ids::{IdRange, IdRanges};
+pub use machine::Machine;
 
 use crate::cancel::Cancel;
 use crate::event::Stream;
@@ -74,12 +78,26 @@ use crate::rootfs::Rootfs;
 /// # Errors
 /// `InvalidInput` if the process has more than one thread; or if something that has just worked in a child process fails.
 pub fn enter() -> io::Result<Environment> {
-    environment::enter()
+    enter_as(&Wish::default())
+}
+
+/// [`enter`], with a say in how commands are run. Where the wish cannot be fulfilled [`Environment::tier`] is `None` and
+/// [`Environment::refused`] says why.
+///
+/// # Errors
+/// As [`enter`].
+pub fn enter_as(wish: &Wish) -> io::Result<Environment> {
+    environment::enter(wish)
 }
 
 /// What [`enter`] would do, without doing it.
 pub fn probe() -> Environment {
-    environment::probe()
+    environment::probe(&Wish::default())
+}
+
+/// What [`enter_as`] would do for each tier by itself, the strongest first, without doing it.
+pub fn survey(work_dir: Option<&Path>) -> Vec<(Tier, Environment)> {
+    environment::survey(work_dir)
 }
 
 /// A mount of a RUN. Mounts are made in the order of their targets, parents first; of two with the same target the later
@@ -206,6 +224,12 @@ pub enum SandboxError {
         /// What is missing.
         reason: String,
     },
+    /// Programs on the volume of the work dir cannot be executed.
+    #[error("cannot run commands in `{}`: its volume is mounted noexec", work_dir.display())]
+    NoExec {
+        /// The work dir.
+        work_dir: PathBuf,
+    },
     /// An id that does not exist in this environment.
     #[error("user or group id {id} does not exist in this user namespace")]
     NoSuchId {
@@ -243,6 +267,7 @@ impl Hint for SandboxError {
                  --add-subgids 100000-165535 $USER`, package uidmap), or root"
                     .to_owned(),
             ),
+            Self::NoExec { .. } => Some("put --work-dir (SLIPWAY_DIR) on a volume without the mount option noexec".to_owned()),
             Self::Unavailable { .. } => Some("`slipway info` shows what this machine allows".to_owned()),
             Self::UnknownLimit { .. } => {
                 Some("known are core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, \
@@ -269,7 +294,13 @@ pub fn run(
 ) -> Result<ExitStatus, SandboxError> {
     match environment.tier {
         Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
-        None => Err(SandboxError::Unavailable { reason: environment.refused.join("; ") }),
+        Some(tier @ (Tier::Chroot | Tier::Traced)) => {
+            Err(SandboxError::Unavailable { reason: format!("the tier {tier} is not in this version") })
+        }
+        None => {
+            environment.available()?;
+            unreachable!("without a tier nothing is available")
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use builder_core::sandbox::IdMapping;
+use builder_core::sandbox::{IdMapping, Tier};
 
 use crate::{Answer, Answers, INSIDE};
 
@@ -14,6 +14,8 @@ use crate::{Answer, Answers, INSIDE};
 pub struct Environment {
     /// Name in test names.
     pub name: &'static str,
+    /// The tier that is wished for.
+    pub tier: Tier,
     /// What `enter` must find.
     pub ids: IdMapping,
     /// Shell commands, run as root in a mount namespace of their own, that end with `exec … "$@"`. `$dir` is a directory
@@ -39,10 +41,25 @@ const POD: &str = "exec setpriv --bounding-set=-all,+chown,+dac_override,+fowner
 
 /// All of them.
 pub const ENVIRONMENTS: &[Environment] = &[
-    Environment { name: "root", ids: IdMapping::Root, start: "exec \"$@\"", masked_proc: false, needs: None },
-    Environment { name: "root_in_pod", ids: IdMapping::Identity, start: "POD \"$@\"", masked_proc: false, needs: None },
+    Environment {
+        name: "root",
+        tier: Tier::Namespaces,
+        ids: IdMapping::Root,
+        start: "exec \"$@\"",
+        masked_proc: false,
+        needs: None,
+    },
+    Environment {
+        name: "root_in_pod",
+        tier: Tier::Namespaces,
+        ids: IdMapping::Identity,
+        start: "POD \"$@\"",
+        masked_proc: false,
+        needs: None,
+    },
     Environment {
         name: "root_in_pod_with_masked_proc",
+        tier: Tier::Namespaces,
         ids: IdMapping::Identity,
         start: "mount -t tmpfs none /proc/scsi 2>/dev/null || mount -t tmpfs none /proc/acpi; \
                 mount --bind /dev/null /proc/timer_list; POD \"$@\"",
@@ -51,6 +68,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "user_with_subids",
+        tier: Tier::Namespaces,
         ids: IdMapping::Subordinate,
         start: "SUBIDS USER \"$@\"",
         masked_proc: false,
@@ -58,6 +76,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "user_without_subids",
+        tier: Tier::Namespaces,
         ids: IdMapping::Single,
         start: ": > $dir/none; mount --bind $dir/none /etc/subuid; USER \"$@\"",
         masked_proc: false,
@@ -65,6 +84,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "user_without_namespaces",
+        tier: Tier::Namespaces,
         ids: IdMapping::None,
         start: "exec unshare -U --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
                 exec setpriv --bounding-set=-all \"$@\"' -- \"$@\"",
@@ -73,6 +93,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
     },
     Environment {
         name: "container",
+        tier: Tier::Namespaces,
         ids: IdMapping::Identity,
         start: "mkdir $dir/root; cd $dir/root; mkdir usr etc proc dev sys tmp run; for l in bin sbin lib lib64; do \
                 ln -s usr/$l $l; done; exec podman --cgroup-manager=cgroupfs run --rm --runtime runc --network host \

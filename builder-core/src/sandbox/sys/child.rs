@@ -54,6 +54,12 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
             rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         }
         Op::Session => session(program),
+        Op::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
+        Op::EnterChroot { tree } => {
+            rustix::process::fchdir(tree)?;
+            rustix::process::chroot(c".")?;
+            rustix::process::chdir(c"/")
+        }
         Op::GiveUpPrivileges => give_up_privileges(),
         Op::Restrict { ruleset } => super::landlock::restrict_self(ruleset.as_fd()),
         Op::Listen { filter, socket } => listen(filter, socket.as_fd()),

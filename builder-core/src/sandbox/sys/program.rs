@@ -32,6 +32,7 @@ impl Program {
         for step in &self.steps {
             match &step.op {
                 Op::EnterRoot { tree: fd }
+                | Op::EnterChroot { tree: fd }
                 | Op::Restrict { ruleset: fd }
                 | Op::Listen { socket: fd, .. }
                 | Op::AttachStaging { mount: fd }
@@ -81,6 +82,13 @@ pub enum Op {
     /// Gives all capabilities up and sets no_new_privs: no program that is executed will have more rights than this one.
     #[allow(dead_code, reason = "the tiers that use it follow")]
     GiveUpPrivileges,
+    /// Sets no_new_privs: setuid programs and file capabilities give nothing from here on.
+    NoNewPrivileges,
+    /// Makes the directory `tree` the root with chroot(2).
+    EnterChroot {
+        /// A directory.
+        tree: OwnedFd,
+    },
     /// Puts the process under the rules of Landlock, made by [`super::landlock::Ruleset`].
     #[allow(dead_code, reason = "the tiers that use it follow")]
     Restrict {

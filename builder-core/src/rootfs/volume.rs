@@ -1,0 +1,134 @@
+//! What the file system of a work dir can do, found out by doing it.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{Gid, Mode, OFlags, StatVfsMountFlags, Uid, XattrFlags};
+
+/// Attribute that is set and read again.
+const PROBE_ATTRIBUTE: &str = "user.slipway.probe";
+
+/// What the volume of a work dir can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Volume {
+    /// Type of the file system as mount(8) names it, or its number in hexadecimal.
+    pub file_system: String,
+    /// Whether programs on it cannot be executed.
+    pub no_exec: bool,
+    /// Whether setuid programs on it do nothing special.
+    pub no_suid: bool,
+    /// Whether device nodes on it cannot be opened.
+    pub no_dev: bool,
+    /// Whether files can have attributes of the user (`user.…`).
+    pub user_xattrs: bool,
+    /// Whether files can share their bytes until one of them is changed (ioctl_ficlone(2)).
+    pub reflink: bool,
+    /// Bytes that are free for this user.
+    pub free_bytes: u64,
+    /// Files that can still be made; `None` where the file system has no such limit.
+    pub free_files: Option<u64>,
+}
+
+impl Volume {
+    /// Looks at the volume of `directory`, which is made if it is missing. What is tried leaves nothing behind.
+    ///
+    /// # Errors
+    /// If nothing can be written there.
+    pub fn probe(directory: &Path) -> io::Result<Self> {
+        let scratch = scratch(directory)?;
+        let stat = rustix::fs::statvfs(scratch.path())?;
+        let flags = stat.f_flag;
+        Ok(Self {
+            file_system: file_system(scratch.path())?,
+            no_exec: flags.contains(StatVfsMountFlags::NOEXEC),
+            no_suid: flags.contains(StatVfsMountFlags::NOSUID),
+            no_dev: flags.contains(StatVfsMountFlags::NODEV),
+            user_xattrs: user_xattrs(scratch.path())?,
+            reflink: reflink(scratch.path())?,
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            free_files: (stat.f_files != 0).then_some(stat.f_favail),
+        })
+    }
+
+    /// Whether a file in `directory` can be given to `uid` and `gid`, which must exist in this user namespace and not be
+    /// this process's own: not so where root is squashed (NFS) or the volume has fixed owners (CIFS, FUSE, some CSI drivers).
+    ///
+    /// # Errors
+    /// If nothing can be written there.
+    pub fn keeps_owners(directory: &Path, (uid, gid): (u32, u32)) -> io::Result<bool> {
+        let scratch = scratch(directory)?;
+        let path = scratch.path().join("owned");
+        let file = File::create(&path)?;
+        let given = rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        let stat = rustix::fs::fstat(&file)?;
+        let kept = given.is_ok() && (stat.st_uid, stat.st_gid) == (uid, gid);
+        // Where root is squashed a file that belongs to another one may not be changed any more either.
+        let usable = || {
+            let mode = Mode::from_raw_mode(0o4711);
+            rustix::fs::fchmod(&file, mode).is_ok() && File::options().append(true).open(&path).is_ok()
+        };
+        Ok(kept && usable())
+    }
+}
+
+fn scratch(directory: &Path) -> io::Result<tempfile::TempDir> {
+    std::fs::create_dir_all(directory)?;
+    tempfile::Builder::new().prefix(".probe-").tempdir_in(directory)
+}
+
+fn user_xattrs(directory: &Path) -> io::Result<bool> {
+    let path = directory.join("attributes");
+    File::create(&path)?;
+    Ok(rustix::fs::setxattr(&path, PROBE_ATTRIBUTE, b"1", XattrFlags::empty()).is_ok())
+}
+
+fn reflink(directory: &Path) -> io::Result<bool> {
+    let mut from = File::create(directory.join("from"))?;
+    from.write_all(&[1; 4096])?;
+    let from = File::open(directory.join("from"))?;
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let to = rustix::fs::open(directory.join("to"), flags, Mode::from_raw_mode(0o600))?;
+    Ok(rustix::fs::ioctl_ficlone(&to, from.as_fd()).is_ok())
+}
+
+/// By the mount table, as many types share a number; by number if the mount is not in it (a detached one).
+fn file_system(directory: &Path) -> io::Result<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = std::fs::metadata(directory)?.dev();
+    let wanted = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // proc(5): … ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAGS] - TYPE SOURCE SUPEROPTIONS
+    let kind = table.lines().rev().find_map(|line| {
+        let (mount, system) = line.split_once(" - ")?;
+        (mount.split(' ').nth(2)? == wanted).then(|| system.split(' ').next()).flatten()
+    });
+    match kind {
+        Some(kind) => Ok(kind.to_owned()),
+        None => Ok(format!("{:#x}", rustix::fs::statfs(directory)?.f_type)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let work = directory.path().join("not/there/yet");
+        let volume = Volume::probe(&work).unwrap();
+        assert!(!volume.file_system.is_empty());
+        assert!(volume.free_bytes > 0);
+        let kept = Volume::keeps_owners(&work, (61_234, 61_235)).unwrap();
+        assert_eq!(kept, rustix::process::geteuid().is_root(), "a plain directory of this machine");
+        assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_an_error() {
+        assert!(Volume::probe(Path::new("/proc/slipway")).is_err());
+    }
+}

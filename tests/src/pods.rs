@@ -1,0 +1,181 @@
+//! Containers that are confined like pods: rows E4 to E6 of the table in `docs/sandbox.md`.
+//!
+//! The image is a directory with one file, `slipway-static`: nothing else is needed, no shell, no library. A volume is mounted
+//! at the same path inside as outside, so that both sides name its files alike.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{self, Ended};
+use crate::{slipway, user};
+
+/// How long podman may take for what needs no time.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A user id that no passwd file knows, as OpenShift gives them out.
+const ARBITRARY: &str = "1000123:1000123";
+
+/// Where slipway is inside.
+pub const SLIPWAY: &str = "/slipway";
+
+/// Where static busybox is inside, if [`Pod::start`] was asked for it.
+pub const BUSYBOX: &str = "/busybox";
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A pod with Kubernetes' defaults: root, default capabilities, no seccomp profile.
+    E4,
+    /// RuntimeDefault: root, default capabilities, the runtime's seccomp profile.
+    E5,
+    /// "restricted": an arbitrary user, no capabilities, no new privileges, the runtime's seccomp profile, a read-only root,
+    /// 16 MiB at /tmp.
+    E6,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::E4, Self::E5, Self::E6];
+
+    /// `E4`
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::E4 => "E4",
+            Self::E5 => "E5",
+            Self::E6 => "E6",
+        }
+    }
+}
+
+/// A container that waits for commands; ended when dropped.
+#[derive(Debug)]
+pub struct Pod {
+    id: String,
+    /// The volume, at the same path inside and outside.
+    pub volume: PathBuf,
+    settings: PathBuf,
+    _image: TempDir,
+}
+
+/// Why there is no container.
+pub type Refused = String;
+
+/// What podman must be told on machines whose init has no control groups and low limits.
+const SETTINGS: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
+                        [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n";
+
+impl Pod {
+    /// Whether containers can be had here at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn possible() -> Result<(), Refused> {
+        if !user::is_root() {
+            return Err("starting containers with another seccomp profile needs root".to_owned());
+        }
+        for program in ["podman", "runc"] {
+            process::find(program).ok_or_else(|| format!("`{program}` is not installed; scripts/setup installs it"))?;
+        }
+        static_binary().map(drop)
+    }
+
+    /// Starts one. `volume` is a directory of this machine whose files the container's user may change; `busybox` puts
+    /// a shell beside slipway, for tests that look around.
+    ///
+    /// # Errors
+    /// What podman says.
+    pub fn start(kind: Kind, volume: &Path, busybox: bool) -> Result<Self, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let image = tempfile::Builder::new().prefix("slipway-pod-").tempdir().map_err(text)?;
+        let settings = image.path().join("containers.conf");
+        fs::write(&settings, SETTINGS).map_err(text)?;
+        let root = image.path().join("root");
+        for directory in ["", "dev", "proc", "sys", "tmp", "etc"] {
+            fs::create_dir_all(root.join(directory)).map_err(text)?;
+            fs::set_permissions(root.join(directory), Permissions::from_mode(0o755)).map_err(text)?;
+        }
+        fs::set_permissions(image.path(), Permissions::from_mode(0o755)).map_err(text)?;
+        let binary = root.join(SLIPWAY.trim_start_matches('/'));
+        fs::copy(static_binary()?, &binary).map_err(text)?;
+        fs::set_permissions(&binary, Permissions::from_mode(0o755)).map_err(text)?;
+        if busybox {
+            let copy = root.join(BUSYBOX.trim_start_matches('/'));
+            fs::copy("/bin/busybox", copy)
+                .map_err(|error| format!("/bin/busybox (package busybox-static): {error}"))?;
+        }
+        fs::set_permissions(volume, Permissions::from_mode(0o777)).map_err(text)?;
+        let profile = slipway::project().join("fixtures/pods/seccomp-runtime-default.json");
+        let profile = profile.canonicalize().map_err(text)?;
+        let confined = format!("seccomp={}", profile.display());
+
+        let mut command = podman(&settings);
+        command.args(["run", "--detach", "--rm", "--runtime", "runc", "--network", "host"]);
+        command.arg("--volume").arg(format!("{0}:{0}", volume.display()));
+        match kind {
+            Kind::E4 => command.args(["--security-opt", "seccomp=unconfined"]),
+            Kind::E5 => command.args(["--security-opt", &confined]),
+            Kind::E6 => command
+                .args(["--security-opt", &confined, "--security-opt", "no-new-privileges", "--cap-drop", "all"])
+                .args(["--user", ARBITRARY, "--read-only", "--read-only-tmpfs=false"])
+                .args(["--tmpfs", "/tmp:size=16m,mode=1777"]),
+        };
+        // Something has to be process 1. A build whose Dockerfile never comes is as good as any program that waits.
+        let waiting = volume.join("never");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &waiting, rustix::fs::Mode::from_raw_mode(0o666))
+            .or_else(|errno| if errno == rustix::io::Errno::EXIST { Ok(()) } else { Err(errno) })
+            .map_err(|errno| errno.to_string())?;
+        command.arg("--rootfs").arg(&root).args([SLIPWAY, "build", "--check", "--file"]).arg(&waiting).arg(volume);
+        let id = process::output(&mut command, LIMIT)?;
+        Ok(Self { id, volume: volume.to_owned(), settings, _image: image })
+    }
+
+    /// A command that runs `program` inside, with this environment.
+    pub fn command(&self, program: &str, environment: &[(&str, &str)]) -> Command {
+        // Not podman's own exec, which takes four times as long.
+        let mut command = Command::new(process::find("runc").unwrap_or_else(|| "runc".into()));
+        command.args(["exec", "--cwd"]).arg(&self.volume);
+        for (name, value) in environment {
+            command.arg("--env").arg(format!("{name}={value}"));
+        }
+        command.args([&self.id, program]);
+        command
+    }
+
+    /// Runs `program` inside.
+    ///
+    /// # Errors
+    /// If the container cannot be reached.
+    pub fn run(&self, program: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Ended, String> {
+        process::run(self.command(program, environment).args(arguments), LIMIT).map_err(|error| error.to_string())
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        _ = podman(&self.settings).args(["rm", "--force", "--time", "0", &self.id]).output();
+        _ = fs::remove_file(self.volume.join("never"));
+    }
+}
+
+fn podman(settings: &Path) -> Command {
+    let mut command = Command::new("podman");
+    command.env("CONTAINERS_CONF", settings);
+    command
+}
+
+/// `target/<profile>/slipway-static`, made by `scripts/static`; `SLIPWAY_STATIC` names another.
+///
+/// # Errors
+/// Where it was looked for.
+pub fn static_binary() -> Result<PathBuf, String> {
+    let path = match std::env::var_os("SLIPWAY_STATIC") {
+        Some(path) => PathBuf::from(path),
+        None => slipway::binary()?.with_file_name("slipway-static"),
+    };
+    if path.is_file() { Ok(path) } else { Err(format!("{} is not there: scripts/static makes it", path.display())) }
+}

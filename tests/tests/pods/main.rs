@@ -1,0 +1,36 @@
+//! slipway as the only file in containers that are confined like pods, and in this machine's other environments.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use tests::pods::Pod;
+
+mod table;
+
+/// What every test is.
+type Test = fn() -> Result<(), String>;
+
+/// What a test gives: `Err` of the outer result is a reason to skip it.
+type Outcome = Result<Result<(), String>, String>;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for (name, test) in table::TESTS {
+        trials.push(Trial::ignorable_test(*name, move || judge(test)));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn judge(test: &Test) -> Result<Completion, Failed> {
+    match outcome(test) {
+        Ok(Ok(())) => Ok(Completion::Completed),
+        Ok(Err(failure)) => Err(failure.into()),
+        Err(reason) => Ok(Completion::ignored_with(format!("skipped: {reason}"))),
+    }
+}
+
+fn outcome(test: &Test) -> Outcome {
+    Pod::possible()?;
+    Ok(test())
+}
