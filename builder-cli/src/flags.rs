@@ -240,12 +240,25 @@ pub struct BuildFlags {
     /// Ask the registry for base images even if they are known (always done)
     #[arg(long, help_heading = "Cache")]
     pub pull: bool,
-    /// Take steps from a cache elsewhere (not supported yet)
+    /// Take results of steps from a place that other machines fill too: type=registry,ref=REPOSITORY[:PREFIX],
+    /// type=local,src=DIR (an OCI layout), or a plain REPOSITORY
     #[arg(long, value_name = "SPEC", help_heading = "Cache")]
     pub cache_from: Vec<String>,
-    /// Put steps into a cache elsewhere (not supported yet)
+    /// Put results of steps there: type=registry,ref=REPOSITORY[:PREFIX] or type=local,dest=DIR, with
+    /// [,mode=min|max][,ignore-error=true|false]; max puts those of all stages
     #[arg(long, value_name = "SPEC", help_heading = "Cache")]
     pub cache_to: Vec<String>,
+    /// Do steps anew whose results are older, such as 6h or 336h
+    #[arg(long, value_name = "DURATION", help_heading = "Cache")]
+    pub cache_ttl: Option<String>,
+    /// Whether results of COPY and ADD go to other places and come from there
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", help_heading = "Cache")]
+    pub cache_copy_layers: bool,
+    /// Whether results of RUN and WORKDIR do
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", help_heading = "Cache")]
+    pub cache_run_layers: bool,
 
     /// Give a secret to RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long, value_name = "SPEC", help_heading = "RUN")]

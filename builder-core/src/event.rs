@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::dockerfile::Finding;
-use crate::oci::{BlobDigest, DiffId};
+use crate::oci::{BlobDigest, DiffId, Sha256};
 
 /// Receives build events from any thread. Must return quickly: workers wait for it.
 pub trait Observer: Sync + Send {
@@ -109,6 +109,31 @@ pub enum Event<'a> {
         step: StepId,
         /// One line: what changed.
         reason: &'a str,
+    },
+    /// A place of `--cache-from` is asked for a step's result.
+    CacheAsked {
+        /// Which step.
+        step: StepId,
+        /// Repository or directory.
+        place: &'a str,
+        /// The key, which is the tag there.
+        key: Sha256,
+    },
+    /// A place of `--cache-from` has a step's result, which is used.
+    CacheFound {
+        /// Which step.
+        step: StepId,
+        /// Repository or directory.
+        place: &'a str,
+    },
+    /// A step's result is sent to a place of `--cache-to`.
+    CachePut {
+        /// Which step.
+        step: StepId,
+        /// Repository or directory.
+        place: &'a str,
+        /// The key, which is the tag there.
+        key: Sha256,
     },
     /// A line of a RUN's output, without its line end; not necessarily UTF-8.
     Output {

@@ -37,7 +37,8 @@
 //! of threads; `unsafe` code and raw system calls are in `sandbox::sys` alone.*
 //!
 //! **Image.** [`image`] makes config and manifest, keeping what it does not know of the base's config; [`output`] writes blobs
-//! before the config before the manifest. *Invariant: nobody outside can see an image that is not whole.*
+//! before the config before the manifest; [`cache`] keeps results of steps as small images in a repository. *Invariant: nobody
+//! outside can see an image that is not whole.*
 //!
 //! **Execution.** [`exec`] is the only module that sees the others together: it runs stages in parallel, keeps the step cache,
 //! passes on cancellation, and says what happens through [`event`]. *Invariant: the library never prints, and never asks the
@@ -67,6 +68,7 @@
 //! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
 //! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan`, `layer` |
 //! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `http`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
+//! | [`cache`] | Results of steps in registries and layouts | `image`, `layer`, `output`, `registry`, `source`, `oci`, `cancel`, `event`, `hint`, `limits` |
 //! | [`exec`] | Runs a plan | all of them |
 
 pub mod oci;
@@ -90,6 +92,7 @@ pub mod copy;
 pub mod rootfs;
 pub mod sandbox;
 
+pub mod cache;
 pub mod image;
 pub mod layer;
 pub mod output;

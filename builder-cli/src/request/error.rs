@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use builder_core::cache::CacheParseError;
 use builder_core::hint::Hint;
 use builder_core::output::TargetError;
 
@@ -39,6 +40,9 @@ pub enum UsageError {
     /// An `--output` that cannot be read.
     #[error(transparent)]
     Output(#[from] TargetError),
+    /// A cache that cannot be read.
+    #[error(transparent)]
+    Cache(#[from] CacheParseError),
     /// A later version will do it.
     #[error("not supported yet: {what}")]
     NotYet {
@@ -76,6 +80,7 @@ impl Hint for UsageError {
             Self::NoHome => Some("give a directory with --work-dir or SLIPWAY_DIR".to_owned()),
             Self::Value { flag, .. } => Some(format!("`slipway build --help` shows what {flag} takes")),
             Self::Output(error) => error.hint(),
+            Self::Cache(error) => error.hint(),
             _ => None,
         }
     }

@@ -5,12 +5,15 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use builder_core::cache::{CacheOptions, CachePlace, CacheTarget};
 use builder_core::exec::{ContextSource, DockerfileSource};
 use builder_core::plan::NamedContext;
 
 use super::ambient::Ambient;
 use super::error::UsageError;
-use super::values::{csv, name_value};
+use super::registries::Registries;
+use super::values::{csv, duration, name_value};
+use crate::flags::BuildFlags;
 
 /// Where a secret is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,37 @@ pub(super) fn context(text: &str, ambient: &Ambient) -> Result<ContextSource, Us
         Some(NamedContext::Url(url)) => ContextSource::Url(url),
         _ => ContextSource::Directory(ambient.cwd.join(text)),
     })
+}
+
+/// Reads `--cache-from`, `--cache-to` and what goes with them; `registry.insecure=true` changes how registries are reached.
+pub(super) fn cache(
+    flags: &BuildFlags,
+    registries: &mut Registries,
+    ambient: &Ambient,
+) -> Result<CacheOptions, UsageError> {
+    let mut allow = |place: &CachePlace, insecure: bool| {
+        if let (true, CachePlace::Registry(repository)) = (insecure, place) {
+            registries.registry.insecure.insert(repository.registry().to_owned());
+            registries.client.hosts.entry(repository.registry().to_owned()).or_default().skip_tls_verify = true;
+        }
+    };
+    let mut cache = CacheOptions {
+        ttl: flags.cache_ttl.as_deref().map(|text| duration("--cache-ttl", text)).transpose()?,
+        copy_layers: flags.cache_copy_layers,
+        run_layers: flags.cache_run_layers,
+        ..CacheOptions::default()
+    };
+    for text in flags.cache_from.iter().filter(|text| !text.is_empty()) {
+        let (place, insecure) = CachePlace::parse(text, &ambient.cwd)?;
+        allow(&place, insecure);
+        cache.from.push(place);
+    }
+    for text in flags.cache_to.iter().filter(|text| !text.is_empty()) {
+        let (target, insecure) = CacheTarget::parse(text, &ambient.cwd)?;
+        allow(&target.place, insecure);
+        cache.to.push(target);
+    }
+    Ok(cache)
 }
 
 /// A git or http(s) URL, by the rules of BuildKit's `DetectGitContext`.

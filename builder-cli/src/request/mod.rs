@@ -95,7 +95,8 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
     let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, ambient)?;
     let tags: Vec<Reference> = flags.tag.iter().map(|name| tag(name)).collect::<Result<_, _>>()?;
     let state = state(&flags.state, ambient)?;
-    let registries = registries(&flags.registries, ambient)?;
+    let mut registries = registries(&flags.registries, ambient)?;
+    let cache = inputs::cache(flags, &mut registries, ambient)?;
     let secrets = inputs::secrets(&flags.secret, ambient)?;
     let secrets = secrets
         .into_iter()
@@ -121,6 +122,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
             (false, []) => NoCache::Off,
             (false, stages) => NoCache::Stages(stages.to_vec()),
         },
+        cache,
         compression: Compression::default(),
         secrets,
         ssh: inputs::ssh(&flags.ssh, ambient)?,
@@ -156,8 +158,6 @@ fn tag(text: &str) -> Result<Reference, UsageError> {
 /// Flags that have a place already and an implementation later: an error, so that nobody relies on what does not happen.
 fn refuse_what_comes_later(flags: &BuildFlags) -> Result<(), UsageError> {
     let given = [
-        (!flags.cache_from.is_empty(), "--cache-from"),
-        (!flags.cache_to.is_empty(), "--cache-to"),
         (flags.provenance.as_deref().is_some_and(|value| value != "false"), "--provenance other than `false`"),
         (flags.sbom.as_deref().is_some_and(|value| value != "false"), "--sbom other than `false`"),
     ];
@@ -355,12 +355,7 @@ mod tests {
 
     #[test]
     fn what_comes_later_is_an_error() {
-        for arguments in [
-            ["--cache-from=type=registry,ref=x"].as_slice(),
-            &["--cache-to=type=inline"],
-            &["--provenance=mode=max"],
-            &["--sbom=true"],
-        ] {
+        for arguments in [["--provenance=mode=max"].as_slice(), &["--sbom=true"]] {
             let error = read(arguments, &[]).expect_err("not there yet");
             assert!(error.to_string().starts_with("not supported yet: "), "{arguments:?}: {error}");
         }

@@ -1,6 +1,7 @@
 //! Small grammars of flag values.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use builder_core::plan::Ulimit;
 
@@ -43,6 +44,35 @@ pub(super) fn bytes(flag: &'static str, text: &str) -> Result<u64, UsageError> {
         }
         _ => Err(wrong()),
     }
+}
+
+/// `336h`, `1h30m`, `2d`, `0`: numbers with units of d, h, m, s or ms.
+pub(super) fn duration(flag: &'static str, text: &str) -> Result<Duration, UsageError> {
+    let wrong = || UsageError::value(flag, text, "it is a number with a unit, such as 6h, 30m or 14d");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, behind) = rest.split_at(digits);
+        let unit = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
+        let (unit, behind) = behind.split_at(unit);
+        let seconds = match unit {
+            "d" => 86_400.0,
+            "h" => 3_600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 0.001,
+            _ => return Err(wrong()),
+        };
+        let part = number.parse::<f64>().map_err(|_| wrong())? * seconds;
+        let part = Duration::try_from_secs_f64(part).map_err(|_| wrong())?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = behind;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
 /// Names that setrlimit(2) knows, as Docker writes them.
@@ -143,6 +173,26 @@ mod tests {
             ("18446744073709551615k", None),
         ] {
             assert_eq!(bytes("--shm-size", text).ok(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, expected) in [
+            ("336h", Some(336 * 3600)),
+            ("1h30m", Some(5400)),
+            ("14d", Some(14 * 86_400)),
+            ("0", Some(0)),
+            ("0h", Some(0)),
+            ("1.5m", Some(90)),
+            ("14", None),
+            ("", None),
+            ("h", None),
+            ("-1h", None),
+            ("1y", None),
+            ("999999999999999999999h", None),
+        ] {
+            assert_eq!(duration("--cache-ttl", text).ok(), expected.map(Duration::from_secs), "{text:?}");
         }
     }
 

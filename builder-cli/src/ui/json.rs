@@ -52,6 +52,8 @@ fn value(event: &Event<'_>) -> Option<Value> {
         Event::Notice { message } => json!({ "event": "notice", "message": message }),
         Event::StepStarted { step, title } => json!({ "event": "step", "step": step.0, "title": title }),
         Event::CacheMiss { step, reason } => json!({ "event": "miss", "step": step.0, "reason": reason }),
+        Event::CacheFound { step, place } => json!({ "event": "found", "step": step.0, "place": place }),
+        Event::CachePut { step, place, .. } => json!({ "event": "put", "step": step.0, "place": place }),
         Event::Output { step, stream, line } => json!({
             "event": "output",
             "step": step.0,

@@ -55,6 +55,7 @@ impl<W: Write> State<W> {
                 self.started.insert(*step, Instant::now());
                 self.line(&format!("#{} {}", step.0, one_line(title)));
             }
+            Event::CacheFound { step, place } => self.line(&format!("#{} taken from {place}", step.0)),
             Event::CacheMiss { step, reason } => self.line(&format!("#{} not cached: {reason}", step.0)),
             Event::Output { step, line, .. } => {
                 let since = self.started.get(step).map_or(0.0, |started| started.elapsed().as_secs_f64());

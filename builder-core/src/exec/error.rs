@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::inputs::InputError;
+use crate::cache::CacheError;
 use crate::copy::CopyError;
 use crate::dockerfile::{LineRange, ParseErrors};
 use crate::hint::Hint;
@@ -129,6 +130,9 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
+    /// A cache that must be written (`ignore-error=false`) cannot.
+    #[error("cannot write {0}")]
+    CacheExport(#[from] CacheError),
     /// A cache mount cannot be made.
     #[error("cannot prepare cache mount `{id}`")]
     CacheMount {
@@ -261,7 +265,9 @@ impl BuildError {
             Self::Exit { code, .. } | Self::NotExecutable { code, .. } => ErrorClass::Command(*code),
             // Pulling, copying and writing a result all end so, whatever else they may fail of.
             _ if fills_the_disk(self) => ErrorClass::Disk,
-            Self::Base { .. } | Self::Output(_) | Self::UnresolvedImage { .. } => ErrorClass::Registry,
+            Self::Base { .. } | Self::Output(_) | Self::CacheExport(_) | Self::UnresolvedImage { .. } => {
+                ErrorClass::Registry
+            }
             Self::Tree(TreeError::Fetch { .. } | TreeError::WrongDiffId { .. } | TreeError::BadEntry { .. }) => {
                 ErrorClass::Registry
             }
@@ -363,6 +369,7 @@ impl Hint for BuildError {
             Self::NoIndex => Some("build several platforms, or give --build-arg BUILDKIT_MULTI_PLATFORM=1".to_owned()),
             Self::Sandbox(error) | Self::NotExecutable { source: error, .. } => error.hint(),
             Self::Output(error) => error.hint(),
+            Self::CacheExport(error) => error.hint(),
             Self::Input(error) => error.hint(),
             Self::Parse(errors) => errors.hint(),
             Self::SecretMissing { id } => Some(format!("give it with `--secret id={id},src=FILE` or `,env=NAME`")),

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::cache::StepCache;
+use super::elsewhere::Elsewhere;
 use super::meter::Meter;
 use super::prepare::{PlatformPlan, Prepared};
 use super::report::{Recorder, Report};
@@ -26,6 +27,7 @@ use crate::plan::{Action, Plan};
 use crate::registry::{Credentials, Registry};
 use crate::rootfs::{Rootfs, TreeMode, Trees, Volume};
 use crate::sandbox::{IdMapping, SandboxError, Tier};
+use crate::source::Origin;
 
 /// What a build made.
 #[derive(Debug)]
@@ -85,32 +87,46 @@ pub(super) fn build_prepared(
         })
         .collect();
     let uploads = Uploads::new(request, &registries, &blobs, &*observer);
+    let elsewhere = Elsewhere::new(request, prepared.sources.registry(), Arc::clone(&observer));
     let stop = cancel.child();
     let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
     let meter = Meter::new(&request.work_dir, request.limits.disk_bytes, outputs, &cache, &recorder, started);
-    let (images, written) = meter.during(&stop, || {
-        uploads.during(&stop, || {
-            let mut images = Vec::new();
-            let mut roots = Vec::new();
-            let mut first_step = 0;
-            for planned in &prepared.plans {
-                let shared = shared(
-                    request, &prepared, planned, &*observer, &stop, &trees, &cache, &blobs, &uploads, first_step,
-                );
-                first_step += steps(&planned.plan);
-                let target = stage::build_all(&shared)?;
-                images.push(assemble(&shared, planned, &target)?);
-                if request.outputs.iter().any(Target::is_files) {
-                    // The tree stays as long as the result it is opened from.
-                    let rootfs = target.tree.rootfs(&shared)?;
-                    roots.push((planned.plan.platform.clone(), rootfs, target));
-                }
+    let build = || {
+        let mut images = Vec::new();
+        let mut roots = Vec::new();
+        let mut first_step = 0;
+        for planned in &prepared.plans {
+            let shared = shared(
+                request,
+                &prepared,
+                planned,
+                &*observer,
+                &stop,
+                &trees,
+                &cache,
+                &blobs,
+                (&uploads, &elsewhere),
+                first_step,
+            );
+            first_step += steps(&planned.plan);
+            let target = stage::build_all(&shared)?;
+            elsewhere.is_result(target.made.keys().map(|(stage, index)| shared.step_id(*stage, *index)));
+            images.push(assemble(&shared, planned, &target)?);
+            if request.outputs.iter().any(Target::is_files) {
+                // The tree stays as long as the result it is opened from.
+                let rootfs = target.tree.rootfs(&shared)?;
+                roots.push((planned.plan.platform.clone(), rootfs, target));
             }
-            uploads.end();
-            let written = write_outputs(request, &prepared, &blobs, &uploads, &images, &roots, &observer, &stop)?;
-            Ok((images, written))
-        })
-    })?;
+        }
+        uploads.end();
+        let written = write_outputs(request, &prepared, &blobs, &uploads, &images, &roots, &observer, &stop)?;
+        Ok((images, written))
+    };
+    let with_records = || elsewhere.with_uploads(&blobs, &uploads, &stop, build);
+    let (images, written) = meter.during(&stop, || uploads.during(&stop, with_records))?;
+    if let Some(error) = elsewhere.failure() {
+        return Err(error.into());
+    }
 
     let mut report = recorder.report();
     report.digest = written.digest.to_string();
@@ -158,7 +174,7 @@ fn shared<'a>(
     trees: &'a Trees,
     cache: &'a StepCache,
     blobs: &'a BlobAccess<'a>,
-    uploads: &'a Uploads<'a>,
+    (uploads, elsewhere): (&'a Uploads<'a>, &'a Elsewhere<'a>),
     first_step: usize,
 ) -> Shared<'a> {
     let mut next = first_step;
@@ -180,6 +196,8 @@ fn shared<'a>(
         store: &prepared.store,
         trees,
         cache,
+        elsewhere,
+        forecast: OnceLock::new(),
         images: &planned.images,
         blobs,
         context: &prepared.context,
@@ -368,9 +386,10 @@ impl Blobs for BlobAccess<'_> {
     }
 
     fn origin(&self, descriptor: &Descriptor) -> Option<Reference> {
-        match &self.origins.get(&descriptor.digest)?.origin {
-            crate::source::Origin::Registry(locations) => locations.first().cloned(),
-            crate::source::Origin::Layout(_) => None,
-        }
+        let base = self.origins.get(&descriptor.digest).map(|image| image.origin.clone());
+        base.into_iter().chain(self.elsewhere(descriptor.digest)).find_map(|origin| match origin {
+            Origin::Registry(locations) => locations.first().cloned(),
+            Origin::Layout(_) => None,
+        })
     }
 }

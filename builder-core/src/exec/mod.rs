@@ -14,8 +14,10 @@
 
 mod cache;
 mod copying;
+mod elsewhere;
 mod error;
 mod finish;
+mod forecast;
 mod inputs;
 mod maintain;
 mod meter;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::BuildError;
+use crate::cache::CacheOptions;
 use crate::event::{Event, Observer};
 use crate::http::ClientOptions;
 use crate::layer::Compression;
@@ -51,6 +52,8 @@ pub struct BuildRequest {
     pub limits: Limits,
     /// Which steps must not come from the cache.
     pub no_cache: NoCache,
+    /// Results of steps in other places.
+    pub cache: CacheOptions,
     /// Compression of new layers, unless an output asks for another.
     pub compression: Compression,
     /// `--secret`, by id.

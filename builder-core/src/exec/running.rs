@@ -11,7 +11,7 @@ use super::shared::Shared;
 use super::stage::Inputs;
 use crate::event::{Event, StepId};
 use crate::oci::Platform;
-use crate::plan::{FileSource, MountKind, NetworkMode, RunAction, SecurityMode, Stage};
+use crate::plan::{FileSource, Mount, MountKind, NetworkMode, RunAction, SecurityMode, Stage};
 use crate::rootfs::{Rootfs, TreeStep, WorkTree};
 use crate::sandbox::{self, ExitStatus, MountSource, RunSpec, SandboxError, SandboxMount, users};
 
@@ -26,21 +26,26 @@ const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
 pub(super) fn inputs(shared: &Shared<'_>, action: &RunAction) -> Result<Inputs, BuildError> {
     let mut inputs = Inputs { items: BTreeMap::new() };
     for mount in &action.mounts {
-        let (from, source) = match &mount.kind {
-            MountKind::Bind { from, source } => (from, source),
-            MountKind::Cache { from: Some(from), source, .. } => (from, source),
-            _ => continue,
-        };
-        if let Some(tree) = shared.tree_of(from)? {
-            let hash = copying::chain_hash(tree.tree().chain());
-            inputs.items.insert(format!("mount of {}", mount.target), hash);
-        } else {
-            let copy = copying::whole(from.clone(), source, "/");
-            let part = Prepared::new(shared, &copy)?.inputs()?;
-            inputs.items.extend(part.items.into_iter().map(|(name, hash)| (format!("{}: {name}", mount.target), hash)));
-        }
+        inputs.items.extend(mount_inputs(shared, mount)?.items);
     }
     Ok(inputs)
+}
+
+/// The same of one mount.
+pub(super) fn mount_inputs(shared: &Shared<'_>, mount: &Mount) -> Result<Inputs, BuildError> {
+    let (from, source) = match &mount.kind {
+        MountKind::Bind { from, source } => (from, source),
+        MountKind::Cache { from: Some(from), source, .. } => (from, source),
+        _ => return Ok(Inputs { items: BTreeMap::new() }),
+    };
+    if let Some(tree) = shared.tree_of(from)? {
+        let hash = copying::chain_hash(tree.tree().chain());
+        return Ok(Inputs { items: BTreeMap::from([(format!("mount of {}", mount.target), hash)]) });
+    }
+    let copy = copying::whole(from.clone(), source, "/");
+    let part = Prepared::new(shared, &copy)?.inputs()?;
+    let named = part.items.into_iter().map(|(name, hash)| (format!("{}: {name}", mount.target), hash));
+    Ok(Inputs { items: named.collect() })
 }
 
 /// Runs the command in `rootfs`.

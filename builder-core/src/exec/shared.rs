@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use super::BuildError;
 use super::cache::StepCache;
+use super::elsewhere::{Elsewhere, Trail};
+use super::forecast::Forecast;
 use super::request::BuildRequest;
 use super::uploads::Uploads;
 use crate::cancel::Cancel;
@@ -15,7 +17,7 @@ use crate::layer::SealedLayer;
 use crate::oci::{BlobDigest, ChainId, Descriptor};
 use crate::plan::{FileSource, ImageRequest, Plan, StageId};
 use crate::rootfs::{LayerRef, LayerSource, Rootfs, Trees, WorkTree};
-use crate::source::{Keep, ResolvedImage, SourceError, Sources};
+use crate::source::{Keep, Origin, ResolvedImage, SourceError, Sources};
 use crate::store::{Store, StoreError};
 
 /// What all stages of one build use together.
@@ -27,6 +29,10 @@ pub(super) struct Shared<'a> {
     pub(super) store: &'a Store,
     pub(super) trees: &'a Trees,
     pub(super) cache: &'a StepCache,
+    /// Results of steps in other places.
+    pub(super) elsewhere: &'a Elsewhere<'a>,
+    /// What those places have, found out before the first step.
+    pub(super) forecast: OnceLock<Forecast>,
     pub(super) images: &'a BTreeMap<ImageRequest, Arc<ResolvedImage>>,
     pub(super) blobs: &'a BlobAccess<'a>,
     /// The main context and the named ones, opened before the first step.
@@ -106,6 +112,8 @@ pub(super) struct StageResult {
     pub(super) tree: Tree,
     /// The layers of its steps and of those of the stages below it.
     pub(super) made: BTreeMap<(StageId, usize), MadeLayer>,
+    /// How it came about, for records in other places.
+    pub(super) trail: Trail,
 }
 
 /// A layer that a step made, now or in an earlier build.
@@ -244,6 +252,8 @@ pub(super) struct BlobAccess<'a> {
     pub(super) cancel: Cancel,
     /// Which image a base blob can be fetched from.
     pub(super) origins: BTreeMap<BlobDigest, Arc<ResolvedImage>>,
+    /// Where blobs of steps are in other places.
+    elsewhere: Mutex<BTreeMap<BlobDigest, Vec<Origin>>>,
 }
 
 impl<'a> BlobAccess<'a> {
@@ -257,7 +267,7 @@ impl<'a> BlobAccess<'a> {
     ) -> Self {
         let origins =
             images.flat_map(|image| image.layers.iter().map(|layer| (layer.blob.digest, Arc::clone(image)))).collect();
-        Self { store, sources, observer, cancel, origins }
+        Self { store, sources, observer, cancel, origins, elsewhere: Mutex::default() }
     }
 
     /// A blob as a verified stream; one of a base is fetched where it is not kept, and kept then.
@@ -265,10 +275,10 @@ impl<'a> BlobAccess<'a> {
         if self.store.contains(blob) {
             return Ok(Box::new(self.store.blob(blob.digest)?));
         }
-        let Some(image) = self.origins.get(&blob.digest) else {
-            return Err(BlobError::Gone { digest: blob.digest });
+        let inner = match self.origins.get(&blob.digest) {
+            Some(image) => self.sources.open_blob(image, blob, Keep::InStore, &self.cancel)?,
+            None => self.open_elsewhere(blob)?,
         };
-        let inner = self.sources.open_blob(image, blob, Keep::InStore, &self.cancel)?;
         Ok(Box::new(Counted {
             inner,
             observer: Arc::clone(&self.observer),
@@ -277,6 +287,34 @@ impl<'a> BlobAccess<'a> {
             told: 0,
             total: blob.size,
         }))
+    }
+}
+
+impl BlobAccess<'_> {
+    /// Notes that a place has a blob.
+    pub(super) fn is_also_at(&self, digest: BlobDigest, origin: Origin) {
+        let mut elsewhere = lock(&self.elsewhere);
+        let known = elsewhere.entry(digest).or_default();
+        if !known.contains(&origin) {
+            known.push(origin);
+        }
+    }
+
+    /// The other places that have a blob.
+    pub(super) fn elsewhere(&self, digest: BlobDigest) -> Vec<Origin> {
+        lock(&self.elsewhere).get(&digest).cloned().unwrap_or_default()
+    }
+
+    /// Opens a blob of the first other place that gives it.
+    fn open_elsewhere(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>, BlobError> {
+        let mut last = BlobError::Gone { digest: blob.digest };
+        for origin in self.elsewhere(blob.digest) {
+            match self.sources.open_blob_of(&origin, blob, Keep::InStore, &self.cancel) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
     }
 }
 

@@ -8,14 +8,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::cache::StepRecord;
+use super::elsewhere::Trail;
+use super::forecast::forecast;
 use super::shared::{MadeLayer, Promise, Shared, Slot, StageResult, Tree};
 use super::{BuildError, copying, running};
 use crate::event::{Event, StepId};
 use crate::layer::{self, LayerOptions, SealedLayer};
-use crate::oci::{ChainId, Sha256};
+use crate::oci::{ChainId, Descriptor, Sha256};
 use crate::output;
 use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, FileSource, MountKind, Plan, Stage, StageId, Step};
@@ -35,6 +37,8 @@ pub(super) struct Progress<'scope, 'a> {
     /// The directory behind `layers` and `coming`, once a step needed one; `None` after a cached step, which leaves it behind.
     tree: Option<WorkTree>,
     made: BTreeMap<(StageId, usize), MadeLayer>,
+    /// How it came to where it is.
+    trail: Trail,
 }
 
 /// What a step is made from: everything that its cache key covers.
@@ -53,7 +57,8 @@ pub(super) fn build(shared: &Shared<'_>, stage: &Stage) -> Result<StageResult, B
             // A layer that failed in the background is why the step in front was cancelled.
             (Ok(()) | Err(BuildError::Cancelled), Err(error)) | (Err(error), _) => Err(error),
             (Ok(()), Ok(())) => {
-                Ok(StageResult { tree: Tree::new(progress.layers, progress.tree), made: progress.made })
+                let (made, trail) = (progress.made, progress.trail);
+                Ok(StageResult { tree: Tree::new(progress.layers, progress.tree), made, trail })
             }
         }
     })
@@ -71,12 +76,12 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             }
             Base::Context(name) => (vec![copying::context_as_base(shared, stage, name)?], None, BTreeMap::new()),
         };
-        Ok(Self { shared, stage, scope, layers, coming: Vec::new(), tree, made })
+        Ok(Self { shared, stage, scope, layers, coming: Vec::new(), tree, made, trail: shared.trail(stage)? })
     }
 
     /// Number of the step in the whole build.
     fn id(&self, index: usize) -> StepId {
-        StepId(self.shared.first_step[self.stage.id.0] + index)
+        self.shared.step_id(self.stage.id, index)
     }
 
     fn chain(&self) -> Option<ChainId> {
@@ -122,7 +127,10 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         let mut failed = None;
         for coming in std::mem::take(&mut self.coming) {
             match coming.wait() {
-                (index, Ok(made)) => self.push(index, made),
+                (index, Ok((made, trail))) => {
+                    self.push(index, made);
+                    self.trail = trail;
+                }
                 // Those above it fail because of the first one.
                 (_, Err(error)) => _ = failed.get_or_insert(error),
             }
@@ -140,6 +148,11 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         started: Instant,
     ) -> Result<Option<(MadeLayer, bool)>, BuildError> {
         let shared = self.shared;
+        if let Some(found) = shared.forecast_hit(self.stage, index, self.trail) {
+            self.settle()?;
+            self.tree = None;
+            return Ok(Some((found.take(shared, self.stage, index, &mut self.trail), true)));
+        }
         let phases = Phases { shared, step: id };
         let begun = Instant::now();
         let copy = match &step.action {
@@ -148,7 +161,10 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         };
         let inputs = match (&step.action, &copy) {
             (Action::Run(action), _) => running::inputs(shared, action)?,
-            (Action::Copy(_), Some(prepared)) => prepared.inputs()?,
+            (Action::Copy(_), Some(prepared)) => match shared.known_inputs(self.stage, index) {
+                Some(known) => known,
+                None => prepared.inputs()?,
+            },
             _ => Inputs { items: BTreeMap::new() },
         };
         phases.done("inputs", begun);
@@ -162,13 +178,20 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         };
 
         if !shared.request.no_cache.applies_to(&self.stage.name) {
-            if let Some(key) = components.as_ref().map(Components::key)
-                && let Some(record) = shared.cache.step(key)
+            if let Some(hash) = components.as_ref().map(Components::key)
+                && let Some(record) = shared.cache.step(hash)
                 && shared.store.size(record.layer.blob.digest).is_some()
+                && !shared.is_expired(record.created)
             {
                 self.tree = None;
+                self.trail = shared.offer(&key, self.trail, &record);
                 shared.remember(self.stage, index, components.as_ref().expect("it has a key"));
                 return Ok(Some((MadeLayer::from_record(&record, &step.title), true)));
+            }
+            if let Some(found) = shared.content_hit(&key, self.trail) {
+                self.settle()?;
+                self.tree = None;
+                return Ok(Some((found.take(shared, self.stage, index, &mut self.trail), true)));
             }
             let reason = match (shared.recall(self.stage, index), &components) {
                 (None, _) => "not built here before".to_owned(),
@@ -218,9 +241,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             let more = index + 1 < self.stage.steps.len();
             let large = more && content_bytes(&changes) >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
             if large || !self.coming.is_empty() {
-                let step = tree_step.detach()?;
+                let detached = tree_step.detach()?;
                 self.tree = Some(tree);
-                self.make_meanwhile(key, step, changes, id, started);
+                self.make_meanwhile(key, detached, changes, id, started);
                 return Ok(None);
             }
             let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
@@ -229,7 +252,8 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             layer
         };
         let begun = Instant::now();
-        let made = key.keep(self.chain(), layer)?;
+        let (made, trail) = key.keep(self.chain(), self.trail, layer)?;
+        self.trail = trail;
         phases.done("keep", begun);
         Ok(Some((made, false)))
     }
@@ -251,8 +275,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     ) {
         let below = match self.coming.last() {
             Some(coming) => Below::Coming(Arc::clone(&coming.done)),
-            None => Below::Known(self.chain()),
+            None => Below::Known(self.chain(), self.trail),
         };
+        self.trail = self.shared.trail_meanwhile(&key, self.trail);
         let done = Arc::new(Slot::default());
         let promise = Promise(Arc::clone(&done));
         let index = key.index;
@@ -261,18 +286,19 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             let made = (|| {
                 let layer = shared.seal(&changes, detached.rootfs(), step, id)?;
                 drop(changes);
-                let below = below.wait()?;
+                let (below, trail) = below.wait()?;
                 let chain = ChainId::extend(below, layer.diff_id);
                 detached.name(chain)?;
-                Ok((chain, key.keep(below, layer)?))
+                let (made, trail) = key.keep(below, trail, layer)?;
+                Ok((chain, made, trail))
             })();
             let elapsed = started.elapsed();
             match made {
-                Ok((chain, made)) => {
+                Ok((chain, made, trail)) => {
                     shared.sealed(stage, &made);
                     let layer = Some(made.sealed.diff_id);
                     shared.observer.event(Event::StepFinished { step: id, cached: false, layer, elapsed });
-                    promise.keep((chain, made));
+                    promise.keep((chain, made, trail));
                     Ok(())
                 }
                 Err(error) => {
@@ -308,43 +334,46 @@ fn content_bytes(changes: &[Change]) -> u64 {
 struct Coming<'scope> {
     /// Of its step in the stage.
     index: usize,
-    /// The layer, and the chain id of the stack with it.
-    done: Arc<Slot<(ChainId, MadeLayer)>>,
+    /// The layer, the chain id of the stack with it, and how it came about.
+    done: Arc<Slot<(ChainId, MadeLayer, Trail)>>,
     thread: ScopedJoinHandle<'scope, Result<(), BuildError>>,
 }
 
 impl Coming<'_> {
     /// Its layer, when it is done.
-    fn wait(self) -> (usize, Result<MadeLayer, BuildError>) {
+    fn wait(self) -> (usize, Result<(MadeLayer, Trail), BuildError>) {
         let ended = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let made = ended.and_then(|()| self.done.wait().map(|(_, made)| made).ok_or(BuildError::Cancelled));
+        let made =
+            ended.and_then(|()| self.done.wait().map(|(_, made, trail)| (made, trail)).ok_or(BuildError::Cancelled));
         (self.index, made)
     }
 }
 
 /// The stack below a layer.
 enum Below {
-    Known(Option<ChainId>),
-    Coming(Arc<Slot<(ChainId, MadeLayer)>>),
+    Known(Option<ChainId>, Trail),
+    Coming(Arc<Slot<(ChainId, MadeLayer, Trail)>>),
 }
 
 impl Below {
-    fn wait(&self) -> Result<Option<ChainId>, BuildError> {
+    fn wait(&self) -> Result<(Option<ChainId>, Trail), BuildError> {
         match self {
-            Self::Known(chain) => Ok(*chain),
+            Self::Known(chain, trail) => Ok((*chain, *trail)),
             // It has reported its own error.
-            Self::Coming(slot) => slot.wait().map(|(chain, _)| Some(chain)).ok_or(BuildError::Cancelled),
+            Self::Coming(slot) => {
+                slot.wait().map(|(chain, _, trail)| (Some(chain), trail)).ok_or(BuildError::Cancelled)
+            }
         }
     }
 }
 
 /// Everything that decides the result of a step but the tree below it.
-struct StepKey<'a> {
+pub(super) struct StepKey<'a> {
     shared: &'a Shared<'a>,
-    stage: &'a Stage,
-    step: &'a Step,
-    index: usize,
-    inputs: Inputs,
+    pub(super) stage: &'a Stage,
+    pub(super) step: &'a Step,
+    pub(super) index: usize,
+    pub(super) inputs: Inputs,
 }
 
 impl StepKey<'_> {
@@ -360,13 +389,14 @@ impl StepKey<'_> {
     }
 
     /// Notes the layer that the step made on `below`, so that another build finds it.
-    fn keep(&self, below: Option<ChainId>, layer: SealedLayer) -> Result<MadeLayer, BuildError> {
+    fn keep(&self, below: Option<ChainId>, trail: Trail, layer: SealedLayer) -> Result<(MadeLayer, Trail), BuildError> {
         let shared = self.shared;
         let components = self.components(below);
         let record = StepRecord { layer, created: shared.timestamp() };
         shared.cache.put_step(components.key(), &record).map_err(|source| BuildError::Cache { source })?;
         shared.remember(self.stage, self.index, &components);
-        Ok(MadeLayer::from_record(&record, &self.step.title))
+        let trail = shared.offer(self, trail, &record);
+        Ok((MadeLayer::from_record(&record, &self.step.title), trail))
     }
 }
 
@@ -434,10 +464,14 @@ impl Shared<'_> {
 
     /// A layer is whole: it may leave at once if it is one of the image, in the form that it has.
     fn sealed(&self, stage: &Stage, made: &MadeLayer) {
-        let blob = &made.sealed.blob;
-        if in_image(self.plan, stage.id) && !output::needs_recompression(blob, self.request.layer_compression()) {
-            self.uploads.offer(blob);
+        if self.leaves_at_once(stage, &made.sealed.blob) {
+            self.uploads.offer(&made.sealed.blob);
         }
+    }
+
+    /// Whether a layer of `stage` is one of the image in the form that it has.
+    pub(super) fn leaves_at_once(&self, stage: &Stage, blob: &Descriptor) -> bool {
+        in_image(self.plan, stage.id) && !output::needs_recompression(blob, self.request.layer_compression())
     }
 
     fn recall(&self, stage: &Stage, index: usize) -> Option<Components> {
@@ -454,11 +488,20 @@ impl Shared<'_> {
 
 /// Runs all stages of the plan, each in its thread, and gives the target's result.
 pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildError> {
+    let forecast = shared.forecast.get_or_init(|| forecast(shared));
+    for stage in shared.plan.stages.iter().filter(|stage| !forecast.is_needed(stage.id)) {
+        for (index, step) in stage.steps.iter().enumerate() {
+            let (step, title) = (shared.step_id(stage.id, index), &step.title);
+            shared.observer.event(Event::StepStarted { step, title });
+            shared.observer.event(Event::StepFinished { step, cached: true, layer: None, elapsed: Duration::ZERO });
+        }
+    }
     let failures = std::thread::scope(|scope| {
         let workers: Vec<_> = shared
             .plan
             .stages
             .iter()
+            .filter(|stage| forecast.is_needed(stage.id))
             .map(|stage| {
                 scope.spawn(move || {
                     let result = build(shared, stage);

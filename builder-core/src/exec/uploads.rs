@@ -76,6 +76,21 @@ impl<'a> Uploads<'a> {
         self.destinations.iter().find(|destination| destination.output == output).map(|found| &found.pusher)
     }
 
+    /// Brings a layer of the image to the repositories that the outputs name in `registry`, or waits for the thread that does.
+    /// Returns those that have it then.
+    pub(super) fn bring(&self, layer: &Descriptor, registry: Option<&str>, stop: &Cancel) -> Vec<Reference> {
+        let mut there = Vec::new();
+        for destination in &self.destinations {
+            for repository in destination.repositories.iter().filter(|at| Some(at.registry()) == registry) {
+                match destination.pusher.blob(repository, layer, stop) {
+                    Ok(()) => there.push(repository.clone()),
+                    Err(error) => tracing::debug!(%error, digest = %layer.digest, "an early upload failed"),
+                }
+            }
+        }
+        there
+    }
+
     /// Brings layers away while `build` runs. `stop` ends both: it is set when `build` fails or a registry refuses.
     ///
     /// # Errors

@@ -44,7 +44,12 @@ impl StateKey {
 
     /// The state after a step.
     pub fn after(self, step: &Components) -> Self {
-        Self(hash(&json!({ "parent": self.0.to_string(), "step": step.key().to_string() })))
+        self.after_key(step.key())
+    }
+
+    /// The state after a step of which only the key is known.
+    pub fn after_key(self, step: Sha256) -> Self {
+        Self(hash(&json!({ "parent": self.0.to_string(), "step": step.to_string() })))
     }
 }
 

@@ -262,11 +262,25 @@ impl Sources {
         keep: Keep,
         cancel: &Cancel,
     ) -> Result<Box<dyn Read + Send>, SourceError> {
+        self.open_blob_of(&image.origin, descriptor, keep, cancel)
+    }
+
+    /// A blob that lies at `origin`; otherwise as [`Sources::open_blob`].
+    ///
+    /// # Errors
+    /// [`SourceError`]
+    pub fn open_blob_of(
+        &self,
+        origin: &Origin,
+        descriptor: &Descriptor,
+        keep: Keep,
+        cancel: &Cancel,
+    ) -> Result<Box<dyn Read + Send>, SourceError> {
         if self.store.contains(descriptor) {
             // Verified when it was published, and only we write there.
             return Ok(Box::new(self.store.blob(descriptor.digest)?));
         }
-        let stream: Box<dyn Read + Send> = match &image.origin {
+        let stream: Box<dyn Read + Send> = match origin {
             Origin::Layout(path) => Box::new(Verified::new(layout::open(path, descriptor.digest)?, descriptor, cancel)),
             Origin::Registry(locations) => {
                 Box::new(self.first(locations, |location| self.registry.open_blob(location, descriptor, cancel))?)

@@ -172,6 +172,7 @@ impl Bench {
             credentials: Default::default(),
             limits: Default::default(),
             no_cache: NoCache::Off,
+            cache: Default::default(),
             compression: Compression::DEFAULT,
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),

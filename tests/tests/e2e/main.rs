@@ -23,6 +23,7 @@ mod base;
 mod cache;
 mod debian;
 mod faults;
+mod steps;
 
 /// How long one program may take, on a machine that is busy with others.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -46,7 +47,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let table = debian::TRIALS.iter().chain(base::TRIALS).chain(cache::TRIALS).chain(faults::TRIALS);
+    let suites = [debian::TRIALS, base::TRIALS, cache::TRIALS, faults::TRIALS, steps::TRIALS];
+    let table = suites.into_iter().flatten();
     let trials = table
         .map(|&(name, trial)| {
             let place = Arc::clone(&place);
@@ -132,7 +134,7 @@ impl Place {
 
 /// busybox with every applet that the Dockerfiles use.
 fn busybox_image(busybox: &[u8]) -> Image {
-    let applets = ["sh", "cat", "cp", "echo", "sleep", "dd", "ls", "rm", "mkdir", "touch", "test", "sync"];
+    let applets = ["sh", "head", "cat", "cp", "echo", "sleep", "dd", "ls", "rm", "mkdir", "touch", "test", "sync"];
     let links: Vec<String> = applets.iter().map(|applet| format!("bin/{applet}")).collect();
     let mut entries = vec![Entry::Directory("bin"), Entry::Directory("tmp"), Entry::Directory("etc")];
     entries.push(Entry::File("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n"));
