@@ -32,6 +32,10 @@ pub enum Command {
     Info(InfoFlags),
     /// Print the version
     Version,
+    /// Print a script that completes this command line in a shell
+    Completions(CompletionsFlags),
+    /// Write the manual pages
+    Man(ManFlags),
     /// Kaniko's executor: builds and pushes with Kaniko's flags, see docs/kaniko.md
     #[command(disable_help_flag = true)]
     Executor(KanikoFlags),
@@ -88,6 +92,22 @@ pub struct InfoFlags {
     /// Where state is
     #[command(flatten)]
     pub state: StateFlags,
+}
+
+/// `slipway completions`
+#[derive(Debug, Args)]
+pub struct CompletionsFlags {
+    /// Whose script: for bash, `source <(slipway completions bash)`
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+/// `slipway man`
+#[derive(Debug, Args)]
+pub struct ManFlags {
+    /// Where slipway.1 and a page for each command go, such as /usr/local/share/man/man1; made if missing
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
 }
 
 /// `slipway inspect`
@@ -192,8 +212,9 @@ pub struct BuildFlags {
     /// Set a label of the image
     #[arg(long, value_name = "NAME=VALUE")]
     pub label: Vec<String>,
-    /// Set an annotation of the manifest
-    #[arg(long, value_name = "NAME=VALUE")]
+    /// Set an annotation of the manifest, or of what is named before a colon: manifest, manifest-descriptor, index,
+    /// index-descriptor, each for one platform if that follows in brackets, several with commas between them
+    #[arg(long, value_name = "[LEVEL[[PLATFORM]],…:]NAME=VALUE")]
     pub annotation: Vec<String>,
     /// Build for these platforms, as os/arch[/variant]; several make an index
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',', env = "DOCKER_DEFAULT_PLATFORM")]

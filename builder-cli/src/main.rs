@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         Command::Cache(command) => commands::cache::run(&command, &ambient),
         Command::Info(flags) => commands::info::run(&flags, &ambient),
         Command::Version => commands::version::run(),
+        Command::Completions(flags) => commands::completions::run(&flags),
+        Command::Man(flags) => commands::man::run(&flags),
         Command::Executor(kaniko) => kaniko::run(kaniko::Program::Executor, kaniko.flags, &ambient),
         Command::Warmer(kaniko) => kaniko::run(kaniko::Program::Warmer, kaniko.flags, &ambient),
     }

@@ -2,8 +2,10 @@
 
 pub mod build;
 pub mod cache;
+pub mod completions;
 pub mod info;
 pub mod inspect;
+pub mod man;
 pub mod version;
 
 use std::io::Write as _;

@@ -9,7 +9,7 @@ use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache}
 use builder_core::http::{self, ClientOptions, Request, Url};
 use builder_core::layer::Compression;
 use builder_core::oci::Platform;
-use builder_core::output::{Destination as To, Exporter, Target};
+use builder_core::output::{Annotation, AnnotationLevel, Destination as To, Exporter, Target};
 use builder_core::sandbox::Environment;
 use clap::Parser as _;
 
@@ -115,7 +115,8 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     request.tags = destinations.iter().map(|destination| destination.reference.clone()).collect();
     request.inherit_media_types = true;
     request.compression = compression(parsed)?;
-    request.annotations = parsed.pairs(&flags::ANNOTATION);
+    let annotation = |(key, value)| Annotation { level: AnnotationLevel::Manifest, platform: None, key, value };
+    request.annotations = parsed.pairs(&flags::ANNOTATION).into_iter().map(annotation).collect();
     request.outputs = outputs(parsed, ambient, push, &destinations);
     if (parsed.given("cache") && !cache) || is_zero(parsed) {
         request.no_cache = NoCache::All;

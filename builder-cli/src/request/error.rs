@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use builder_core::cache::CacheParseError;
 use builder_core::hint::Hint;
-use builder_core::output::TargetError;
+use builder_core::output::{AnnotationError, TargetError};
 
 /// A command line that cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,9 @@ pub enum UsageError {
     /// A cache that cannot be read.
     #[error(transparent)]
     Cache(#[from] CacheParseError),
+    /// An `--annotation` that cannot be read.
+    #[error(transparent)]
+    Annotation(#[from] AnnotationError),
     /// A later version will do it.
     #[error("not supported yet: {what}")]
     NotYet {
@@ -81,6 +84,7 @@ impl Hint for UsageError {
             Self::Value { flag, .. } => Some(format!("`slipway build --help` shows what {flag} takes")),
             Self::Output(error) => error.hint(),
             Self::Cache(error) => error.hint(),
+            Self::Annotation(error) => error.hint(),
             _ => None,
         }
     }

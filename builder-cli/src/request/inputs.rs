@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheTarget};
 use builder_core::exec::{ContextSource, DockerfileSource};
+use builder_core::output::Annotation;
 use builder_core::plan::NamedContext;
 
 use super::ambient::Ambient;
@@ -91,9 +92,6 @@ pub(super) fn dockerfile(
     ambient: &Ambient,
 ) -> Result<DockerfileSource, UsageError> {
     match (file, context) {
-        (Some("-"), ContextSource::Stdin) => {
-            Err(UsageError::Conflict { one: "--file -", other: "a context from standard input" })
-        }
         (Some("-"), _) => {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).map_err(|source| UsageError::Read {
@@ -106,6 +104,22 @@ pub(super) fn dockerfile(
         (None, ContextSource::Directory(dir)) => Ok(DockerfileSource::File(default_dockerfile(dir))),
         (Some(path), ContextSource::Directory(_)) => Ok(DockerfileSource::File(ambient.cwd.join(path))),
         (path, _) => Ok(DockerfileSource::InContext(path.unwrap_or("Dockerfile").into())),
+    }
+}
+
+/// Refuses two readers of standard input: the second would find it empty.
+pub(super) fn one_reads_standard_input(flags: &BuildFlags) -> Result<(), UsageError> {
+    let named = flags.build_context.iter().filter(|text| text.ends_with("=-")).map(|_| "a --build-context of `-`");
+    let mut readers = (flags.file.as_deref() == Some("-"))
+        .then_some("--file -")
+        .into_iter()
+        .chain((flags.context == "-").then_some("a context from standard input"))
+        .chain(named);
+    match (readers.next(), readers.next()) {
+        (Some(one), Some(other)) => {
+            Err(UsageError::Conflict { one, other: if one == other { "another one" } else { other } })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -130,7 +144,7 @@ pub(super) fn named_contexts(
         } else if let Some(layout) = value.strip_prefix("oci-layout://") {
             NamedContext::OciLayout(ambient.cwd.join(layout).to_string_lossy().into_owned())
         } else if value == "-" {
-            return Err(UsageError::not_yet("--build-context from standard input"));
+            NamedContext::Stdin
         } else {
             remote(&value).unwrap_or_else(|| NamedContext::Directory(ambient.cwd.join(&value)))
         };
@@ -231,27 +245,12 @@ pub(super) fn ssh(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String
     Ok(agents)
 }
 
-pub(super) fn annotations(texts: &[String]) -> Result<BTreeMap<String, String>, UsageError> {
-    let flag = "--annotation";
-    let mut annotations = BTreeMap::new();
+pub(super) fn annotations(texts: &[String]) -> Result<Vec<Annotation>, UsageError> {
+    let mut annotations = Vec::new();
     for text in texts {
-        let (name, value) = name_value(flag, text)?;
-        // `manifest:NAME`, `index,manifest:NAME`, `manifest[linux/amd64]:NAME`
-        let (levels, name) = match name.split_once(':') {
-            Some((levels, rest)) if levels.split(',').all(is_level) => (levels.to_owned(), rest.to_owned()),
-            _ => ("manifest".to_owned(), name),
-        };
-        if levels != "manifest" {
-            return Err(UsageError::not_yet(format!("--annotation for `{levels}`")));
-        }
-        annotations.insert(name, value);
+        annotations.extend(Annotation::parse(text)?);
     }
     Ok(annotations)
-}
-
-fn is_level(text: &str) -> bool {
-    let level = text.split('[').next().unwrap_or(text);
-    matches!(level, "manifest" | "manifest-descriptor" | "index" | "index-descriptor")
 }
 
 #[cfg(test)]
@@ -303,17 +302,35 @@ mod tests {
     }
 
     #[test]
-    fn annotations_name_their_level() {
+    fn annotations_name_their_levels() {
         for (text, expected) in [
-            ("a=b", Some(("a", "b"))),
-            ("manifest:a=b", Some(("a", "b"))),
-            ("org:a=b", Some(("org:a", "b"))),
-            ("index:a=b", None),
-            ("manifest[linux/amd64]:a=b", None),
+            ("a=b", "Manifest a=b"),
+            ("manifest:a=b=c", "Manifest a=b=c"),
+            ("index,manifest[linux/arm64]:a=", "Index a=, Manifest linux/arm64 a="),
+            ("index-descriptor,manifest-descriptor:org.x=1", "IndexDescriptor org.x=1, ManifestDescriptor org.x=1"),
+            ("manifest:urn:x=b", "Manifest urn:x=b"),
+            ("a", "invalid annotation `a`: expected key=value"),
+            ("=a", "invalid annotation `=a`: the key is empty"),
+            ("idnex:a=b", "invalid annotation `idnex:a=b`: unknown annotation type `idnex`"),
+            (
+                "index[linux/amd64:a=b",
+                "invalid annotation `index[linux/amd64:a=b`: unknown annotation type `index[linux/amd64`",
+            ),
+            ("index[]:a=b", "invalid annotation `index[]:a=b`: `` is not a platform"),
         ] {
-            let annotations = annotations(&[text.to_owned()]).ok();
-            let found = annotations.as_ref().and_then(|found| found.iter().next());
-            assert_eq!(found.map(|(name, value)| (name.as_str(), value.as_str())), expected, "{text}");
+            let shown = match annotations(&[text.to_owned()]) {
+                Ok(annotations) => annotations
+                    .iter()
+                    .map(|annotation| {
+                        let platform = annotation.platform.as_ref().map(|platform| format!("{platform} "));
+                        let platform = platform.unwrap_or_default();
+                        format!("{:?} {platform}{}={}", annotation.level, annotation.key, annotation.value)
+                    })
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                Err(error) => error.to_string(),
+            };
+            assert_eq!(shown, expected, "{text}");
         }
     }
 }

@@ -92,6 +92,7 @@ pub struct State {
 pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) -> Result<Build, UsageError> {
     refuse_what_comes_later(flags)?;
     let context = inputs::context(&flags.context, ambient)?;
+    inputs::one_reads_standard_input(flags)?;
     let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, ambient)?;
     let tags: Vec<Reference> = flags.tag.iter().map(|name| tag(name)).collect::<Result<_, _>>()?;
     let state = state(&flags.state, ambient)?;
@@ -262,14 +263,6 @@ fn plan_options(flags: &BuildFlags, ambient: &Ambient) -> Result<PlanOptions, Us
     if let Some(epoch) = ambient.text("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".to_owned()).or_insert_with(|| epoch.to_owned());
     }
-    let source_date_epoch = match build_args.get("SOURCE_DATE_EPOCH").filter(|value| !value.is_empty()) {
-        Some(value) => Some(
-            value
-                .parse()
-                .map_err(|_| UsageError::value("SOURCE_DATE_EPOCH", value, "it is a number of seconds since 1970"))?,
-        ),
-        None => None,
-    };
     Ok(PlanOptions {
         build_args,
         target: flags.target.clone(),
@@ -287,7 +280,6 @@ fn plan_options(flags: &BuildFlags, ambient: &Ambient) -> Result<PlanOptions, Us
             allow: allowed(&flags.allow)?,
             ..RunDefaults::default()
         },
-        source_date_epoch,
         ..PlanOptions::default()
     })
 }
@@ -394,14 +386,26 @@ mod tests {
     #[test]
     fn the_epoch_comes_from_the_environment_or_an_argument() {
         let epoch = |arguments: &[&str], variables: &[(&str, &str)]| {
-            read(arguments, variables)
-                .map(|build| build.request.plan.source_date_epoch)
-                .map_err(|error| error.to_string())
+            let build = read(arguments, variables).expect("fine");
+            build.request.plan.build_args.get("SOURCE_DATE_EPOCH").cloned()
         };
-        assert_eq!(epoch(&[], &[]), Ok(None));
-        assert_eq!(epoch(&[], &[("SOURCE_DATE_EPOCH", "7")]), Ok(Some(7)));
-        assert_eq!(epoch(&["--build-arg=SOURCE_DATE_EPOCH=8"], &[("SOURCE_DATE_EPOCH", "7")]), Ok(Some(8)));
-        assert!(epoch(&[], &[("SOURCE_DATE_EPOCH", "today")]).is_err());
+        assert_eq!(epoch(&[], &[]), None);
+        assert_eq!(epoch(&[], &[("SOURCE_DATE_EPOCH", "7")]).as_deref(), Some("7"));
+        assert_eq!(epoch(&["--build-arg=SOURCE_DATE_EPOCH=8"], &[("SOURCE_DATE_EPOCH", "7")]).as_deref(), Some("8"));
+        assert_eq!(epoch(&["--build-arg=SOURCE_DATE_EPOCH=context"], &[]).as_deref(), Some("context"));
+    }
+
+    #[test]
+    fn standard_input_is_read_once() {
+        for arguments in [
+            ["-f-", "-"].as_slice(),
+            &["--build-context=a=-", "--build-context=b=-"],
+            &["--build-context=a=-", "-"],
+            &["--build-context=a=-", "-f-"],
+        ] {
+            let error = read(arguments, &[]).expect_err("two want it");
+            assert!(matches!(error, UsageError::Conflict { .. }), "{arguments:?}: {error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Build contexts that are no directory of the user: archives on a stream or behind a URL, git repositories.
 
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -10,7 +10,7 @@ use super::git::Reference;
 use super::remote::{Remote, RemoteError, shown, subdirectory};
 use crate::cancel::Cancel;
 use crate::git::Commit;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Attributes, FileKind, Rootfs, TarKind};
 
 /// So many bytes of a stream decide whether it is an archive: a whole block of any compression fits.
 const PREFIX_BYTES: u64 = 1 << 20;
@@ -24,7 +24,42 @@ pub enum FetchedContext {
     /// Files.
     Tree(FetchedTree),
     /// Text that is the Dockerfile itself; there are no files.
-    Dockerfile(String),
+    Dockerfile {
+        /// The text.
+        text: String,
+        /// When the server says it was changed, in seconds since 1970.
+        last_modified: Option<i64>,
+    },
+}
+
+impl FetchedContext {
+    fn modified(mut self, time: Option<i64>) -> Self {
+        match &mut self {
+            Self::Tree(tree) => tree.last_modified = time,
+            Self::Dockerfile { last_modified, .. } => *last_modified = time,
+        }
+        self
+    }
+
+    /// The time that `SOURCE_DATE_EPOCH=context` means (checklist X-11), in seconds since 1970: of the commit, what the
+    /// server says, or of the newest regular file of an archive.
+    ///
+    /// # Errors
+    /// If the files cannot be looked at.
+    pub fn time(&self) -> io::Result<Option<i64>> {
+        match self {
+            Self::Dockerfile { last_modified, .. } => Ok(*last_modified),
+            Self::Tree(tree) => match (&tree.commit, tree.last_modified) {
+                (Some(commit), _) => Ok(Some(commit.time)),
+                (None, Some(time)) => Ok(Some(time)),
+                (None, None) => {
+                    let listing = Rootfs::open(&tree.path)?.list().map_err(|error| error.source)?;
+                    let files = listing.iter().filter(|listed| listed.metadata.kind == FileKind::File);
+                    Ok(files.map(|listed| listed.metadata.mtime.0).max())
+                }
+            },
+        }
+    }
 }
 
 /// Files in a directory of ours, removed with this value.
@@ -32,6 +67,7 @@ pub enum FetchedContext {
 pub struct FetchedTree {
     path: PathBuf,
     commit: Option<Commit>,
+    last_modified: Option<i64>,
     _temp: TempDir,
 }
 
@@ -67,7 +103,7 @@ impl Remote {
             stream.take(DOCKERFILE_BYTES + 1).read_to_end(&mut text).map_err(broken)?;
             let text = (text.len() as u64 <= DOCKERFILE_BYTES).then(|| String::from_utf8(text).ok()).flatten();
             let text = text.ok_or_else(|| RemoteError::NotAContext { name: name.to_owned() })?;
-            return Ok(FetchedContext::Dockerfile(text));
+            return Ok(FetchedContext::Dockerfile { text, last_modified: None });
         }
         let temp = self.temporary_directory()?;
         let path = temp.path().join("tree");
@@ -81,7 +117,7 @@ impl Remote {
         // Owners of a context do not count, and without privileges only our own can be given.
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         archive::unpack(whole, &tree, Path::new("/"), Some(owner), cancel).map_err(failed)?;
-        Ok(FetchedContext::Tree(FetchedTree { path, commit: None, _temp: temp }))
+        Ok(FetchedContext::Tree(FetchedTree { path, commit: None, last_modified: None, _temp: temp }))
     }
 
     /// Takes an archive, or else a Dockerfile, from an http(s) URL.
@@ -91,14 +127,61 @@ impl Remote {
     pub fn url_context(&self, url: &str, cancel: &Cancel) -> Result<FetchedContext, RemoteError> {
         let download = self.fetch(url, None, cancel)?;
         let file = self.open(url, &download, cancel)?;
-        self.stream_context(file, &shown(url), cancel)
+        Ok(self.stream_context(file, &shown(url), cancel)?.modified(download.last_modified))
     }
 
-    /// Takes the files of a commit. `github.com/owner/repository` is git here (checklist C-58).
+    /// When a URL was last changed, in seconds since 1970: what the server says, else of an archive the time of its newest
+    /// regular file (checklist X-11).
     ///
     /// # Errors
     /// [`RemoteError`]
-    pub fn git_context(&self, text: &str, keep_git_dir: bool, cancel: &Cancel) -> Result<FetchedTree, RemoteError> {
+    pub fn time_of_url(&self, url: &str, checksum: Option<&str>, cancel: &Cancel) -> Result<Option<i64>, RemoteError> {
+        let checksum = match checksum {
+            Some(text) => Some(text.parse().map_err(|_| RemoteError::BadChecksum { text: text.to_owned() })?),
+            None => None,
+        };
+        let download = self.fetch(url, checksum, cancel)?;
+        if download.last_modified.is_some() {
+            return Ok(download.last_modified);
+        }
+        let failed = |source| RemoteError::Archive { name: shown(url), source };
+        let Some(mut archive) = archive::detect(self.open(url, &download, cancel)?).map_err(failed)? else {
+            return Ok(None);
+        };
+        let mut newest = None;
+        while let Some(entry) = archive.next_entry().map_err(|error| failed(error.into()))? {
+            if cancel.is_cancelled() {
+                return Err(RemoteError::Cancelled);
+            }
+            if entry.kind == TarKind::File {
+                newest = newest.max(Some(entry.mtime.0));
+            }
+        }
+        Ok(newest)
+    }
+
+    /// The time of the commit that a git source names, in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn time_of_commit(&self, text: &str, checksum: Option<&str>, cancel: &Cancel) -> Result<i64, RemoteError> {
+        let reference = Reference::parse(text)?;
+        let reference = reference.ok_or_else(|| RemoteError::NotAUrl { text: shown(text) })?;
+        Ok(self.checkout(&reference, false, checksum, cancel)?.commit.time)
+    }
+
+    /// Takes the files of a commit. `github.com/owner/repository` is git here (checklist C-58). With `dated` the files have
+    /// the time of the commit, unless the query says otherwise (checklist D-10).
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn git_context(
+        &self,
+        text: &str,
+        keep_git_dir: bool,
+        dated: bool,
+        cancel: &Cancel,
+    ) -> Result<FetchedContext, RemoteError> {
         let reference = Reference::parse_context(text)?;
         let reference = reference.ok_or_else(|| RemoteError::NotAUrl { text: shown(text) })?;
         let keep = reference.keep_git_dir.unwrap_or(keep_git_dir);
@@ -107,13 +190,25 @@ impl Remote {
         // The check that the subdirectory is one.
         let files = subdirectory(&root, checkout.subdir.as_deref(), &checkout.url)?;
         let path = files.host_path().unwrap_or(root);
-        Ok(FetchedTree { path, commit: Some(checkout.commit), _temp: checkout.temp })
+        if reference.commit_time.unwrap_or(dated) {
+            date(&path, checkout.commit.time).map_err(|source| self.io("set the times of files in", source))?;
+        }
+        let commit = Some(checkout.commit);
+        Ok(FetchedContext::Tree(FetchedTree { path, commit, last_modified: None, _temp: checkout.temp }))
     }
+}
+
+/// Gives all files of a tree one time, in seconds since 1970.
+fn date(tree: &Path, seconds: i64) -> io::Result<()> {
+    let rootfs = Rootfs::open(tree)?;
+    let attributes = Attributes { mtime: Some((seconds, 0)), ..Attributes::default() };
+    let listing = rootfs.list().map_err(|error| error.source)?;
+    let paths = listing.iter().map(|listed| listed.path).chain([Path::new("/")]);
+    paths.into_iter().try_for_each(|path| rootfs.set_attributes(path, &attributes))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::Arc;
 
     use super::*;
@@ -128,7 +223,7 @@ mod tests {
         let remote = Remote::new(client, work.path(), work.path(), Arc::new(|_: &str| None));
         let cancel = Cancel::default();
         match remote.stream_context("FROM scratch\n".as_bytes(), "text", &cancel).expect("text") {
-            FetchedContext::Dockerfile(text) => assert_eq!(text, "FROM scratch\n"),
+            FetchedContext::Dockerfile { text, .. } => assert_eq!(text, "FROM scratch\n"),
             FetchedContext::Tree(_) => panic!("it is no archive"),
         }
         let tar = tar("Dockerfile=FROM d/f@600#7:8=f ../up=u l->/etc");

@@ -17,8 +17,8 @@ pub struct Reference {
     pub keep_git_dir: Option<bool>,
     /// Whether submodules are fetched.
     pub submodules: Option<bool>,
-    /// The files' times are that of the commit instead of that of the checkout.
-    pub commit_time: bool,
+    /// Whether the files' times are that of the commit instead of that of the checkout.
+    pub commit_time: Option<bool>,
     /// Fetch the commit alone, without asking for a reference that leads to it.
     pub fetch_by_commit: bool,
 }
@@ -177,8 +177,8 @@ impl Reference {
                 "submodules" => self.submodules = Some(flag(&value)?),
                 "fetch-by-commit" => self.fetch_by_commit = flag(&value)?,
                 "mtime" => match &*text()? {
-                    "commit" => self.commit_time = true,
-                    "checkout" => self.commit_time = false,
+                    "commit" => self.commit_time = Some(true),
+                    "checkout" => self.commit_time = Some(false),
                     _ => return Err(ReferenceError::InvalidValue { key, value }),
                 },
                 _ => return Err(ReferenceError::UnexpectedQuery { key }),
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(parsed("keep-git-dir").keep_git_dir, Some(true));
         assert_eq!(parsed("keep-git-dir=0").keep_git_dir, Some(false));
         assert_eq!(parsed("submodules=false").submodules, Some(false));
-        assert!(parsed("mtime=commit").commit_time);
+        assert_eq!(parsed("mtime=commit").commit_time, Some(true));
         assert!(parsed("fetch-by-commit=true&checksum=a").fetch_by_commit);
     }
 

@@ -11,7 +11,7 @@ use super::testing::{Trees, action};
 use super::{CopyError, apply, resolve_with_remote};
 use crate::cancel::Cancel;
 use crate::context::testing::show;
-use crate::context::{Files, Remote};
+use crate::context::{FetchedContext, FetchedTree, Files, Remote};
 use crate::http::{Client, ClientOptions};
 use crate::plan::{CopyAction, CopySource};
 use crate::rootfs::Rootfs;
@@ -159,7 +159,24 @@ fn a_repository_may_be_a_context() {
     let Some(daemon) = daemon() else { return };
     let work = tempfile::tempdir_in(daemon.top.path()).expect("a temporary directory");
     let remote = remote(work.path());
-    let tree = remote.git_context(&format!("{}#:sub", daemon.url), false, &Cancel::default()).expect("fetched");
+    let fetch = |suffix: &str, dated| {
+        let context = remote.git_context(&format!("{}{suffix}", daemon.url), false, dated, &Cancel::default());
+        let context = context.expect("fetched");
+        assert_eq!(context.time().expect("a time"), Some(1_600_000_000));
+        match context {
+            FetchedContext::Tree(tree) => tree,
+            FetchedContext::Dockerfile { .. } => panic!("it is a repository"),
+        }
+    };
+    let tree = fetch("#:sub", false);
     assert_eq!(show(tree.path()), "deep/ deep/b.txt=b");
     assert_eq!(tree.commit().map(|commit| commit.id.clone()), Some(daemon.head.clone()));
+    let time = |tree: &FetchedTree| {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(tree.path().join("a.txt")).expect("a file").mtime()
+    };
+    assert_ne!(time(&fetch("", false)), 1_600_000_000);
+    assert_eq!(time(&fetch("", true)), 1_600_000_000);
+    assert_eq!(time(&fetch("?mtime=commit", false)), 1_600_000_000);
+    assert_ne!(time(&fetch("?mtime=checkout", true)), 1_600_000_000);
 }

@@ -96,7 +96,11 @@ pub(super) fn tree(action: &CopyAction, url: &str, remote: &Remote, cancel: &Can
     field(&mut key, checkout.commit.id.as_bytes());
     field(&mut key, reference.subdir.as_deref().unwrap_or_default().as_bytes());
     field(&mut key, &[u8::from(keep_git_dir), u8::from(reference.submodules.unwrap_or(true))]);
-    let mtime = reference.commit_time.then_some((checkout.commit.time, 0));
+    let commit_time = reference.commit_time.unwrap_or(false);
+    if commit_time {
+        field(&mut key, b"commit time");
+    }
+    let mtime = commit_time.then_some((checkout.commit.time, 0));
     let content = Match { named: PathBuf::new(), path: PathBuf::new(), found, entries, parents: false, mtime };
     Ok(GitTree { files, content, key: key.finish(), checkout })
 }

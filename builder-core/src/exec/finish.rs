@@ -52,7 +52,7 @@ pub(super) fn build_prepared(
     let recorder = Arc::new(Recorder::new(observer));
     let observer: Arc<dyn Observer> = recorder.clone();
     request.check_annotations(&prepared.plans.iter().map(|planned| &planned.plan.platform).collect::<Vec<_>>())?;
-    if request.docker_media_types() && request.outputs.iter().any(|output| !output.annotations.is_empty()) {
+    if request.docker_media_types() && request.all_annotations().next().is_some() {
         observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
     }
     let ownership = maintain::ownership(&request.work_dir, &request.environment);
@@ -232,8 +232,7 @@ fn assemble(shared: &Shared<'_>, planned: &PlatformPlan, target: &StageResult) -
         let created = UNIX_EPOCH + Duration::new(seconds.try_into().unwrap_or(0), nanoseconds);
         new_layers.insert(*place, NewLayer { layer, created, description: made.title.clone() });
     }
-    let mut annotations = request.annotations.clone();
-    annotations.extend(wanted_annotations(request, AnnotationLevel::Manifest, &plan.platform));
+    let annotations = wanted_annotations(request, AnnotationLevel::Manifest, &plan.platform);
     let stage = &plan.stages[plan.target.0];
     Ok(image::assemble(&Assembly {
         config: &stage.config,
@@ -250,10 +249,11 @@ fn media_types(request: &BuildRequest) -> MediaTypes {
     if request.docker_media_types() { MediaTypes::Docker } else { MediaTypes::Oci }
 }
 
-/// Annotations of outputs for one platform.
+/// Annotations for one platform; of two with one key the last one counts.
 fn wanted_annotations(request: &BuildRequest, level: AnnotationLevel, platform: &Platform) -> BTreeMap<String, String> {
-    let all = request.outputs.iter().flat_map(|output| &output.annotations);
-    all.filter(|annotation| annotation.level == level)
+    request
+        .all_annotations()
+        .filter(|annotation| annotation.level == level)
         .filter(|annotation| annotation.platform.as_ref().is_none_or(|wanted| wanted == platform))
         .map(|annotation| (annotation.key.clone(), annotation.value.clone()))
         .collect()

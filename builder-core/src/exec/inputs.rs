@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::BuildError;
 use super::request::{BuildRequest, ContextSource, DockerfileSource};
 use crate::cancel::Cancel;
-use crate::context::{FetchedContext, FetchedTree, Files, Patterns, Remote, RemoteError, find_ignore_file};
+use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, find_ignore_file};
 use crate::hint::Hint;
 use crate::http::{self, Secret};
 use crate::plan::NamedContext;
@@ -27,8 +27,20 @@ pub(super) struct Inputs {
     pub(super) ignore_file: Option<String>,
     /// The main context.
     pub(super) files: Files,
-    /// Directories of fetched contexts; removed when the build is over.
-    pub(super) temporary: Vec<FetchedTree>,
+    /// Fetched contexts, whose directories are removed when the build is over; the main one is the first, if it was
+    /// fetched.
+    pub(super) fetched: Vec<FetchedContext>,
+}
+
+impl Inputs {
+    /// What `SOURCE_DATE_EPOCH=context` means; `None` for a context that has no time of its own (checklist X-11).
+    pub(super) fn time(&self) -> Result<Option<i64>, InputError> {
+        self.fetched.first().map_or(Ok(None), time_of)
+    }
+}
+
+fn time_of(fetched: &FetchedContext) -> Result<Option<i64>, InputError> {
+    fetched.time().map_err(|source| InputError::Context { path: "the fetched context".into(), source })
 }
 
 /// Why the Dockerfile or a context cannot be read.
@@ -103,9 +115,9 @@ impl Hint for InputError {
 
 /// Opens the main context and reads the Dockerfile.
 pub(super) fn open(request: &BuildRequest, client: &http::Client, cancel: &Cancel) -> Result<Inputs, BuildError> {
-    let mut temporary = Vec::new();
+    let mut fetched = Vec::new();
     let remote = remote(request, client);
-    let mut keep = |fetched| Root::of(fetched, &mut temporary);
+    let mut keep = |context| Root::of(context, &mut fetched);
     let root = match &request.context {
         ContextSource::Directory(path) => Root::Local(path.clone()),
         ContextSource::Empty => Root::Nothing,
@@ -144,30 +156,38 @@ pub(super) fn open(request: &BuildRequest, client: &http::Client, cancel: &Cance
             .with_hash_cache(&request.work_dir.join("files")),
         None => Files::empty(),
     };
-    Ok(Inputs { dockerfile, ignore_file: ignore.map(|file| file.text), files, temporary })
+    Ok(Inputs { dockerfile, ignore_file: ignore.map(|file| file.text), files, fetched })
 }
 
-/// Opens the files of a named context, which may have a `.dockerignore` of its own (checklist F-14).
+/// Opens the files of a named context, which may have a `.dockerignore` of its own (checklist F-14), and says of what time
+/// they are.
 pub(super) fn open_named(
     request: &BuildRequest,
     name: &str,
     opened: &mut Inputs,
     client: &http::Client,
     cancel: &Cancel,
-) -> Result<Files, BuildError> {
+) -> Result<(Files, Option<i64>), BuildError> {
     let value =
         request.plan.named_contexts.get(name).ok_or_else(|| BuildError::UnknownContext { name: name.to_owned() })?;
     let remote = remote(request, client);
-    let mut keep = |fetched| Root::of(fetched, &mut opened.temporary);
+    let mut fetched = Vec::new();
+    let mut keep = |context| Root::of(context, &mut fetched);
     let (root, filtered) = match value {
         NamedContext::Directory(path) => (Root::Local(path.clone()), true),
         NamedContext::Git(url) => (keep(git_context(request, &remote, url, cancel)?), false),
+        NamedContext::Stdin => {
+            let stream = remote.stream_context(std::io::stdin(), "standard input", cancel);
+            (keep(stream.map_err(InputError::from)?), true)
+        }
         NamedContext::Url(url) => (keep(remote.url_context(url, cancel).map_err(InputError::from)?), false),
         NamedContext::Image(_) | NamedContext::OciLayout(_) => {
             return Err(BuildError::UnknownContext { name: name.to_owned() });
         }
     };
-    let Some(top) = root.path() else { return Ok(Files::empty()) };
+    let time = fetched.first().map_or(Ok(None), time_of)?;
+    opened.fetched.append(&mut fetched);
+    let Some(top) = root.path() else { return Ok((Files::empty(), time)) };
     let ignore = if filtered { find_ignore_file(None, Some(top)).map_err(InputError::from)? } else { None };
     let patterns = match &ignore {
         Some(file) => {
@@ -178,7 +198,7 @@ pub(super) fn open_named(
     let files = Files::directory(top, patterns)
         .map_err(|source| InputError::Context { path: top.to_owned(), source })?
         .with_hash_cache(&request.work_dir.join("files"));
-    Ok(files)
+    Ok((files, time))
 }
 
 /// Where a context's files are.
@@ -195,15 +215,13 @@ enum Root {
 
 impl Root {
     /// Keeps what was fetched for as long as the build needs it.
-    fn of(fetched: FetchedContext, keep: &mut Vec<FetchedTree>) -> Self {
-        match fetched {
-            FetchedContext::Dockerfile(text) => Self::Dockerfile(text),
-            FetchedContext::Tree(tree) => {
-                let root = Self::Fetched(tree.path().to_owned());
-                keep.push(tree);
-                root
-            }
-        }
+    fn of(fetched: FetchedContext, keep: &mut Vec<FetchedContext>) -> Self {
+        let root = match &fetched {
+            FetchedContext::Dockerfile { text, .. } => Self::Dockerfile(text.clone()),
+            FetchedContext::Tree(tree) => Self::Fetched(tree.path().to_owned()),
+        };
+        keep.push(fetched);
+        root
     }
 
     fn path(&self) -> Option<&Path> {
@@ -228,6 +246,9 @@ pub(super) fn remote(request: &BuildRequest, client: &http::Client) -> Remote {
 /// Argument that keeps `.git` in a context (checklist D-10).
 const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
 
+/// Argument that names the time of the build, or what has it.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 fn git_context(
     request: &BuildRequest,
     remote: &Remote,
@@ -235,7 +256,8 @@ fn git_context(
     cancel: &Cancel,
 ) -> Result<FetchedContext, InputError> {
     let keep = request.plan.build_args.get(KEEP_GIT_DIR).is_some_and(|value| matches!(&**value, "1" | "true"));
-    Ok(FetchedContext::Tree(remote.git_context(url, keep, cancel)?))
+    let dated = request.plan.build_args.get(EPOCH).is_some_and(|value| !value.is_empty());
+    Ok(remote.git_context(url, keep, dated, cancel)?)
 }
 
 /// A path below `top`, which is not ours to trust when it was fetched: links must not lead out of it.

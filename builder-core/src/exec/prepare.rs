@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::inputs::{self, Inputs};
+use super::inputs::{self, InputError, Inputs};
 use super::maintain::{self, InUse};
 use super::request::BuildRequest;
 use super::{BuildError, stage};
@@ -14,7 +14,7 @@ use crate::event::{Event, Observer};
 use crate::http;
 use crate::oci::{MediaType, Platform};
 use crate::plan::{
-    self, Base, BaseImage, Bases, Checked, FileSource, ImageRequest, Lowered, Outline, Plan, PlanOptions,
+    self, Base, BaseImage, Bases, Checked, EpochSource, FileSource, ImageRequest, Lowered, Outline, Plan, PlanOptions,
 };
 use crate::registry::{Credentials, Registry};
 use crate::source::{ResolvedImage, SourceError, Sources};
@@ -47,7 +47,7 @@ pub struct Prepared {
     /// Keeps `slipway cache prune` away.
     _in_use: InUse,
     /// Keeps fetched contexts on disk while the build needs them.
-    pub(super) _temporary: Vec<crate::context::FetchedTree>,
+    pub(super) _fetched: Vec<crate::context::FetchedContext>,
 }
 
 impl Prepared {
@@ -101,15 +101,20 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         }
     }
 
+    let mut named_contexts = BTreeMap::new();
+    let epoch = epoch_of_source(request, &dockerfile, &mut opened, &mut named_contexts, &client, cancel)?;
     let mut plans = Vec::new();
     for platform in platforms(request) {
-        let options = options(request, &opened, platform);
+        let options = PlanOptions { epoch_of_source: epoch, ..options(request, &opened, platform) };
         plans.push(plan_platform(&dockerfile, &options, &sources, observer, cancel)?);
     }
     if let Some(planned) = plans.first() {
         warn(&dockerfile, &planned.plan.findings, observer);
+        if !planned.plan.unconsumed.is_empty() {
+            let names = planned.plan.unconsumed.join(", ");
+            observer.event(Event::Notice { message: &format!("One or more build-args [{names}] were not consumed") });
+        }
     }
-    let mut named_contexts = BTreeMap::new();
     for planned in &plans {
         let bases = planned.plan.stages.iter().filter_map(|stage| match &stage.base {
             Base::Context(name) => Some(name),
@@ -121,12 +126,12 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         });
         for name in bases.chain(sources) {
             if !named_contexts.contains_key(name) {
-                let files = inputs::open_named(request, name, &mut opened, &client, cancel)?;
+                let (files, _) = inputs::open_named(request, name, &mut opened, &client, cancel)?;
                 named_contexts.insert(name.clone(), files);
             }
         }
     }
-    let Inputs { files, temporary, .. } = opened;
+    let Inputs { files, fetched, .. } = opened;
     Ok(Prepared {
         dockerfile,
         plans,
@@ -136,8 +141,37 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         context: files,
         named_contexts,
         _in_use: in_use,
-        _temporary: temporary,
+        _fetched: fetched,
     })
+}
+
+/// Looks up the time of what `SOURCE_DATE_EPOCH` names; `None` if it names nothing. A named context that is opened for it
+/// stays open.
+fn epoch_of_source(
+    request: &BuildRequest,
+    dockerfile: &Dockerfile,
+    opened: &mut Inputs,
+    named_contexts: &mut BTreeMap<String, Files>,
+    client: &http::Client,
+    cancel: &Cancel,
+) -> Result<Option<Option<i64>>, BuildError> {
+    let options = options(request, opened, request.platforms.first().cloned());
+    let Some(source) = plan::epoch_source(dockerfile, &options).map_err(BuildError::Plan)? else { return Ok(None) };
+    let remote = inputs::remote(request, client);
+    Ok(Some(match source {
+        EpochSource::Context => opened.time()?,
+        EpochSource::Named(name) => {
+            let (files, time) = inputs::open_named(request, &name, opened, client, cancel)?;
+            named_contexts.insert(name, files);
+            time
+        }
+        EpochSource::Url { url, checksum } => {
+            remote.time_of_url(&url, checksum.as_deref(), cancel).map_err(InputError::from)?
+        }
+        EpochSource::Git { url, checksum } => {
+            Some(remote.time_of_commit(&url, checksum.as_deref(), cancel).map_err(InputError::from)?)
+        }
+    }))
 }
 
 /// Applies all lint rules to all stages; nothing is fetched but the context.

@@ -13,7 +13,7 @@ use crate::http::ClientOptions;
 use crate::layer::Compression;
 use crate::limits::Limits;
 use crate::oci::{Descriptor, MediaType, Platform, Reference};
-use crate::output::{AnnotationLevel, Exporter, PushOptions, Target};
+use crate::output::{Annotation, AnnotationLevel, Exporter, PushOptions, Target};
 use crate::plan::{Plan, PlanOptions};
 use crate::registry::{CredentialOptions, RegistryOptions};
 use crate::rootfs::TreeMode;
@@ -60,8 +60,8 @@ pub struct BuildRequest {
     pub secrets: BTreeMap<String, SecretValue>,
     /// `--ssh`, by id: path of an agent's socket.
     pub ssh: BTreeMap<String, PathBuf>,
-    /// `--annotation` for the manifest.
-    pub annotations: BTreeMap<String, String>,
+    /// `--annotation`, for all outputs; an output's own of the same key comes before it.
+    pub annotations: Vec<Annotation>,
     /// An output that does not say which media types it wants gets those of the base image, Docker's where there is none;
     /// otherwise OCI's.
     pub inherit_media_types: bool,
@@ -158,9 +158,14 @@ impl BuildRequest {
             || asked.is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
     }
 
+    /// Those of the build and then those of its outputs.
+    pub(super) fn all_annotations(&self) -> impl Iterator<Item = &Annotation> {
+        self.annotations.iter().chain(self.outputs.iter().flat_map(|output| &output.annotations))
+    }
+
     /// Refuses annotations that have no place (checklist X-09), before anything is built.
     pub(super) fn check_annotations(&self, platforms: &[&Platform]) -> Result<(), BuildError> {
-        for annotation in self.outputs.iter().flat_map(|output| &output.annotations) {
+        for annotation in self.all_annotations() {
             let of_index = matches!(annotation.level, AnnotationLevel::Index | AnnotationLevel::IndexDescriptor);
             if self.docker_media_types() && annotation.level != AnnotationLevel::Manifest {
                 return Err(crate::image::IndexError::DockerAnnotations.into());

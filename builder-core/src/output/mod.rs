@@ -24,7 +24,10 @@ pub use files::{FilesOptions, PlatformFiles, directory, tar};
 pub use layout::{oci_directory, only_oci_directory};
 pub use push::{PushOptions, Pusher};
 pub use recompress::{needs_recompression, recompress};
-pub use target::{Annotation, AnnotationLevel, Destination, Exporter, Target, TargetError, TargetErrorKind};
+pub use target::{
+    Annotation, AnnotationError, AnnotationErrorKind, AnnotationLevel, Destination, Exporter, Target, TargetError,
+    TargetErrorKind,
+};
 
 use crate::hint::Hint;
 use crate::image::Image;

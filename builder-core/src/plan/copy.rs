@@ -186,13 +186,13 @@ fn check_checksum(checksum: &str, paths: &[(String, &Word)], heredocs: usize) ->
     }
 }
 
-fn is_url(source: &str) -> bool {
+pub(super) fn is_url(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
 
 /// Whether a source is a git repository (checklist C-58): `git://`, `ssh://`, `user@host:path`, or http(s) whose path
 /// ends in `.git`.
-fn is_git(source: &str) -> bool {
+pub(super) fn is_git(source: &str) -> bool {
     let scheme = source.split_once("://");
     match scheme {
         Some(("git" | "ssh", rest)) => !rest.is_empty(),

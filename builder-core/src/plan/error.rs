@@ -174,12 +174,6 @@ pub enum PlanErrorKind {
         /// What was given.
         value: String,
     },
-    /// `SOURCE_DATE_EPOCH` names a stage or a remote context, whose time slipway does not look up.
-    #[error("SOURCE_DATE_EPOCH from `{value}` is not supported")]
-    EpochSource {
-        /// What was given.
-        value: String,
-    },
     /// `# syntax=` names a frontend that reads another language.
     #[error("frontend {reference} is not available: slipway reads the language of docker/dockerfile itself")]
     Frontend {
@@ -249,7 +243,11 @@ impl Hint for PlanErrorKind {
                 "remove the line if the file needs no more than that; a frontend image is a program for BuildKit"
                     .to_owned()
             }
-            Self::EpochSource { .. } => "give SOURCE_DATE_EPOCH as seconds since 1970".to_owned(),
+            Self::Epoch { .. } => {
+                "it is a number of seconds since 1970, `context`, a context of files, or a stage that is \
+                                   FROM scratch with one ADD of a URL or git source"
+                    .to_owned()
+            }
             _ => return None,
         })
     }

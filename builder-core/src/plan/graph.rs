@@ -32,7 +32,7 @@ pub(super) fn redirect(name: &str, platform: &Platform, options: &PlanOptions) -
             return Ok(found);
         };
         match context {
-            NamedContext::Directory(_) | NamedContext::Git(_) | NamedContext::Url(_) => {
+            NamedContext::Directory(_) | NamedContext::Git(_) | NamedContext::Url(_) | NamedContext::Stdin => {
                 return Ok(Redirect::Files(key.to_owned()));
             }
             NamedContext::OciLayout(layout) => {

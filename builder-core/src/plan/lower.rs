@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::copy::Ignored;
 use super::error::{PlanError, PlanErrorKind};
 use super::graph;
-use super::outline::{Origin, Outline, Place, StageBase, needs};
+use super::outline::{self, Origin, Outline, Place, StageBase, needs};
 use super::stage::{Command, Shared, StageBuilder, State};
 use super::types::{
     Base, BaseImage, Bases, DroppedStage, ImageRequest, Lowered, Plan, PlanOptions, PlannedHistory, Stage, StageId,
@@ -126,6 +126,7 @@ impl<'a> Lowering<'a> {
             Ok(reachable) => reachable,
             Err(missing) => return Ok(Lowered::Needs(missing)),
         };
+        let unconsumed = self.unconsumed();
         for position in &reachable {
             self.stage(*position)?;
         }
@@ -157,7 +158,25 @@ impl<'a> Lowering<'a> {
             source_date_epoch: outline.source_date_epoch,
             pinned,
             dropped,
+            unconsumed,
         })))
+    }
+
+    /// Build arguments that no ARG declares, in the file or in a trigger, and that steer nothing themselves (checklist
+    ///
+    fn unconsumed(&self) -> Vec<String> {
+        let triggers = self.triggers.values().flatten().map(|trigger| &trigger.instruction);
+        let instructions = self.dockerfile.instructions.iter();
+        let declared: BTreeSet<&str> = instructions
+            .chain(triggers)
+            .filter_map(|instruction| match &instruction.kind {
+                InstructionKind::Arg(pairs) => Some(pairs.iter().map(|pair| pair.name.as_str())),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let names = self.shared.options.build_args.keys();
+        names.filter(|name| !declared.contains(name.as_str()) && !outline::is_builtin(name)).cloned().collect()
     }
 
     /// The stages to read, triggers counted in; or the images without which that cannot be told.

@@ -4,6 +4,7 @@
 //! [`outline`] says which images are needed, [`lower`] makes the [`Plan`].
 //!
 //! ```text
+//! epoch    what SOURCE_DATE_EPOCH means
 //! outline  global ARGs, stages, target        graph  what a name means, who needs whom
 //! lower    ONBUILD, stage by stage            stage, metadata, run, copy  what one instruction does
 //! mount, port, chmod, signal  values with a grammar of their own
@@ -13,13 +14,13 @@
 //!
 //! # Limitations
 //! There is one frontend, this one, without the labs features (`RUN --device`); `# syntax=` of another one is refused.
-//! `SOURCE_DATE_EPOCH` takes seconds; the forms that name a stage or a remote context are errors, and `context` counts as a
-//! local one, which means unset (checklist X-11). Windows paths are not understood.
+//! Windows paths are not understood.
 //!
 //! Architecture invariant: planning does no I/O and reads neither clock nor environment; executing decides nothing.
 
 mod chmod;
 mod copy;
+mod epoch;
 mod error;
 mod graph;
 pub mod key;
@@ -38,6 +39,7 @@ mod text;
 mod types;
 
 pub use chmod::ChmodError;
+pub use epoch::{EpochSource, epoch_source};
 pub use error::{PlanError, PlanErrorKind};
 pub use lower::{Checked, check, lower};
 pub use mount::{MountError, bytes as parse_bytes, mount_words};

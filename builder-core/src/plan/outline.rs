@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::epoch::{self, EPOCH_ARG};
 use super::error::{PlanError, PlanErrorKind};
 use super::graph::{self, Origins, Redirect};
-use super::types::{ImageRequest, NamedContext, PlanOptions};
+use super::types::{ImageRequest, PlanOptions};
 use crate::dockerfile::lint::{self, Rule, messages};
 use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Dockerfile, Finding, From, Instruction, InstructionKind, LineRange, Span};
 use crate::oci::{Platform, Reference};
 
-/// The build argument that fixes all times.
-pub(super) const EPOCH_ARG: &str = "SOURCE_DATE_EPOCH";
+/// Build arguments that reach RUN without an ARG, in any case (checklist A-15).
+pub(super) const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"];
 
 /// What is known before any base image is.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,11 +183,8 @@ fn build(
     let target_name = options.target.clone().filter(|target| !target.is_empty());
     let build_platform = options.build_platform.clone().unwrap_or_else(Platform::host);
     let platform = options.platform.clone().unwrap_or_else(|| build_platform.clone());
-    let mut build_args = options.build_args.clone();
-    if let Some(epoch) = options.source_date_epoch {
-        build_args.entry(EPOCH_ARG.to_owned()).or_insert_with(|| epoch.to_string());
-    }
     let target_stage = target_name.clone().or(last_name);
+    let mut build_args = build_args(options);
     let mut globals = predefined(&build_platform, &platform, target_stage.as_deref(), &build_args);
     let mut defaults = predefined(&build_platform, &platform, target_stage.as_deref(), &BTreeMap::new());
     let mut declared = BTreeSet::new();
@@ -194,16 +192,7 @@ fn build(
     for instruction in &dockerfile.instructions[..first_from] {
         global_args(dockerfile, instruction, &build_args, &mut globals, &mut defaults, &mut declared)?;
     }
-    let source_date_epoch = epoch(dockerfile, &froms, options, &globals)?;
-    if let Some(epoch) = source_date_epoch {
-        let text = epoch.to_string();
-        if let Some(value) = build_args.get_mut(EPOCH_ARG) {
-            value.clone_from(&text);
-        }
-        if let Some((_, value)) = globals.iter_mut().find(|(name, _)| name == EPOCH_ARG) {
-            *value = text;
-        }
-    }
+    let source_date_epoch = epoch::settle(dockerfile, options, &mut build_args, &mut globals)?;
     let mut outline = Outline {
         stages: Vec::new(),
         target: 0,
@@ -287,7 +276,7 @@ impl Place {
         Self { lines: dockerfile.source.lines(&span), span }
     }
 
-    fn error(&self, kind: PlanErrorKind) -> PlanError {
+    pub(super) fn error(&self, kind: PlanErrorKind) -> PlanError {
         PlanError::at(kind, self.lines, &self.span)
     }
 }
@@ -316,6 +305,15 @@ fn predefined(
     args
 }
 
+/// Whether a build argument means something without an ARG of that name.
+pub(super) fn is_builtin(name: &str) -> bool {
+    let host = Platform::host();
+    name == EPOCH_ARG
+        || name.starts_with("BUILDKIT_")
+        || PROXIES.iter().any(|proxy| name.eq_ignore_ascii_case(proxy))
+        || predefined(&host, &host, None, &BTreeMap::new()).iter().any(|(known, _)| known == name)
+}
+
 /// `os[(version)]/architecture[/variant]`, containerd's `FormatAll`.
 pub(super) fn full_name(platform: &Platform) -> String {
     if platform.os_version.is_empty() {
@@ -324,6 +322,33 @@ pub(super) fn full_name(platform: &Platform) -> String {
     let plain = platform.to_string();
     let rest = plain.strip_prefix(platform.os.as_str()).unwrap_or_default();
     format!("{}({}){rest}", platform.os, platform.os_version)
+}
+
+/// `--build-arg`, with the epoch of the command line as one.
+fn build_args(options: &PlanOptions) -> BTreeMap<String, String> {
+    let mut build_args = options.build_args.clone();
+    if let Some(epoch) = options.source_date_epoch {
+        build_args.entry(EPOCH_ARG.to_owned()).or_insert_with(|| epoch.to_string());
+    }
+    build_args
+}
+
+/// Build arguments and global ones before the epoch is settled. `TARGETSTAGE` is the
+/// target or empty.
+pub(super) fn globals_of(
+    dockerfile: &Dockerfile,
+    options: &PlanOptions,
+) -> Result<(BTreeMap<String, String>, Vec<(String, String)>), PlanError> {
+    let build_args = build_args(options);
+    let build_platform = options.build_platform.clone().unwrap_or_else(Platform::host);
+    let platform = options.platform.clone().unwrap_or_else(|| build_platform.clone());
+    let mut globals = predefined(&build_platform, &platform, options.target.as_deref(), &build_args);
+    let (mut defaults, mut declared) = (Vec::new(), BTreeSet::new());
+    let is_from = |instruction: &&Instruction| matches!(instruction.kind, InstructionKind::From(_));
+    for instruction in dockerfile.instructions.iter().take_while(|instruction| !is_from(instruction)) {
+        global_args(dockerfile, instruction, &build_args, &mut globals, &mut defaults, &mut declared)?;
+    }
+    Ok((build_args, globals))
 }
 
 /// One ARG in front of the first FROM.
@@ -364,44 +389,6 @@ fn global_args(
 pub(super) fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
     env.retain(|(key, _)| key != name);
     env.push((name.to_owned(), value));
-}
-
-/// `SOURCE_DATE_EPOCH` (checklist X-11).
-fn epoch(
-    dockerfile: &Dockerfile,
-    froms: &[(usize, &From)],
-    options: &PlanOptions,
-    globals: &[(String, String)],
-) -> Result<Option<i64>, PlanError> {
-    let from_args = options.build_args.get(EPOCH_ARG).cloned();
-    let from_option = options.source_date_epoch.map(|epoch| epoch.to_string());
-    let from_globals = || globals.iter().find(|(name, _)| name == EPOCH_ARG).map(|(_, value)| value.clone());
-    let Some(value) = from_args.or(from_option).or_else(from_globals).filter(|value| !value.is_empty()) else {
-        return Ok(None);
-    };
-    if let Ok(seconds) = value.parse::<i64>() {
-        return Ok(Some(seconds));
-    }
-    let is_stage =
-        froms.iter().any(|(_, from)| from.name.as_ref().is_some_and(|name| name.name == value.to_lowercase()));
-    match options.named_contexts.get(&value) {
-        // A local context has no time of its own: unset. (A remote main context is not known here.)
-        Some(NamedContext::Directory(_)) => Ok(None),
-        None if value == "context" => Ok(None),
-        Some(_) => Err(PlanError::new(PlanErrorKind::EpochSource { value })),
-        None if is_stage => Err(PlanError::new(PlanErrorKind::EpochSource { value })),
-        None => {
-            let place = dockerfile.instructions.iter().position(|instruction| match &instruction.kind {
-                InstructionKind::Arg(pairs) => pairs.iter().any(|pair| pair.name == EPOCH_ARG),
-                _ => false,
-            });
-            let given = options.build_args.contains_key(EPOCH_ARG);
-            Err(match place.filter(|_| !given) {
-                Some(index) => Place::of(dockerfile, index).error(PlanErrorKind::Epoch { value }),
-                None => PlanError::new(PlanErrorKind::Epoch { value }),
-            })
-        }
-    }
 }
 
 /// Lint rule InvalidDefaultArgInFrom: bases that only work with build arguments (checklist L-17).

@@ -2,7 +2,7 @@
 
 use super::error::{PlanError, PlanErrorKind};
 use super::mount::{self, MountError, MountFields, MountType};
-use super::outline::Origin;
+use super::outline::{Origin, PROXIES};
 use super::stage::{Command, StageBuilder};
 use super::text;
 use super::types::{Action, FileSource, Mount, MountKind, NetworkMode, RunAction, SecurityMode};
@@ -280,7 +280,7 @@ fn ssh(fields: MountFields, cwd: &str, number: usize) -> Mount {
 /// case.
 fn proxies(build_args: &std::collections::BTreeMap<String, String>) -> Vec<(String, String)> {
     let mut env = Vec::new();
-    for name in ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy"] {
+    for name in PROXIES {
         let given = build_args.iter().rfind(|(key, _)| key.eq_ignore_ascii_case(name));
         if let Some((_, value)) = given.filter(|(_, value)| !value.is_empty()) {
             env.push((name.to_uppercase(), value.clone()));

@@ -366,7 +366,18 @@ fn errors_tell_their_lines() {
         &[3],
     );
     check_error("ARG SOURCE_DATE_EPOCH=soon\nFROM base", "invalid SOURCE_DATE_EPOCH: soon", &[1]);
-    check_error("ARG SOURCE_DATE_EPOCH=base\nFROM base AS base", "SOURCE_DATE_EPOCH from `base` is not supported", &[]);
+    // Only what holds one remote ADD and nothing else has a time.
+    for stage in [
+        "FROM base AS src",
+        "FROM scratch AS src",
+        "FROM scratch AS src\nADD a /",
+        "FROM scratch AS src\nADD http://h/a http://h/b /",
+        "FROM scratch AS src\nADD http://h/a /\nADD http://h/b /",
+        "FROM scratch AS src\nADD http://h/a /\nRUN x",
+    ] {
+        let text = format!("ARG SOURCE_DATE_EPOCH=src\n{stage}\nFROM base");
+        check_error(&text, "invalid SOURCE_DATE_EPOCH: src", &[1]);
+    }
     check_error("# check=error=true\nFROM base\nCMD a", "lint violation found for rules: JSONArgsRecommended", &[]);
     let unknown = PlanOptions { target: Some("Frist".to_owned()), ..options() };
     let error = plan_with("FROM base AS first", &unknown).expect_err("unknown");
@@ -623,4 +634,70 @@ fn what_cannot_be_done_is_refused() {
     assert_eq!(with("BUILDKIT_ATTEST_PROVENANCE", "false"), Ok(()));
     assert_eq!(with("BUILDKIT_SYNTAX", "docker/dockerfile:1"), Ok(()));
     assert!(with("BUILDKIT_SYNTAX", "x").is_err());
+}
+
+#[test]
+fn what_an_epoch_may_name() {
+    use super::{EpochSource, epoch_source};
+    let url = |url: &str, checksum: Option<&str>| {
+        Some(EpochSource::Url { url: url.to_owned(), checksum: checksum.map(str::to_owned) })
+    };
+    let named = BTreeMap::from([
+        ("dep".to_owned(), NamedContext::Directory("/d".into())),
+        ("image".to_owned(), NamedContext::Image("x".to_owned())),
+    ]);
+    let given = |value: &str| PlanOptions {
+        build_args: pairs(&[("SOURCE_DATE_EPOCH", value)]),
+        named_contexts: named.clone(),
+        ..options()
+    };
+    let stage = "FROM scratch AS Src\nARG V=1\nADD --checksum=sha256:$V http://h/a-$V.tar /\nFROM base\n";
+    let git = "FROM scratch AS src\nARG SOURCE_DATE_EPOCH\nADD https://h/x.git#main /\nFROM base\n";
+    for (dockerfile, value, expected) in [
+        ("FROM base", "7", None),
+        ("FROM base", "", None),
+        ("FROM base", "context", Some(EpochSource::Context)),
+        ("FROM base", "dep", Some(EpochSource::Named("dep".to_owned()))),
+        (stage, "src", url("http://h/a-1.tar", Some("sha256:1"))),
+        (stage, "SRC", url("http://h/a-1.tar", Some("sha256:1"))),
+        (git, "src", Some(EpochSource::Git { url: "https://h/x.git#main".to_owned(), checksum: None })),
+    ] {
+        let parsed = crate::dockerfile::parse(dockerfile).expect(dockerfile);
+        assert_eq!(epoch_source(&parsed, &given(value)).expect(value), expected, "{dockerfile}: {value}");
+    }
+    for (dockerfile, value) in [("FROM base", "image"), ("FROM base AS b", "b"), ("FROM base", "other")] {
+        let parsed = crate::dockerfile::parse(dockerfile).expect(dockerfile);
+        let error = epoch_source(&parsed, &given(value)).expect_err(value).to_string();
+        assert!(error.contains(&format!("invalid SOURCE_DATE_EPOCH: {value}")), "{error}");
+    }
+}
+
+#[test]
+fn an_epoch_that_was_looked_up() {
+    let text = "FROM base\nARG SOURCE_DATE_EPOCH\nRUN x";
+    let build_args = pairs(&[("SOURCE_DATE_EPOCH", "context")]);
+    let found = |epoch_of_source| PlanOptions { build_args: build_args.clone(), epoch_of_source, ..options() };
+    let made = plan_with(text, &found(Some(Some(9)))).expect("valid");
+    assert_eq!((made.source_date_epoch, runs(&made)[0].args.clone()), (Some(9), pairs(&[("SOURCE_DATE_EPOCH", "9")])));
+    // What has no time sets none, and the name is no value.
+    let made = plan_with(text, &found(Some(None))).expect("valid");
+    assert_eq!((made.source_date_epoch, runs(&made)[0].args.get("SOURCE_DATE_EPOCH")), (None, None));
+}
+
+#[test]
+fn arguments_that_nothing_reads() {
+    let build_args = [
+        ("DECLARED", "1"),
+        ("IN_UNUSED", "1"),
+        ("IN_TRIGGER", "1"),
+        ("TARGETARCH", "1"),
+        ("Http_Proxy", "1"),
+        ("BUILDKIT_CACHE_MOUNT_NS", "1"),
+        ("SOURCE_DATE_EPOCH", "1"),
+        ("TYPO", "1"),
+        ("Declared", "1"),
+    ];
+    let text = "FROM base AS unused\nARG IN_UNUSED\nONBUILD ARG IN_TRIGGER\nFROM unused\nARG DECLARED";
+    let made = plan_with(text, &PlanOptions { build_args: pairs(&build_args), ..options() }).expect("valid");
+    assert_eq!(made.unconsumed, ["Declared", "TYPO"]);
 }

@@ -27,6 +27,9 @@ pub struct PlanOptions {
     pub run: RunDefaults,
     /// `SOURCE_DATE_EPOCH` of the command line; a build-arg or global ARG of that name counts too.
     pub source_date_epoch: Option<i64>,
+    /// The time of what [`super::epoch_source`] says that `SOURCE_DATE_EPOCH` names, in seconds since 1970; `Some(None)` if it
+    /// has none. Until it is looked up it counts as having none.
+    pub epoch_of_source: Option<Option<i64>>,
     /// Several platforms are built in this call: titles carry the platform.
     pub multi_platform: bool,
     /// Contents of the ignore file, for the lint rule CopyIgnoredFile; `None` if there is none.
@@ -74,6 +77,8 @@ pub enum NamedContext {
     Git(String),
     /// An http(s) URL.
     Url(String),
+    /// `-`: a tar on standard input, compressed or not.
+    Stdin,
 }
 
 /// Network of a RUN.
@@ -140,6 +145,8 @@ pub struct Plan {
     pub pinned: BTreeMap<ImageRequest, String>,
     /// Stages that the target does not need.
     pub dropped: Vec<DroppedStage>,
+    /// `--build-arg` names that nothing reads.
+    pub unconsumed: Vec<String>,
 }
 
 /// What phase two yields.

@@ -176,7 +176,7 @@ impl Bench {
             compression: Compression::DEFAULT,
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
-            annotations: BTreeMap::new(),
+            annotations: Vec::new(),
             inherit_media_types: false,
             push: Default::default(),
             before_outputs: None,
