@@ -56,10 +56,25 @@ impl Ended {
 /// # Errors
 /// If it cannot be started.
 pub fn run(command: &mut Command, limit: Duration) -> io::Result<Ended> {
+    run_with(command, Stdio::null(), limit)
+}
+
+/// Like [`run`], with these bytes as stdin.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn run_reading(command: &mut Command, input: &[u8], limit: Duration) -> io::Result<Ended> {
+    let mut file = tempfile::tempfile()?;
+    io::Write::write_all(&mut file, input)?;
+    file.rewind()?;
+    run_with(command, file.into(), limit)
+}
+
+fn run_with(command: &mut Command, stdin: Stdio, limit: Duration) -> io::Result<Ended> {
     // Files, not pipes: a process that is left behind with the descriptor open cannot hang the test.
     let (mut stdout, mut stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
     let mut child = command
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(stdout.try_clone()?)
         .stderr(stderr.try_clone()?)
         .process_group(0)

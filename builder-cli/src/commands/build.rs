@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use builder_core::cancel::Cancel;
-use builder_core::dockerfile::{Dockerfile, Finding};
+use builder_core::dockerfile::lint::Rule;
+use builder_core::dockerfile::{Dockerfile, Finding, LineRange};
 use builder_core::event::Observer;
 use builder_core::exec::{self, BuildError, BuildResult, ErrorClass};
 use builder_core::hint::Hint as _;
+use builder_core::plan::Checked;
 use builder_core::sandbox;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -56,7 +58,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     }
     let observer = ui::observer(build.shown);
     let outcome = match build.mode {
-        BuildMode::Check => check(&build, &*observer, flags, &cancel),
+        BuildMode::Check => check(&build, &*observer, &cancel),
         BuildMode::Plan => plan(&build, &*observer, &cancel),
         BuildMode::Build => full(&build, Arc::clone(&observer), &cancel),
     };
@@ -169,10 +171,10 @@ fn plan(build: &Build, observer: &dyn Observer, cancel: &Cancel) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(build: &Build, observer: &dyn Observer, flags: &BuildFlags, cancel: &Cancel) -> Result<ExitCode, BuildError> {
+fn check(build: &Build, observer: &dyn Observer, cancel: &Cancel) -> Result<ExitCode, BuildError> {
     let (dockerfile, checked) = exec::check(&build.request, observer, cancel)?;
     match build.shown {
-        Shown::Json => result(&pretty(&checks_json(&dockerfile, &checked.findings))),
+        Shown::Json => result(&pretty(&checks_json(&dockerfile, &checked))),
         _ if checked.findings.is_empty() && checked.error.is_none() => result("Check complete, no warnings found.\n"),
         _ => result(&checks_text(&dockerfile, &checked.findings)),
     }
@@ -180,7 +182,6 @@ fn check(build: &Build, observer: &dyn Observer, flags: &BuildFlags, cancel: &Ca
         return Err(BuildError::Plan(error));
     }
     // As `docker build --check`: findings are a result, and a reason to stop a pipeline.
-    let _ = flags;
     Ok(if checked.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
@@ -204,17 +205,27 @@ fn checks_text(dockerfile: &Dockerfile, findings: &[Finding]) -> String {
     text
 }
 
-fn checks_json(dockerfile: &Dockerfile, findings: &[Finding]) -> Value {
-    let warnings: Vec<Value> = findings
+/// The form of `docker build --call=check,format=json`.
+fn checks_json(dockerfile: &Dockerfile, checked: &Checked) -> Value {
+    let location = |ranges: &[LineRange]| {
+        let range = |lines: &LineRange| json!({ "start": { "line": lines.first }, "end": { "line": lines.last } });
+        json!({ "ranges": ranges.iter().map(range).collect::<Vec<_>>() })
+    };
+    let warnings: Vec<Value> = checked
+        .findings
         .iter()
         .map(|finding| {
-            let lines = dockerfile.source.lines(&finding.span);
             json!({
                 "ruleName": finding.rule,
+                "description": Rule::from_name(finding.rule).map(Rule::description),
                 "detail": finding.message,
-                "location": { "ranges": [{ "start": { "line": lines.first }, "end": { "line": lines.last } }] },
+                "location": location(&[dockerfile.source.lines(&finding.span)]),
             })
         })
         .collect();
-    json!({ "version": 1, "warnings": warnings })
+    let mut value = json!({ "version": 1, "warnings": warnings });
+    if let Some(error) = &checked.error {
+        value["buildError"] = json!({ "message": error.to_string(), "location": location(&error.lines) });
+    }
+    value
 }

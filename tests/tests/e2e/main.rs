@@ -23,6 +23,7 @@ mod base;
 mod cache;
 mod debian;
 mod faults;
+mod sources;
 mod steps;
 
 /// How long one program may take, on a machine that is busy with others.
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let suites = [debian::TRIALS, base::TRIALS, cache::TRIALS, faults::TRIALS, steps::TRIALS];
+    let suites = [debian::TRIALS, base::TRIALS, cache::TRIALS, faults::TRIALS, sources::TRIALS, steps::TRIALS];
     let table = suites.into_iter().flatten();
     let trials = table
         .map(|&(name, trial)| {
