@@ -333,12 +333,15 @@ fn build_args(options: &PlanOptions) -> BTreeMap<String, String> {
     build_args
 }
 
+/// Variables in the order in which they were set.
+pub(super) type Variables = Vec<(String, String)>;
+
 /// Build arguments and global ones before the epoch is settled. `TARGETSTAGE` is the
 /// target or empty.
 pub(super) fn globals_of(
     dockerfile: &Dockerfile,
     options: &PlanOptions,
-) -> Result<(BTreeMap<String, String>, Vec<(String, String)>), PlanError> {
+) -> Result<(BTreeMap<String, String>, Variables), PlanError> {
     let build_args = build_args(options);
     let build_platform = options.build_platform.clone().unwrap_or_else(Platform::host);
     let platform = options.platform.clone().unwrap_or_else(|| build_platform.clone());
