@@ -353,8 +353,10 @@ impl From<SandboxError> for BuildError {
 
 impl Hint for BuildError {
     fn hint(&self) -> Option<String> {
-        match self {
+        let own = match self {
             Self::Step { source, .. } => source.hint(),
+            Self::Tree(error) => error.hint(),
+            Self::Store(error) => error.hint(),
             Self::Plan(error) => error.hint(),
             Self::Copy(error) => error.hint(),
             Self::Base { suggestion: Some(name), .. } => Some(format!("did you mean {name}?")),
@@ -385,7 +387,10 @@ impl Hint for BuildError {
             ),
             Self::WorkDir { .. } => Some("choose a writable directory with `--work-dir` or SLIPWAY_DIR".to_owned()),
             _ => None,
-        }
+        };
+        // A file of an image or a layer lies in the work dir, whatever its path looks like.
+        let full = || "the work directory is full: free space there, or give --work-dir a larger volume".to_owned();
+        own.or_else(|| fills_the_disk(self).then(full))
     }
 }
 

@@ -6,7 +6,6 @@ pub const TRIALS: &[Row] = &[
     ("push::digest-is-the-registrys", push),
     ("push::files-beside-the-result", files),
     ("push::skopeo-copies-it", copies),
-    ("names::not-utf8", odd_names),
 ];
 
 const DOCKERFILE: &str = "FROM BASE\nRUN echo ran > /ran\nCOPY one /one\nENV A=b\nCMD [\"cat\", \"/one\"]\n";
@@ -65,15 +64,5 @@ fn copies(place: &Place) -> Outcome {
         let index = read_json(&project.path(layout).join("index.json"))?;
         same(layout, index["manifests"][0]["digest"].as_str(), Some(digest.as_str()))?;
     }
-    Ok(None)
-}
-
-fn odd_names(place: &Place) -> Outcome {
-    let dockerfile = "FROM BASE AS a\nCOPY in /in/\nRUN cp -r /in /out\nFROM BASE\nCOPY --from=a /out /out/\n";
-    let project = place.project(dockerfile)?;
-    project.write(Path::new("in").join(odd_name()), "odd")?;
-    project.built(&["-o", "type=local,dest=tree"])?;
-    let read = fs::read(project.path("tree/out").join(odd_name())).map_err(|error| error.to_string())?;
-    same("content", read.as_slice(), b"odd")?;
     Ok(None)
 }

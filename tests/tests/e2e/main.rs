@@ -23,6 +23,7 @@ mod base;
 mod cache;
 mod debian;
 mod faults;
+mod hazards;
 mod sources;
 mod steps;
 
@@ -48,7 +49,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let suites = [debian::TRIALS, base::TRIALS, cache::TRIALS, faults::TRIALS, sources::TRIALS, steps::TRIALS];
+    let suites =
+        [base::TRIALS, cache::TRIALS, debian::TRIALS, faults::TRIALS, hazards::TRIALS, sources::TRIALS, steps::TRIALS];
     let table = suites.into_iter().flatten();
     let trials = table
         .map(|&(name, trial)| {
