@@ -22,6 +22,8 @@ struct State<W> {
     started: BTreeMap<StepId, Instant>,
     transfers: BTreeMap<(Transfer, String), Instant>,
     finished: BTreeSet<(Transfer, String)>,
+    /// Blobs that needed no transfer since the last result was complete.
+    already_there: usize,
 }
 
 impl<W: Write + Send> Plain<W> {
@@ -33,6 +35,7 @@ impl<W: Write + Send> Plain<W> {
                 started: BTreeMap::new(),
                 transfers: BTreeMap::new(),
                 finished: BTreeSet::new(),
+                already_there: 0,
             }),
         }
     }
@@ -70,11 +73,18 @@ impl<W: Write> State<W> {
             }
             Event::StepCancelled { step } => self.line(&format!("#{} CANCELLED", step.0)),
             Event::Progress { transfer, id, done, total } => self.progress(*transfer, id, *done, *total),
-            Event::Exists { transfer: Transfer::Push, id } => self.line(&format!("pushing {id}: already there")),
+            Event::Exists { transfer: Transfer::Push, .. } => self.already_there += 1,
             Event::Retry { what, attempt, delay } => {
                 self.line(&format!("{what}: attempt {attempt} in {:.1}s", delay.as_secs_f64()));
             }
-            Event::Exported { target, digest: Some(digest) } => self.line(&format!("wrote {target}: {digest}")),
+            Event::Exported { target, digest: Some(digest) } => {
+                let there = match std::mem::take(&mut self.already_there) {
+                    0 => String::new(),
+                    1 => " (1 blob was there)".to_owned(),
+                    count => format!(" ({count} blobs were there)"),
+                };
+                self.line(&format!("wrote {target}: {digest}{there}"));
+            }
             Event::Done { totals } => self.line(&super::totals(totals)),
             Event::Exported { target, digest: None } => self.line(&format!("wrote {target}")),
             _ => {}
@@ -152,5 +162,19 @@ mod tests {
         plain.event(Event::Output { step, stream: Stream::Stdout, line: b"hello\xff" });
         let text = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8");
         assert!(text.ends_with(" hello\u{fffd}\n"), "{text}");
+    }
+
+    #[test]
+    fn blobs_that_are_there_are_counted() {
+        let log = Log::default();
+        let plain = Plain::new(log.clone());
+        let digest = format!("sha256:{}", "0".repeat(64)).parse().expect("a digest");
+        for _ in 0..2 {
+            plain.event(Event::Exists { transfer: Transfer::Push, id: "sha256:1" });
+        }
+        plain.event(Event::Exported { target: "a", digest: Some(digest) });
+        plain.event(Event::Exported { target: "b", digest: Some(digest) });
+        let text = String::from_utf8(log.0.lock().expect("not poisoned").clone()).expect("UTF-8");
+        assert_eq!(text, format!("wrote a: {digest} (2 blobs were there)\nwrote b: {digest}\n"));
     }
 }
