@@ -64,28 +64,30 @@ pub(super) fn prepare(
     held: &mut Held,
 ) -> Result<PreparedMount, BuildError> {
     let sandbox_mount =
-        |source| SandboxMount { target: PathBuf::from(&mount.target), readonly: mount.readonly, source };
+        |source| SandboxMount { target: PathBuf::from(&mount.target), readonly: mount.readonly, owners: None, source };
     let just = |mount| Ok(PreparedMount { mount, env: None });
     match &mount.kind {
         MountKind::Tmpfs { size } => just(Some(sandbox_mount(MountSource::Tmpfs(*size)))),
         MountKind::Bind { from, source } => {
-            let descriptor = match scratch {
+            let (descriptor, owners) = match scratch {
                 Some(step) if is_context(from) => {
                     let copy = copying::whole(from.clone(), source, CONTEXT_COPY);
                     Prepared::new(shared, &copy)?.apply(step.rootfs())?;
-                    open_path(step.rootfs(), Path::new(CONTEXT_COPY), source)?
+                    (open_path(step.rootfs(), Path::new(CONTEXT_COPY), source)?, step.rootfs().owners().cloned())
                 }
-                Some(step) => open_path(step.rootfs(), Path::new(source), source)?,
+                Some(step) => (open_path(step.rootfs(), Path::new(source), source)?, step.rootfs().owners().cloned()),
                 None => {
                     let Some(tree) = shared.tree_of(from)? else { return just(None) };
                     let rootfs = tree.tree().rootfs(shared)?;
                     let descriptor = open_path(&rootfs, Path::new(source), source)?;
+                    let owners = rootfs.owners().cloned();
                     held.roots.push(rootfs);
                     held.sources.push(tree);
-                    descriptor
+                    (descriptor, owners)
                 }
             };
-            just(Some(sandbox_mount(MountSource::Descriptor(Arc::new(descriptor)))))
+            let source = MountSource::Descriptor(Arc::new(descriptor));
+            just(Some(SandboxMount { owners, ..sandbox_mount(source) }))
         }
         MountKind::Cache { .. } => {
             let directory = caches.acquire(shared, mount, held)?;
@@ -104,6 +106,7 @@ pub(super) fn prepare(
             let mount = secret.filter(|_| *file).map(|secret| SandboxMount {
                 target: PathBuf::from(&mount.target),
                 readonly: true,
+                owners: None,
                 source: MountSource::Bytes { content: secret.bytes(), mode: *mode, uid: *uid, gid: *gid },
             });
             Ok(PreparedMount { mount, env: variable })

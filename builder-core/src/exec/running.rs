@@ -101,6 +101,7 @@ pub(super) fn run(
         sandbox_mounts.push(SandboxMount {
             target: Path::new("/dev/pipes").join(name),
             readonly: true,
+            owners: None,
             source: MountSource::Bytes {
                 content: std::sync::Arc::new(body.clone().into_bytes()),
                 mode: 0o755,

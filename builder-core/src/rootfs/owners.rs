@@ -30,20 +30,43 @@ use super::{FileKind, Listing};
 
 /// The records of one tree.
 #[derive(Debug, Default)]
-pub(super) struct Owners(Mutex<BTreeMap<Key, Record>>);
+pub struct Owners(Mutex<BTreeMap<Key, Record>>);
 
 /// An inode during its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key {
-    inode: u64,
-    born: (i64, u32),
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its number.
+    pub inode: u64,
+    /// When it was made: seconds since 1970 and nanoseconds; zeros where the file system does not say.
+    pub born: (i64, u32),
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Record {
-    owner: Option<(u32, u32)>,
-    device: Option<(FileKind, u32, u32)>,
+    facts: Facts,
     xattrs: BTreeMap<OsString, Vec<u8>>,
+}
+
+/// What is recorded of a file beside extended attributes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// User and group, if they are not 0.
+    pub owner: Option<(u32, u32)>,
+    /// That it is a device, and which: major, minor.
+    pub device: Option<(FileKind, u32, u32)>,
+    /// Permission bits as the image sees them, and as the disk has them instead: somebody without privileges must be able to
+    /// open what root can open. They count only as long as the disk has these.
+    pub mode: Option<(u32, u32)>,
+}
+
+impl Facts {
+    /// Permission bits to show for a file that has `real` ones.
+    pub fn mode(&self, real: u32) -> u32 {
+        match self.mode {
+            Some((shown, instead)) if instead == real => shown,
+            _ => real,
+        }
+    }
 }
 
 /// A record as a line of the file; bytes in base64.
@@ -55,6 +78,8 @@ struct Line {
     owner: Option<(u32, u32)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     device: Option<(char, u32, u32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<(u32, u32)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     xattrs: Vec<(String, String)>,
 }
@@ -75,10 +100,12 @@ impl Owners {
     pub(super) fn shown(&self, mut stat: Stat) -> Stat {
         (stat.uid, stat.gid) = (0, 0);
         if let Some(record) = self.lock().get(&Key::of(&stat)) {
-            if let Some(owner) = record.owner {
+            let facts = record.facts;
+            if let Some(owner) = facts.owner {
                 (stat.uid, stat.gid) = owner;
             }
-            if let Some((kind, major, minor)) = record.device {
+            stat.mode = facts.mode(stat.mode);
+            if let Some((kind, major, minor)) = facts.device {
                 (stat.kind, stat.device, stat.size) = (kind, (major, minor), 0);
             }
         }
@@ -89,35 +116,58 @@ impl Owners {
     pub(super) fn may_be_device(&self, inode: u64) -> bool {
         let from = Key { inode, born: (i64::MIN, 0) };
         let to = Key { inode, born: (i64::MAX, u32::MAX) };
-        self.lock().range(from..=to).any(|(_, record)| record.device.is_some())
+        self.lock().range(from..=to).any(|(_, record)| record.facts.device.is_some())
     }
 
-    pub(super) fn set_owner(&self, key: Key, owner: (u32, u32)) {
-        self.change(key, |record| record.owner = (owner != (0, 0)).then_some(owner));
+    /// What is recorded of a file.
+    pub fn facts(&self, key: Key) -> Facts {
+        self.lock().get(&key).map(|record| record.facts).unwrap_or_default()
     }
 
-    pub(super) fn set_device(&self, key: Key, kind: FileKind, (major, minor): (u32, u32)) {
-        self.change(key, |record| record.device = Some((kind, major, minor)));
+    /// Whether a device is recorded.
+    pub fn has_devices(&self) -> bool {
+        self.lock().values().any(|record| record.facts.device.is_some())
     }
 
-    pub(super) fn set_xattr(&self, key: Key, name: &OsStr, value: &[u8]) {
+    /// Records an owner.
+    pub fn set_owner(&self, key: Key, owner: (u32, u32)) {
+        self.change(key, |record| record.facts.owner = (owner != (0, 0)).then_some(owner));
+    }
+
+    /// Records that a file is a device.
+    pub fn set_device(&self, key: Key, kind: FileKind, (major, minor): (u32, u32)) {
+        self.change(key, |record| record.facts.device = Some((kind, major, minor)));
+    }
+
+    /// Records permission bits in the place of those that the disk has.
+    pub fn set_mode(&self, key: Key, shown: u32, real: u32) {
+        // Nothing is recorded of most files, and most modes are real.
+        if shown != real || self.facts(key).mode.is_some() {
+            self.change(key, |record| record.facts.mode = (shown != real).then_some((shown, real)));
+        }
+    }
+
+    /// Records an extended attribute.
+    pub fn set_xattr(&self, key: Key, name: &OsStr, value: &[u8]) {
         self.change(key, |record| {
             record.xattrs.insert(name.to_owned(), value.to_vec());
         });
     }
 
-    pub(super) fn remove_xattr(&self, key: Key, name: &OsStr) {
+    /// Drops a recorded attribute.
+    pub fn remove_xattr(&self, key: Key, name: &OsStr) {
         self.change(key, |record| {
             record.xattrs.remove(name);
         });
     }
 
-    pub(super) fn xattrs(&self, key: Key) -> BTreeMap<OsString, Vec<u8>> {
+    /// All recorded attributes of a file.
+    pub fn xattrs(&self, key: Key) -> BTreeMap<OsString, Vec<u8>> {
         self.lock().get(&key).map(|record| record.xattrs.clone()).unwrap_or_default()
     }
 
     /// A new file begins without a record, whatever had its inode before.
-    pub(super) fn forget(&self, key: Key) {
+    pub fn forget(&self, key: Key) {
         self.lock().remove(&key);
     }
 
@@ -191,8 +241,10 @@ impl Line {
         Self {
             inode: key.inode,
             born: key.born,
-            owner: record.owner,
+            owner: record.facts.owner,
+            mode: record.facts.mode,
             device: record
+                .facts
                 .device
                 .map(|(kind, major, minor)| (if kind == FileKind::BlockDevice { 'b' } else { 'c' }, major, minor)),
             xattrs: record
@@ -214,6 +266,9 @@ impl Line {
         for (name, value) in self.xattrs {
             xattrs.insert(OsString::from_vec(BASE64.decode(name).ok()?), BASE64.decode(value).ok()?);
         }
-        Some((Key { inode: self.inode, born: self.born }, Record { owner: self.owner, device, xattrs }))
+        Some((
+            Key { inode: self.inode, born: self.born },
+            Record { facts: Facts { owner: self.owner, device, mode: self.mode }, xattrs },
+        ))
     }
 }

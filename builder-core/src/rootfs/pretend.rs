@@ -139,7 +139,16 @@ impl Rootfs {
         // The umask has been at work on new files.
         let default = if kind == FileKind::Directory { 0o755 } else { 0o644 };
         if let Some(mode) = attributes.mode.or(new.then_some(default)) {
-            target.chmod(mode)?;
+            match recorded {
+                None => target.chmod(mode)?,
+                Some((owners, key)) => {
+                    let real = openable(mode, kind);
+                    target.chmod(real)?;
+                    // Who is not in the group of a file cannot set its setgid bit (chmod(2)).
+                    let real = if mode & 0o6000 == 0 { real } else { Stat::of(target.fd())?.mode };
+                    owners.set_mode(key, mode & 0o7777, real & 0o7777);
+                }
+            }
         }
         for (name, value) in attributes.xattrs.iter().filter(|(name, _)| !is_internal(name)) {
             match recorded {
@@ -216,6 +225,19 @@ impl Rootfs {
             owners.forget(Key::of(&Stat::of(file)?));
         }
         Ok(())
+    }
+}
+
+/// Permission bits with which a file of this mode is kept, so that its owner can still do what root can: without privileges
+/// the mode counts for the builder too.
+fn openable(mode: u32, kind: FileKind) -> u32 {
+    if rustix::process::geteuid().is_root() {
+        return mode;
+    }
+    match kind {
+        FileKind::Directory => mode | 0o700,
+        FileKind::Symlink => mode,
+        _ => mode | 0o600,
     }
 }
 

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attributes::{Handle, Target, is_internal};
-use super::owners::Key;
+use super::owners::{Key, Owners};
 use super::pretend::{Existing, Pretence};
 use super::remove::remove_entry;
 use super::resolve::{Dir, PLACE, Root};
@@ -168,6 +168,14 @@ impl Rootfs {
     /// Opens a place for the other parts of this module.
     pub(super) fn open_place(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         self.root.open(path, flags, mode)
+    }
+
+    /// Where owners, devices and privileged attributes are recorded; `None` where they are real.
+    pub fn owners(&self) -> Option<&std::sync::Arc<Owners>> {
+        match &self.pretence {
+            Pretence::Recorded(owners) => Some(owners),
+            Pretence::Nothing | Pretence::Devices => None,
+        }
     }
 
     /// Whether owners and devices are recorded, not real.

@@ -51,6 +51,7 @@ mod remedies;
 mod stubs;
 mod supervision;
 mod sys;
+mod traced;
 pub mod users;
 
 use std::ffi::OsString;
@@ -66,7 +67,7 @@ pub use machine::Machine;
 use crate::cancel::Cancel;
 use crate::event::Stream;
 use crate::hint::Hint;
-use crate::rootfs::Rootfs;
+use crate::rootfs::{Owners, Rootfs};
 
 /// Moves the calling process into the namespaces in which it can unpack, mount and run, as far as this machine lets it.
 /// Must be called while the process has one thread, before anything else; programs that link the library call it first
@@ -110,6 +111,8 @@ pub struct SandboxMount {
     pub readonly: bool,
     /// What is mounted.
     pub source: MountSource,
+    /// What is recorded of the files in it, where owners are not real; `None` if nothing is.
+    pub owners: Option<Arc<Owners>>,
 }
 
 /// What is mounted.
@@ -294,7 +297,8 @@ pub fn run(
 ) -> Result<ExitStatus, SandboxError> {
     match environment.tier {
         Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
-        Some(tier @ (Tier::Chroot | Tier::Traced)) => {
+        Some(Tier::Traced) => traced::run(environment, rootfs.root_fd(), rootfs.owners(), spec, output, cancel),
+        Some(tier @ Tier::Chroot) => {
             Err(SandboxError::Unavailable { reason: format!("the tier {tier} is not in this version") })
         }
         None => {

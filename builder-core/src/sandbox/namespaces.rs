@@ -27,7 +27,7 @@ const SHM_BYTES: u64 = 64 << 20;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a RUN may do as root: Docker's default capabilities (checklist R-11).
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+pub const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
@@ -418,12 +418,6 @@ impl Builder<'_> {
 
         let name = spec.argv.first().cloned().unwrap_or_default();
         let bad = |source| SandboxError::Exec { program: name.clone(), source };
-        let pair = |(key, value): &(OsString, OsString)| {
-            let mut pair = key.clone();
-            pair.push("=");
-            pair.push(value);
-            pair
-        };
         let mut program = Program {
             steps: self.steps,
             candidates: candidates(&name, &spec.env).map_err(bad)?,
@@ -440,6 +434,14 @@ impl Builder<'_> {
     }
 }
 
+/// A variable as execve(2) takes it.
+pub fn pair((key, value): &(OsString, OsString)) -> OsString {
+    let mut pair = key.clone();
+    pair.push("=");
+    pair.push(value);
+    pair
+}
+
 /// linux/magic.h
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
@@ -453,7 +455,10 @@ fn cstring(path: impl AsRef<Path>) -> Result<CString, SandboxError> {
 }
 
 /// Paths to try for the program `name`, in order.
-fn candidates(name: &OsStr, env: &[(OsString, OsString)]) -> io::Result<Vec<CString>> {
+///
+/// # Errors
+/// `NotFound` for an empty name, `InvalidInput` for a NUL byte in it.
+pub fn candidates(name: &OsStr, env: &[(OsString, OsString)]) -> io::Result<Vec<CString>> {
     let name = name.as_bytes();
     if name.is_empty() {
         return Err(io::Error::from(io::ErrorKind::NotFound));
@@ -473,7 +478,7 @@ fn candidates(name: &OsStr, env: &[(OsString, OsString)]) -> io::Result<Vec<CStr
 
 /// `RLIMIT_…` by the name that `--ulimit` uses. setrlimit(2)
 #[allow(clippy::unnecessary_cast, reason = "the constants are signed with musl")]
-fn limit(name: &str) -> Option<u32> {
+pub fn limit(name: &str) -> Option<u32> {
     Some(match name {
         "core" => libc::RLIMIT_CORE,
         "cpu" => libc::RLIMIT_CPU,

@@ -128,6 +128,7 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
             result => result,
         },
         Op::Standard { input, output, error, uid } => standard(input, output, error, *uid),
+        Op::UnblockSignals => unblock_signals(),
         Op::BoundingSet(keep) => bounding_set(*keep),
         Op::Filter(filter) => install_filter(filter),
         Op::Become { uid, gid, groups, capabilities } => {
@@ -200,6 +201,9 @@ const NEW_LISTENER: libc::c_ulong = 1 << 3;
 const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
 
 fn listen(filter: &[libc::sock_filter], socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    // A copy of a process that nobody may look into is one too, and the supervisor has to. What else is under a supervisor's
+    // filter cannot look here.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
     let listener = match install_listener(filter, NEW_LISTENER | WAIT_KILLABLE) {
         Err(Errno::INVAL) => install_listener(filter, NEW_LISTENER)?,
         listener => listener?,

@@ -7,17 +7,12 @@
 
 #![allow(unsafe_code, reason = "the one place for system calls without a safe wrapper")]
 
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub mod bpf;
 mod child;
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub mod landlock;
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub mod memory;
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub mod notify;
 mod program;
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub mod ptrace;
 pub mod seccomp;
 mod trial;
@@ -236,7 +231,6 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// `EMFILE`
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -247,7 +241,6 @@ pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// What the kernel says.
-#[allow(dead_code, reason = "the tiers that use it follow")]
 pub fn receive_descriptor(socket: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut space = [mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -16,8 +16,6 @@ pub struct Notification {
     pub architecture: u32,
     /// Its number.
     pub number: i32,
-    /// Where in the program.
-    pub instruction: u64,
     /// Arguments, as in the registers.
     pub arguments: [u64; 6],
 }
@@ -120,7 +118,6 @@ impl Listener {
             thread: raw.pid.cast_signed(),
             architecture: raw.architecture,
             number: raw.number,
-            instruction: raw.instruction,
             arguments: raw.arguments,
         }))
     }

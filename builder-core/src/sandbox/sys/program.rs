@@ -77,10 +77,8 @@ pub enum Op {
     /// Own session, default signal handlers, killed when the parent dies, mounts private.
     Detach,
     /// The same without the mounts.
-    #[allow(dead_code, reason = "the tiers that use it follow")]
     Session,
     /// Gives all capabilities up and sets no_new_privs: no program that is executed will have more rights than this one.
-    #[allow(dead_code, reason = "the tiers that use it follow")]
     GiveUpPrivileges,
     /// Sets no_new_privs: setuid programs and file capabilities give nothing from here on.
     NoNewPrivileges,
@@ -90,14 +88,12 @@ pub enum Op {
         tree: OwnedFd,
     },
     /// Puts the process under the rules of Landlock, made by [`super::landlock::Ruleset`].
-    #[allow(dead_code, reason = "the tiers that use it follow")]
     Restrict {
         /// The rules.
         ruleset: OwnedFd,
     },
     /// Installs a filter with a listener, sends the listener over `socket`, and waits for a byte from there: the supervisor
     /// is ready. The filter must allow sendmsg and read.
-    #[allow(dead_code, reason = "the tiers that use it follow")]
     Listen {
         /// The filter.
         filter: Vec<libc::sock_filter>,
@@ -215,6 +211,8 @@ pub enum Op {
         /// Owner of the pipes.
         uid: u32,
     },
+    /// Lets signals through again that were blocked when the process was made.
+    UnblockSignals,
     /// Leaves only these capabilities in the bounding set.
     BoundingSet(CapabilitySet),
     /// Installs a seccomp filter.
@@ -240,6 +238,9 @@ pub struct Arguments {
     pointers: Vec<*const c_char>,
     _strings: Vec<Argument>,
 }
+
+// SAFETY: the pointers lead to `_strings`, which are owned, do not move when this does, and are never changed.
+unsafe impl Send for Arguments {}
 
 impl Arguments {
     /// Prepares `strings`, each of which becomes one element.

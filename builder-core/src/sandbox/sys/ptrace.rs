@@ -196,6 +196,11 @@ impl Registers {
     /// Bytes of the instruction that makes a call.
     const CALL_BYTES: u64 = 2;
 
+    /// A register that calls leave alone and that `loader` keeps a result in: r12.
+    pub fn kept(&self) -> u64 {
+        self.0.r12
+    }
+
     /// Number of the call that was entered.
     pub fn number(&self) -> i64 {
         self.0.orig_rax.cast_signed()
@@ -239,11 +244,6 @@ impl Registers {
         self.0.rsp
     }
 
-    /// Sets the top of the stack.
-    pub fn set_stack(&mut self, address: u64) {
-        self.0.rsp = address;
-    }
-
     /// At the return from a call: makes the program make the call `number` next, at the same place.
     pub fn again(&mut self, number: i64) {
         self.0.rip -= Self::CALL_BYTES;
@@ -256,6 +256,11 @@ impl Registers {
 impl Registers {
     /// Bytes of the instruction that makes a call.
     const CALL_BYTES: u64 = 4;
+
+    /// A register that calls leave alone and that `loader` keeps a result in: x19.
+    pub fn kept(&self) -> u64 {
+        self.0.regs[19]
+    }
 
     /// Number of the call that was entered.
     pub fn number(&self) -> i64 {
@@ -295,11 +300,6 @@ impl Registers {
     /// Top of the stack.
     pub fn stack(&self) -> u64 {
         self.0.sp
-    }
-
-    /// Sets the top of the stack.
-    pub fn set_stack(&mut self, address: u64) {
-        self.0.sp = address;
     }
 
     /// At the return from a call: makes the program make the call `number` next, at the same place.

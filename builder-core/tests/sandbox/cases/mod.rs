@@ -103,7 +103,7 @@ fn listing(path: &Path) -> Vec<String> {
 }
 
 fn bind(path: &Path, target: &str) -> SandboxMount {
-    SandboxMount { target: target.into(), readonly: true, source: MountSource::Host(path.to_owned()) }
+    SandboxMount { owners: None, target: target.into(), readonly: true, source: MountSource::Host(path.to_owned()) }
 }
 
 #[track_caller]

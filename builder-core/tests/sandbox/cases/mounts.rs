@@ -95,7 +95,7 @@ pub(super) fn mounts_of_the_host(context: &Context) {
     let mounts = vec![bind(&source, "/a/b"), bind(&source.join("f"), "/file")];
     let lines = context.succeed(&tree, &RunSpec { mounts, ..shell(script) });
     assert_eq!(lines, ["contentcontent", "read-only", "kept"]);
-    let writable = SandboxMount { readonly: false, ..bind(&source, "/w") };
+    let writable = SandboxMount { owners: None, readonly: false, ..bind(&source, "/w") };
     context.succeed(&tree, &RunSpec { mounts: vec![writable], ..shell("echo new > /w/new") });
     assert_eq!(fs::read(source.join("new")).expect("read"), b"new\n");
     let error =
@@ -104,7 +104,7 @@ pub(super) fn mounts_of_the_host(context: &Context) {
     assert!(!tree.path.join("x").exists());
 
     let listener = std::os::unix::net::UnixListener::bind(source.join("agent")).expect("socket");
-    let agent = SandboxMount { readonly: false, ..bind(&source.join("agent"), "/run/agent.0") };
+    let agent = SandboxMount { owners: None, readonly: false, ..bind(&source.join("agent"), "/run/agent.0") };
     context.succeed(&tree, &RunSpec { mounts: vec![agent], ..shell("test -S /run/agent.0") });
     drop(listener);
     assert!(!tree.path.join("run").exists());
@@ -118,6 +118,7 @@ pub(super) fn mounts_of_descriptors(context: &Context) {
         Arc::new(rustix::fs::open(path, flags, rustix::fs::Mode::empty()).expect("open"))
     };
     let mount = |descriptor, target: &str| SandboxMount {
+        owners: None,
         target: target.into(),
         readonly: true,
         source: MountSource::Descriptor(descriptor),
@@ -141,8 +142,12 @@ pub(super) fn mounts_in_mounts(context: &Context) {
     fs::create_dir(a.join("b")).expect("mkdir");
     fs::write(a.join("1"), "").expect("write");
     fs::write(b.join("2"), "").expect("write");
-    let tmpfs =
-        |target: &str| SandboxMount { target: target.into(), readonly: false, source: MountSource::Tmpfs(None) };
+    let tmpfs = |target: &str| SandboxMount {
+        owners: None,
+        target: target.into(),
+        readonly: false,
+        source: MountSource::Tmpfs(None),
+    };
     // Not in order: parents come first all the same.
     let mounts = vec![
         bind(&b, "/m/a/b"),
@@ -168,8 +173,12 @@ pub(super) fn tmpfs_mounts(context: &Context) {
     fs::create_dir(tree.path.join("d")).expect("mkdir");
     fs::write(tree.path.join("d/f"), "").expect("write");
     fs::set_permissions(tree.path.join("d"), fs::Permissions::from_mode(0o750)).expect("chmod");
-    let tmpfs =
-        |target: &str, size| SandboxMount { target: target.into(), readonly: false, source: MountSource::Tmpfs(size) };
+    let tmpfs = |target: &str, size| SandboxMount {
+        owners: None,
+        target: target.into(),
+        readonly: false,
+        source: MountSource::Tmpfs(size),
+    };
     let spec = RunSpec {
         mounts: vec![tmpfs("/d", None), tmpfs("/new", Some(1 << 20))],
         ..shell(
@@ -184,6 +193,7 @@ pub(super) fn tmpfs_mounts(context: &Context) {
 pub(super) fn files_in_memory(context: &Context) {
     let tree = context.tree();
     let secret = |target: &str, mode, uid| SandboxMount {
+        owners: None,
         target: target.into(),
         readonly: true,
         source: MountSource::Bytes { content: Arc::new(b"sesame".to_vec()), mode, uid, gid: 0 },
@@ -198,7 +208,7 @@ pub(super) fn files_in_memory(context: &Context) {
     // Scripts of heredocs: below /dev, executed.
     let script =
         MountSource::Bytes { content: Arc::new(b"#!/bin/sh\necho $0\n".to_vec()), mode: 0o755, uid: 0, gid: 0 };
-    let mounts = vec![SandboxMount { target: "/dev/pipes/EOF".into(), readonly: true, source: script }];
+    let mounts = vec![SandboxMount { owners: None, target: "/dev/pipes/EOF".into(), readonly: true, source: script }];
     assert_eq!(context.succeed(&tree, &RunSpec { mounts, ..command(&["/dev/pipes/EOF"]) }), ["/dev/pipes/EOF"]);
     context.needs_ids();
     let user = RunUser { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() };

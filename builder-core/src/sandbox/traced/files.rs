@@ -1,0 +1,423 @@
+//! Calls that open files and look at them.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::calls::{Answer, DONE};
+use super::ids::Credentials;
+use super::tasks::lock;
+use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, reopen};
+use super::world::{Caller, HERE, Reached, descriptor_path, may};
+use super::{layout, procfs};
+
+type Answered = Result<Answer, Errno>;
+
+/// Largest `struct open_how` that is understood, in bytes.
+const OPEN_HOW_BYTES: u64 = 24;
+
+impl Caller<'_> {
+    /// The file of an `…at` call, by the flags that all of them have.
+    pub fn reach_at(&self, descriptor: usize, path: usize, flags: u32, null: bool) -> Result<Reached<'_>, Errno> {
+        let known = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | 0x6000;
+        if flags & !(known as u32) != 0 {
+            return Err(Errno::INVAL);
+        }
+        let empty = flags & libc::AT_EMPTY_PATH as u32 != 0;
+        // Since Linux 6.11 a null pointer is an empty path.
+        let text = if (null || empty) && self.word(path) == 0 { Vec::new() } else { self.path(path)? };
+        self.reach(self.int(descriptor), &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty || null)
+    }
+
+    /// The file at the path of an old call.
+    pub fn reach_path(&self, path: usize, follow: bool) -> Result<Reached<'_>, Errno> {
+        self.reach(HERE, &self.path(path)?, follow, false)
+    }
+
+    pub fn stat(&self, descriptor: i32, path: u64, out: u64, flags: u32) -> Answered {
+        let known = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
+        if flags & !(known as u32) != 0 {
+            return Err(Errno::INVAL);
+        }
+        let empty = flags & libc::AT_EMPTY_PATH as u32 != 0;
+        let text = if empty && path == 0 { Vec::new() } else { self.path_at(path)? };
+        if text.is_empty() && empty && descriptor != HERE {
+            return self.fstat(descriptor, out);
+        }
+        let file = self.reach(descriptor, &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty)?;
+        let shown = self.world.shown(&file.real, file.mount, &lock(&self.task.credentials));
+        self.write(out, &layout::stat(&shown))?;
+        DONE
+    }
+
+    pub fn fstat(&self, descriptor: i32, out: u64) -> Answered {
+        let path = descriptor_path(&self.task, descriptor)?;
+        let real = match rustix::fs::statx(CWD, path, AtFlags::empty(), STAT) {
+            Err(Errno::NOENT) => return Err(Errno::BADF),
+            real => real?,
+        };
+        let shown = self.world.shown(&real, None, &lock(&self.task.credentials));
+        self.write(out, &layout::stat(&shown))?;
+        DONE
+    }
+
+    pub fn statx(&self) -> Answered {
+        if self.uint(2) & 0x6000 == 0x6000 {
+            return Err(Errno::INVAL);
+        }
+        let file = self.reach_at(0, 1, self.uint(2), false)?;
+        let shown = self.world.shown(&file.real, file.mount, &lock(&self.task.credentials));
+        self.write(self.word(4), &layout::statx(&shown))?;
+        DONE
+    }
+
+    pub fn access(&self, descriptor: i32, path: u64, mode: u32, flags: u32) -> Answered {
+        let known = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+        if mode & !7 != 0 || flags & !(known as u32) != 0 {
+            return Err(Errno::INVAL);
+        }
+        let empty = flags & libc::AT_EMPTY_PATH as u32 != 0;
+        let text = self.path_at(path)?;
+        let file = self.reach(descriptor, &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty)?;
+        let mut me = self.me();
+        if flags & libc::AT_EACCESS as u32 == 0 {
+            // For the real ids: access(2). Root has its capabilities by them too.
+            me.effective = if me.user.real == 0 { me.permitted } else { 0 };
+            (me.user.files, me.group.files) = (me.user.real, me.group.real);
+        }
+        let shown = self.world.shown(&file.real, file.mount, &me);
+        self.allow(&shown, mode, &me)?;
+        let kind = u32::from(shown.stx_mode) & libc::S_IFMT;
+        let special = matches!(kind, libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK);
+        if mode & may::WRITE != 0 && !special && file.mount.is_some_and(|mount| mount.readonly) {
+            return Err(Errno::ROFS);
+        }
+        DONE
+    }
+
+    pub fn readlink(&self, descriptor: i32, path: u64, out: u64, size: u64) -> Answered {
+        if (size as i32) <= 0 {
+            return Err(Errno::INVAL);
+        }
+        let text = self.path_at(path)?;
+        let link = if text.is_empty() {
+            let file = self.reach_descriptor(descriptor)?;
+            read_link(&file.fd)?
+        } else {
+            let magic = |place: &Place<'_>| self.magic_text(place);
+            self.at(descriptor, &text, false, |place| {
+                if place.slash {
+                    // A directory, or a link that is followed: neither is a link.
+                    place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+                    return Err(Errno::INVAL);
+                }
+                if let Some(text) = magic(place)? {
+                    return Ok(text);
+                }
+                read_link(&place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?)
+            })?
+        };
+        let length = link.len().min(size as i32 as usize);
+        self.write(out, &link[..length])?;
+        Ok(Answer::Value(length as i64))
+    }
+
+    /// What a link of /proc says.
+    fn magic_text(&self, place: &Place<'_>) -> Result<Option<Vec<u8>>, Errno> {
+        let world = self.world;
+        let outer = |path: Vec<u8>| if path.is_empty() { b"/".to_vec() } else { path };
+        match procfs::entry(&world.view, &place.path) {
+            Some(procfs::Entry::Other(b"self")) => Ok(Some(self.task.process.to_string().into_bytes())),
+            Some(procfs::Entry::Other(b"thread-self")) => {
+                Ok(Some(format!("{}/task/{}", self.task.process, self.task.thread).into_bytes()))
+            }
+            Some(procfs::Entry::Process(process, below)) => {
+                let task = world.tasks.of_process(process).ok_or(Errno::NOENT)?;
+                match below {
+                    b"root" => Ok(Some(outer(lock(&task.surroundings).root.clone()))),
+                    b"cwd" => match world.cwd(&task) {
+                        Base::Path(path) => Ok(Some(outer(self.seen_from_root(&path)))),
+                        _ => Err(Errno::NOENT),
+                    },
+                    b"exe" => Ok(Some(self.seen_from_root(&lock(&task.image).program.path))),
+                    _ => {
+                        let Some(number) = procfs::descriptor(below) else { return Ok(None) };
+                        let path = descriptor_path(&task, number)?;
+                        let host = rustix::fs::readlinkat(CWD, path, Vec::new())?.into_bytes();
+                        if !host.starts_with(b"/") {
+                            return Ok(Some(host));
+                        }
+                        // Files in memory stand for files of the supervisor's making.
+                        if let Some(mount) = world.view.mounts().iter().find(|mount| mount.host == host) {
+                            return Ok(Some(outer(mount.target.clone())));
+                        }
+                        Ok(Some(world.view.inside(&host).map_or(host, |path| outer(self.seen_from_root(&path)))))
+                    }
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A physical path as the caller sees it after chroot(2).
+    pub fn seen_from_root(&self, path: &[u8]) -> Vec<u8> {
+        let root = lock(&self.task.surroundings).root.clone();
+        path.strip_prefix(root.as_slice()).unwrap_or(path).to_vec()
+    }
+
+    pub fn truncate(&self) -> Answered {
+        let length = self.word(1).cast_signed();
+        let path = self.path(0)?;
+        let length = u64::try_from(length).map_err(|_| Errno::INVAL)?;
+        self.still()?;
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = self.open_file(HERE, &path, flags, 0, ResolveFlags::empty())?;
+        let Answer::Give(file, _) = file else { return Err(Errno::INVAL) };
+        rustix::fs::ftruncate(file, length)?;
+        DONE
+    }
+
+    pub fn statfs(&self) -> Answered {
+        let file = self.reach_path(0, true)?;
+        let found = rustix::fs::fstatfs(&file.fd)?;
+        self.write(self.word(1), &layout::statfs(&found))?;
+        DONE
+    }
+
+    pub fn open2(&self) -> Answered {
+        let size = self.word(3);
+        if size < OPEN_HOW_BYTES {
+            return Err(Errno::INVAL);
+        }
+        let size = usize::try_from(size).ok().filter(|size| *size <= MAX_PATH).ok_or(Errno::TOOBIG)?;
+        let how = self.read(self.word(2), size)?;
+        if how[24..].iter().any(|&byte| byte != 0) {
+            return Err(Errno::TOOBIG);
+        }
+        let field = |at: usize| u64::from_le_bytes(how[at..at + 8].try_into().expect("eight bytes"));
+        let (flags, mode, resolve) = (field(0), field(8), field(16));
+        let resolve = ResolveFlags::from_bits(resolve).ok_or(Errno::INVAL)?;
+        let flags = u32::try_from(flags).map_err(|_| Errno::INVAL)?;
+        let making = flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) as u32 != 0;
+        if mode & !0o7777 != 0
+            || mode != 0 && !making
+            || resolve.contains(ResolveFlags::IN_ROOT | ResolveFlags::BENEATH)
+        {
+            return Err(Errno::INVAL);
+        }
+        if resolve.contains(ResolveFlags::CACHED) {
+            return Err(Errno::AGAIN);
+        }
+        let path = self.path(1)?;
+        self.still()?;
+        self.open_file(self.int(0), &path, OFlags::from_bits_retain(flags), mode as u32, resolve)
+    }
+
+    pub fn open(&self, descriptor: i32, path: u64, flags: u32, mode: u32) -> Answered {
+        let path = self.path_at(path)?;
+        let flags = OFlags::from_bits_retain(flags);
+        if flags.intersects(OFlags::CREATE | OFlags::TRUNC) {
+            self.still()?;
+        }
+        self.open_file(descriptor, &path, flags, mode, ResolveFlags::empty())
+    }
+
+    fn open_file(&self, descriptor: i32, path: &[u8], flags: OFlags, mode: u32, resolve: ResolveFlags) -> Answered {
+        // O_CLOEXEC is for the copy that the caller gets; a terminal must not become this process's.
+        let cloexec = flags.contains(OFlags::CLOEXEC);
+        let asked = flags;
+        let flags = flags.difference(OFlags::CLOEXEC) | OFlags::NOCTTY;
+        let place_only = flags.contains(OFlags::PATH);
+        let follow = !flags.contains(OFlags::NOFOLLOW) && !flags.contains(OFlags::CREATE | OFlags::EXCL);
+        let writing = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        let making = flags.contains(OFlags::CREATE) && !place_only;
+        let nameless = flags.contains(OFlags::TMPFILE) && !place_only;
+        let me = self.me();
+        let opened = self.at_with(descriptor, path, follow, resolve, |place| {
+            if let Some(file) = self.magic(place, follow)? {
+                let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
+                return Ok(self.non_blocking(
+                    reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?,
+                    asked,
+                    None,
+                ));
+            }
+            if place.slash && making {
+                return Err(Errno::ISDIR);
+            }
+            let flags = if place.slash { flags | OFlags::DIRECTORY } else { flags };
+            if place_only {
+                let fd = place.open(flags.difference(OFlags::NOCTTY), Mode::empty())?;
+                return Ok(Answer::Give(fd, false));
+            }
+            let readonly = place.mount.readonly || matches!(place.mount.kind, Kind::Sys);
+            if nameless {
+                if readonly {
+                    return Err(Errno::ROFS);
+                }
+                let (real, told) = self.modes(mode, false);
+                let fd = place.open(flags, real)?;
+                let parent = place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+                self.change(place.mount, &parent, None, &me)?;
+                self.made(place.mount, &parent, &fd, told)?;
+                return Ok(Answer::Give(fd, false));
+            }
+            if making && let Some(fd) = self.create(place, flags, mode, readonly, &me)? {
+                return Ok(Answer::Give(fd, false));
+            }
+            if readonly && writing && place.mount.kind != Kind::Proc && place.mount.directory {
+                // Devices, pipes and sockets may be written to all the same; there are none in such mounts.
+                place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+                return Err(Errno::ROFS);
+            }
+            if readonly && writing {
+                return Err(Errno::ROFS);
+            }
+            if place.mount.kind == Kind::Proc
+                && let Some(text) = procfs::text(self.world, &place.path)
+            {
+                return Ok(Answer::Give(in_memory(&text)?, false));
+            }
+            if place.path == b"/dev/tty" {
+                // This process's terminal is not the caller's.
+                return Err(Errno::NXIO);
+            }
+            self.check_open(place, flags, writing, &me)?;
+            let flags = flags.difference(OFlags::CREATE | OFlags::EXCL);
+            match place.open(flags | OFlags::NONBLOCK, Mode::empty()) {
+                // Nobody reads the pipe yet.
+                Err(Errno::NXIO) if !flags.contains(OFlags::NONBLOCK) => {
+                    let fd = place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+                    match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+                        FileType::Fifo => Ok(Answer::Wait(fd, flags)),
+                        _ => Err(Errno::NXIO),
+                    }
+                }
+                fd => Ok(self.non_blocking(fd?, asked, Some(place))),
+            }
+        })?;
+        Ok(match opened {
+            Answer::Give(fd, _) => Answer::Give(fd, cloexec),
+            Answer::Wait(fd, flags) => Answer::Wait(fd, if cloexec { flags | OFlags::CLOEXEC } else { flags }),
+            other => other,
+        })
+    }
+
+    /// Takes `O_NONBLOCK`, with which everything is opened so as not to hang, away again; waits for the other end of a pipe.
+    fn non_blocking(&self, fd: OwnedFd, asked: OFlags, place: Option<&Place<'_>>) -> Answer {
+        if asked.contains(OFlags::NONBLOCK) {
+            return Answer::Give(fd, false);
+        }
+        // What can be sought in is no pipe.
+        if rustix::fs::tell(&fd) == Err(Errno::SPIPE)
+            && let Some(place) = place
+            && let Ok(stat) = rustix::fs::fstat(&fd)
+            && FileType::from_raw_mode(stat.st_mode) == FileType::Fifo
+            && !asked.contains(OFlags::RDWR)
+            && let Ok(path) = place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
+        {
+            return Answer::Wait(path, asked.difference(OFlags::CLOEXEC) | OFlags::NOCTTY);
+        }
+        let flags = asked.difference(OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::NOCTTY);
+        _ = rustix::fs::fcntl_setfl(&fd, flags);
+        Answer::Give(fd, false)
+    }
+
+    /// Makes a file, if nothing is there.
+    fn create(
+        &self,
+        place: &Place<'_>,
+        flags: OFlags,
+        mode: u32,
+        readonly: bool,
+        me: &Credentials,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        let exclusive = flags.contains(OFlags::EXCL);
+        if place.mount.kind == Kind::Proc {
+            return Ok(None);
+        }
+        if readonly {
+            // What is there can be opened.
+            return match place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()) {
+                Ok(_) if exclusive => Err(Errno::EXIST),
+                Ok(_) => Ok(None),
+                Err(Errno::NOENT) => Err(Errno::ROFS),
+                Err(errno) => Err(errno),
+            };
+        }
+        if flags.contains(OFlags::DIRECTORY) {
+            return Err(Errno::INVAL);
+        }
+        let (parent, name) = match place.parent(&self.world.view) {
+            Ok(parent) => parent,
+            // The root, or a mount: it is there.
+            Err(Errno::BUSY) if exclusive => return Err(Errno::EXIST),
+            Err(Errno::BUSY) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let may = self.change(place.mount, &parent, None, me);
+        if let Err(errno) = may {
+            return match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) if exclusive => Err(Errno::EXIST),
+                Ok(_) => Ok(None),
+                Err(Errno::NOENT) => Err(errno),
+                Err(other) => Err(other),
+            };
+        }
+        let (real, told) = self.modes(mode, false);
+        let flags =
+            flags.difference(OFlags::TRUNC) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match rustix::fs::openat(&parent, name, flags, real) {
+            Ok(fd) => {
+                self.made(place.mount, &parent, &fd, told)?;
+                Ok(Some(fd))
+            }
+            Err(Errno::EXIST) if !exclusive => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether a file that exists may be opened so.
+    fn check_open(&self, place: &Place<'_>, flags: OFlags, writing: bool, me: &Credentials) -> Result<(), Errno> {
+        let all = me.can(super::ids::capability::DAC_OVERRIDE);
+        if all && !self.world.has_devices() || matches!(place.mount.kind, Kind::Proc | Kind::Sys) {
+            return Ok(());
+        }
+        let fd = place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+        let mount: &Mount = place.mount;
+        if self.world.facts(&real, Some(mount)).is_some_and(|facts| facts.device.is_some()) {
+            // As on a mount with `nodev`.
+            return Err(Errno::ACCESS);
+        }
+        let shown = self.world.shown(&real, Some(mount), me);
+        if u32::from(shown.stx_mode) & libc::S_IFMT == libc::S_IFLNK {
+            return Ok(());
+        }
+        let reading = !flags.contains(OFlags::WRONLY);
+        let wanted = if reading { may::READ } else { 0 } | if writing { may::WRITE } else { 0 };
+        self.allow(&shown, wanted, me)
+    }
+}
+
+/// Text of a link behind an `O_PATH` descriptor.
+fn read_link(fd: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    match rustix::fs::readlinkat(fd, "", Vec::new()) {
+        Ok(text) => Ok(text.into_bytes()),
+        // readlinkat(2) on a descriptor says ENOENT for what is not a link.
+        Err(Errno::NOENT) => Err(Errno::INVAL),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A file with this text that can only be read.
+pub fn in_memory(text: &[u8]) -> Result<OwnedFd, Errno> {
+    let file = rustix::fs::memfd_create("slipway", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&file, rest)?;
+        rest = &rest[written..];
+    }
+    reopen(file.as_fd(), OFlags::RDONLY, Mode::empty())
+}

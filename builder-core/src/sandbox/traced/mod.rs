@@ -1,0 +1,344 @@
+//! The tier `traced`: a RUN without any privilege. No namespace, no mount, no chroot; a supervisor plays them.
+//!
+//! # How it works
+//! The command and all that it starts run under a seccomp filter. Calls that name files, ids or other processes wait while a
+//! thread of this process *performs them itself* on the right file of the host and hands over the result, a descriptor if it is
+//! an open (`calls`): the kernel never acts on a path that the command could still change. What only the command's own process
+//! can do (execve(2), connect(2) to a path, …) is rewritten while it is stopped by ptrace(2) (`tracer`, `exec`), by which the
+//! supervisor also learns of every fork and exit before anything else happens. All other calls, and so computing, reading and
+//! writing, are the kernel's alone.
+//!
+//! What the command may not really do is played and remembered: ids and capabilities of processes (`ids`), owners, modes, devices
+//! and privileged attributes of files (in the records that the tree keeps, [`crate::rootfs::Owners`]), mounts (`view`) and /proc
+//! (`procfs`).
+//!
+//! # What holds a command that tries to get out
+//! It has no capabilities and no_new_privs; the filter answers everything that could name something outside; what is looked up is
+//! opened with openat2(2), beneath a directory of ours and without following links. Beneath it, where the kernel has Landlock, the
+//! command's own calls can open nothing but files of its tree, and signal nothing outside. If this process is killed, the kernel
+//! kills everything that it traces.
+//!
+//! # Limitations
+//! - The network is the host's; `--network=none` is refused. IPC objects of System V and abstract sockets are shared too.
+//! - Process numbers are the outer ones; /proc lists the numbers of other processes, but nothing of them can be opened.
+//! - Programs of 32 bits do not run; ptrace(2), io_uring(7) and user namespaces are refused. A `tmpfs` has no limit of its size.
+//! - The size of /dev/shm is not limited.
+//! - connect(2) to a socket by its path is checked before the kernel reads the path, so a program of several threads could name
+//!   another socket in between. With Landlock of Linux 6.12 (abstract sockets, signals) little is left of that.
+//! - A directory whose path on the host is longer than 4,095 bytes can be worked in, but links in it are not followed.
+
+mod attributes;
+mod calls;
+mod elf;
+mod exec;
+mod files;
+mod filter;
+mod identity;
+mod ids;
+mod layout;
+mod loader;
+mod names;
+mod place;
+mod procfs;
+mod serve;
+mod tasks;
+mod tracer;
+mod view;
+mod world;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use super::execute::read_report;
+use super::sys::landlock::{self, Ruleset};
+use super::sys::notify::Listener;
+use super::sys::{self, Arguments, Op, Program, Step, ptrace};
+use super::{Environment, ExitStatus, RunSpec, SandboxError, namespaces, output, setup};
+use crate::cancel::Cancel;
+use crate::event::Stream;
+use crate::rootfs::Owners;
+use ids::Credentials;
+use place::Places;
+use tasks::{Image, Surroundings, Task, Tasks};
+use tracer::Tracer;
+use world::World;
+
+/// How long `run` waits between two looks at [`Cancel`].
+const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the command's process needs, and what is left of it here.
+struct Prepared {
+    program: Program,
+    places: Places,
+    socket: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    report: OwnedFd,
+}
+
+/// See [`super::run`].
+pub fn run(
+    _environment: &Environment,
+    root: BorrowedFd<'_>,
+    owners: Option<&Arc<Owners>>,
+    spec: &RunSpec,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
+) -> Result<ExitStatus, SandboxError> {
+    if cancel.is_cancelled() {
+        return Err(SandboxError::Cancelled);
+    }
+    if spec.no_network {
+        let reason =
+            "`--network=none` needs a network namespace, which the sandbox `traced` cannot make; leave it out, or \
+                      build where user namespaces are allowed"
+                .to_owned();
+        return Err(SandboxError::Unavailable { reason });
+    }
+    let owners = owners.cloned().unwrap_or_default();
+    let mut places = setup("arrange the image's tree", Places::new(root, &owners))?;
+    let stubs = places.arrange(spec);
+
+    match stubs {
+        Ok(()) => prepare(places, spec).and_then(|(prepared, stubs)| {
+            let ended = execute(prepared, spec, output, cancel);
+            remove(root, stubs).and(ended)
+        }),
+        Err(error) => {
+            let stubs = places.into_stubs();
+            remove(root, stubs).and(Err(error))
+        }
+    }
+}
+
+fn remove(root: BorrowedFd<'_>, stubs: super::stubs::Stubs) -> Result<(), SandboxError> {
+    stubs.remove(root).map_err(|(path, source)| SandboxError::Setup {
+        what: format!("remove the mount point `{}`", path.display()),
+        source,
+    })
+}
+
+fn prepare(mut places: Places, spec: &RunSpec) -> Result<(Prepared, super::stubs::Stubs), SandboxError> {
+    let stubs = places.take_stubs();
+    let mut steps = Vec::new();
+    let mut push = |what: String, op: Op| steps.push(Step { what, op });
+    push("begin a session of its own".into(), Op::Session);
+    push("give privileges up".into(), Op::GiveUpPrivileges);
+    for (name, soft, hard) in &spec.ulimits {
+        let resource = namespaces::limit(name).ok_or_else(|| SandboxError::UnknownLimit { name: name.clone() })?;
+        let op = Op::Limit { resource, soft: soft.cast_unsigned(), hard: hard.cast_unsigned() };
+        push(format!("set the limit {name} to {soft}:{hard}"), op);
+    }
+    let pipe = || setup("make a pipe", sys::pipe());
+    let ((stdout, output), (stderr, error), (report, reporter)) = (pipe()?, pipe()?, pipe()?);
+    let input = setup("open /dev/null", super::mounts::open_null().and_then(sys::above_stdio))?;
+    let uid = rustix::process::geteuid().as_raw();
+    push("arrange the output".into(), Op::Standard { input, output, error, uid });
+    // Anywhere but where the builder is.
+    push("leave the working directory".into(), Op::WorkingDirectory { path: c"/proc".into(), last_try: false });
+    if !spec.insecure
+        && let Some(filter) = sys::seccomp::filter()
+    {
+        push("install the system call filter".into(), Op::Filter(filter));
+    }
+    if landlock::version() > 0 {
+        let ruleset = setup("make rules for files", rules(&places))?;
+        push("obey rules for files".into(), Op::Restrict { ruleset });
+    }
+    let (socket, theirs) = setup("make a pair of sockets", sys::socket_pair())?;
+    push("install the supervisor's filter".into(), Op::Listen { filter: filter::first(), socket: theirs });
+    push("install the supervisor's second filter".into(), Op::Filter(filter::second()));
+    push("unblock signals".into(), Op::UnblockSignals);
+
+    let name = spec.argv.first().cloned().unwrap_or_default();
+    let bad = |source| SandboxError::Exec { program: name.clone(), source };
+    let mut program = Program {
+        steps,
+        candidates: namespaces::candidates(&name, &spec.env).map_err(bad)?,
+        argv: Arguments::new(&spec.argv).map_err(bad)?,
+        env: Arguments::new(spec.env.iter().map(namespaces::pair)).map_err(bad)?,
+        report: reporter,
+    };
+    program.close_others();
+    Ok((Prepared { program, places, socket, stdout, stderr, report }, stubs))
+}
+
+/// What the command's own calls may open: what is executed, and where sockets are made.
+fn rules(places: &Places) -> io::Result<OwnedFd> {
+    /// `LANDLOCK_ACCESS_FS_MAKE_SOCK`
+    const MAKE_SOCKETS: u64 = 1 << 9;
+    let rules = Ruleset::new()?;
+    for mount in places.view().mounts() {
+        if mount.directory && matches!(mount.kind, view::Kind::Tree | view::Kind::Plain) {
+            rules.allow(mount.fd.as_fd(), landlock::EXECUTE | if mount.readonly { 0 } else { MAKE_SOCKETS })?;
+        }
+    }
+    Ok(rules.into_fd())
+}
+
+/// How the tracing ended.
+enum Ended {
+    Status(Option<ExitStatus>),
+    NotTraced(io::Error),
+    Failed(&'static str, io::Error),
+}
+
+fn execute(
+    prepared: Prepared,
+    spec: &RunSpec,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
+) -> Result<ExitStatus, SandboxError> {
+    let Prepared { program, places, socket, stdout, stderr, report } = prepared;
+    let what: Vec<String> = program.steps.iter().map(|step| step.what.clone()).collect();
+    let (ended, alive) = setup("make a pipe", sys::pipe())?;
+    let cancelled = AtomicBool::new(false);
+    let child: Mutex<Option<OwnedFd>> = Mutex::new(None);
+    let complain = |line: &str| output(Stream::Stderr, line.as_bytes());
+    let result = std::thread::scope(|scope| {
+        for (pipe, stream) in [(&stdout, Stream::Stdout), (&stderr, Stream::Stderr)] {
+            let ended = &ended;
+            scope.spawn(move || output::stream(pipe, ended, |line| output(stream, line)));
+        }
+        let (sender, receiver) = mpsc::channel();
+        let (child, cancelled, complain) = (&child, &cancelled, &complain);
+        // Events of a process go to the thread that traces it, so this thread does nothing else, and also makes the process.
+        scope.spawn(move || {
+            let result = trace(program, places, &socket, spec, child, cancelled, complain);
+            // The receiver waits until it has got it.
+            _ = sender.send(result);
+        });
+        let result = loop {
+            match receiver.recv_timeout(CANCEL_INTERVAL) {
+                Ok(result) => break result,
+                Err(mpsc::RecvTimeoutError::Timeout) if cancel.is_cancelled() => {
+                    cancelled.store(true, Ordering::Relaxed);
+                    if let Some(child) = tasks::lock(child).as_ref() {
+                        // ESRCH: it has ended.
+                        _ = rustix::process::pidfd_send_signal(child, rustix::process::Signal::KILL);
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => break Ended::Status(None),
+            }
+        };
+        drop(alive);
+        result
+    });
+    if cancel.is_cancelled() {
+        return Err(SandboxError::Cancelled);
+    }
+    match read_report(&report) {
+        None => {}
+        Some((Program::EXEC, source)) => {
+            return Err(SandboxError::Exec { program: spec.argv.first().cloned().unwrap_or_default(), source });
+        }
+        Some((step, source)) => {
+            let what = usize::try_from(step).ok().and_then(|step| what.into_iter().nth(step));
+            return Err(SandboxError::Setup { what: what.unwrap_or_else(|| "set the sandbox up".into()), source });
+        }
+    }
+    match result {
+        Ended::Status(Some(status)) => Ok(status),
+        Ended::Status(None) => {
+            let source = io::Error::other("the command vanished");
+            Err(SandboxError::Setup { what: "wait for the command".into(), source })
+        }
+        Ended::NotTraced(error) => Err(SandboxError::Unavailable {
+            reason: format!(
+                "tracing processes (ptrace) is refused: {error}; sysctl kernel.yama.ptrace_scope must be 0 or 1, and a seccomp \
+                 profile must allow ptrace as RuntimeDefault does"
+            ),
+        }),
+        Ended::Failed(what, source) => Err(SandboxError::Setup { what: what.into(), source }),
+    }
+}
+
+/// Starts the command and serves it until nothing of it is left.
+fn trace(
+    program: Program,
+    places: Places,
+    socket: &OwnedFd,
+    spec: &RunSpec,
+    pidfd: &Mutex<Option<OwnedFd>>,
+    cancelled: &AtomicBool,
+    complain: &(dyn Fn(&str) + Sync),
+) -> Ended {
+    let child = match sys::start(&program, 0) {
+        Ok(child) => child,
+        Err(error) => return Ended::Failed("start a process", error),
+    };
+    *tasks::lock(pidfd) = child.pidfd.try_clone().ok();
+    // The parent's ends of the pipes and of the socket: as long as they are open, none of them ends.
+    drop(program);
+    let listener = match sys::receive_descriptor(socket.as_fd()) {
+        Ok(Some(listener)) => Listener::new(listener),
+        // The report says why.
+        Ok(None) => return Ended::Status(child.wait().ok()),
+        Err(error) => {
+            child.end();
+            return Ended::Failed("get the listener of the filter", error);
+        }
+    };
+    if let Err(errno) = ptrace::seize(child.pid) {
+        child.end();
+        return Ended::NotTraced(errno.into());
+    }
+    let Places { view, cwd, directory, temporary, owners, .. } = places;
+    let capabilities = if spec.insecure { (1 << 41) - 1 } else { namespaces::CAPABILITIES.bits() };
+    let user = &spec.user;
+    let program = tasks::Program {
+        path: b"/".to_vec(),
+        file: match directory.try_clone() {
+            Ok(file) => file,
+            Err(error) => {
+                child.end();
+                return Ended::Failed("keep a descriptor", error);
+            }
+        },
+    };
+    let surroundings =
+        Surroundings { cwd: Some(cwd), directory: Arc::new(directory), generation: 0, root: Vec::new(), umask: 0o022 };
+    let world = World {
+        view,
+        tasks: Tasks::default(),
+        listener,
+        hostname: spec.hostname.clone(),
+        own: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+        umask: own_umask(),
+        devices: AtomicBool::new(owners.has_devices()),
+        narrow: AtomicBool::new(false),
+        blocked: Mutex::default(),
+        programs: Mutex::default(),
+    };
+    world.tasks.insert(Task {
+        thread: child.pid,
+        process: child.pid,
+        surroundings: Arc::new(Mutex::new(surroundings)),
+        credentials: Mutex::new(Credentials::new(user.uid, user.gid, &user.groups, capabilities)),
+        image: Mutex::new(Image { program: Arc::new(program), scratch: Arc::default() }),
+        handed: Mutex::default(),
+    });
+    let status = serve::serve(&world, complain, || {
+        // Now everything is ready for its first call.
+        if rustix::io::write(socket, &[0]).is_err() {
+            child.kill();
+        }
+        Tracer::new(&world, child.pid, complain, cancelled).run()
+    });
+    drop(temporary);
+    match status {
+        Ok(status) => Ended::Status(status),
+        Err(error) => Ended::Failed("serve the command", error),
+    }
+}
+
+/// Permission bits that files made by this process do not get, without changing them as umask(2) would.
+fn own_umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o777)
+}

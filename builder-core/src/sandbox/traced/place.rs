@@ -1,0 +1,309 @@
+//! Everything that a RUN finds mounted: the tree, /proc, /sys, /dev, files of /etc, and the mounts of its specification.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::super::stubs::{self, Stubs};
+use super::super::{MountSource, RunSpec, SandboxError, SandboxMount, network, setup};
+use super::view::{Kind, Mount, View, key, own_path, statx};
+use crate::rootfs::Owners;
+
+/// Device nodes of the host that a RUN may open.
+const DEVICES: [&str; 7] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx"];
+
+/// Links in /dev.
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+];
+
+/// What a RUN sees, ready.
+pub struct Places {
+    /// The mounts.
+    pub view: View,
+    /// Physical path of the working directory.
+    pub cwd: Vec<u8>,
+    /// The working directory.
+    pub directory: OwnedFd,
+    /// Where everything is that is not the tree; removed at the end.
+    pub temporary: tempfile::TempDir,
+    /// The tree's records.
+    pub owners: Arc<Owners>,
+    /// Records of what is in `temporary`.
+    played: Arc<Owners>,
+    stubs: Stubs,
+    root: OwnedFd,
+    /// Names given out in `temporary`.
+    made: usize,
+}
+
+impl Places {
+    /// The tree alone.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(root: BorrowedFd<'_>, owners: &Arc<Owners>) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let tree = super::view::reopen(root, flags, Mode::empty())?;
+        let host = rustix::fs::readlinkat(CWD, own_path(root), Vec::new())?;
+        let host = PathBuf::from(OsStr::from_bytes(host.as_bytes()));
+        // Beside the tree, on the volume: nothing else need be writable.
+        let beside = host.parent().ok_or(io::ErrorKind::NotFound)?;
+        let temporary = tempfile::Builder::new().prefix("run-").tempdir_in(beside)?;
+        let directory = tree.try_clone()?;
+        let mount = Mount::new(b"", tree, Kind::Tree, false, Some(Arc::clone(owners)))?;
+        Ok(Self {
+            view: View::new(mount),
+            cwd: Vec::new(),
+            directory,
+            temporary,
+            owners: Arc::clone(owners),
+            played: Arc::default(),
+            stubs: Stubs::default(),
+            root: super::view::reopen(root, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?,
+            made: 0,
+        })
+    }
+
+    /// The mounts.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What was made in the tree for mounts.
+    pub fn into_stubs(self) -> Stubs {
+        self.stubs
+    }
+
+    /// What was made in the tree for mounts; nothing is left here.
+    pub fn take_stubs(&mut self) -> Stubs {
+        std::mem::take(&mut self.stubs)
+    }
+
+    /// Mounts everything.
+    ///
+    /// # Errors
+    /// With the mount: what the kernel says.
+    pub fn arrange(&mut self, spec: &RunSpec) -> Result<(), SandboxError> {
+        for (path, kind) in [("/proc", Kind::Proc), ("/sys", Kind::Sys)] {
+            setup(format!("mount {path}"), self.host(path, kind))?;
+        }
+        setup("make /dev", self.dev(spec))?;
+        let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let hosts = network::hosts(&spec.hostname, &spec.extra_hosts);
+        for (path, text) in [("/etc/resolv.conf", network::resolv_conf(&host)), ("/etc/hosts", hosts)] {
+            setup(format!("mount {path}"), self.bytes(Path::new(path), text.as_bytes(), (0o644, 0, 0), true))?;
+        }
+        let mut sorted: Vec<&SandboxMount> = spec.mounts.iter().collect();
+        sorted.sort_by(|a, b| a.target.cmp(&b.target));
+        for mount in sorted {
+            setup(format!("mount `{}`", mount.target.display()), self.mount(mount))?;
+        }
+        let what = format!("enter the working directory `{}`", spec.cwd.display());
+        setup(what, self.working_directory(&spec.cwd, (spec.user.uid, spec.user.gid)))
+    }
+
+    /// A directory of the host that the tree always has.
+    fn host(&mut self, path: &str, kind: Kind) -> io::Result<()> {
+        self.standard(path)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        self.view.cover(Mount::new(path.as_bytes(), fd, kind, kind == Kind::Sys, None)?);
+        Ok(())
+    }
+
+    /// Made where missing, and stays.
+    fn standard(&self, path: &str) -> io::Result<()> {
+        match rustix::fs::mkdirat(&self.root, &path[1..], Mode::from_raw_mode(0o755)) {
+            Ok(()) => {
+                rustix::fs::chmodat(&self.root, &path[1..], Mode::from_raw_mode(0o755), rustix::fs::AtFlags::empty())?
+            }
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(&self.root, &path[1..], rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+                if !FileType::from_raw_mode(stat.st_mode).is_dir() {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(())
+    }
+
+    /// A fresh directory that is not in the tree.
+    fn fresh(&mut self, mode: u32) -> io::Result<(PathBuf, OwnedFd)> {
+        let path = self.temporary.path().join(self.made.to_string());
+        self.made += 1;
+        std::fs::create_dir(&path)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode | 0o700))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::empty())?;
+        let stat = statx(&fd)?;
+        self.played.set_mode(key(&stat), mode, mode | 0o700);
+        Ok((path, fd))
+    }
+
+    fn dev(&mut self, spec: &RunSpec) -> io::Result<()> {
+        self.standard("/dev")?;
+        let (path, fd) = self.fresh(0o755)?;
+        let played = || Some(Arc::clone(&self.played));
+        self.view.cover(Mount::new(b"/dev", fd, Kind::Plain, false, played())?);
+        for (name, text) in LINKS {
+            std::os::unix::fs::symlink(text, path.join(name))?;
+        }
+        for name in ["pts", "mqueue"] {
+            std::fs::create_dir(path.join(name))?;
+        }
+        let extra = ["fuse", "kvm"].iter().filter(|_| spec.insecure);
+        for name in DEVICES.iter().chain(extra) {
+            let host = format!("/dev/{name}");
+            let Ok(fd) = rustix::fs::open(&host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else { continue };
+            std::fs::write(path.join(name), b"")?;
+            self.view.cover(Mount::new(host.as_bytes(), fd, Kind::Device, false, None)?);
+        }
+        if let Ok(fd) = rustix::fs::open("/dev/pts", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        {
+            self.view.cover(Mount::new(b"/dev/pts", fd, Kind::Device, false, None)?);
+        }
+        std::fs::create_dir(path.join("shm"))?;
+        let (_, fd) = self.fresh(0o1777)?;
+        self.view.cover(Mount::new(b"/dev/shm", fd, Kind::Plain, false, Some(Arc::clone(&self.played)))?);
+        Ok(())
+    }
+
+    /// Finds or makes the place for a mount.
+    fn mount_point(&mut self, target: &Path, directory: bool) -> io::Result<Vec<u8>> {
+        let covered: Vec<PathBuf> =
+            self.view.mounts().iter().skip(1).map(|mount| PathBuf::from(OsStr::from_bytes(&mount.target))).collect();
+        let place = stubs::locate(self.root.as_fd(), target, &covered)?;
+        let physical = place.path.as_os_str().as_bytes().to_vec();
+        let physical = if physical == b"/" { Vec::new() } else { physical };
+        if place.covered {
+            self.make_in_mount(&physical, directory)?;
+        } else if place.kind.is_none() {
+            self.stubs.create(self.root.as_fd(), &place.path, directory)?;
+        }
+        Ok(physical)
+    }
+
+    /// Makes a mount point within another mount, if that can be written to.
+    fn make_in_mount(&self, path: &[u8], directory: bool) -> io::Result<()> {
+        let mount = self.view.mount(path);
+        let mut at = mount.target.len();
+        if !mount.directory || mount.kind != Kind::Plain {
+            return Ok(());
+        }
+        while at < path.len() {
+            let end = path[at + 1..].iter().position(|&byte| byte == b'/').map_or(path.len(), |slash| at + 1 + slash);
+            let parent = self.view.open(&path[..at], OFlags::PATH | OFlags::DIRECTORY)?;
+            let name = OsStr::from_bytes(&path[at + 1..end]);
+            let made = if end < path.len() || directory {
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+            } else {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+            };
+            match made {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn bytes(
+        &mut self,
+        target: &Path,
+        text: &[u8],
+        (mode, uid, gid): (u32, u32, u32),
+        readonly: bool,
+    ) -> io::Result<()> {
+        let physical = self.mount_point(target, false)?;
+        let file = rustix::fs::memfd_create("slipway", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let written = rustix::io::write(&file, rest)?;
+            rest = &rest[written..];
+        }
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode | 0o600))?;
+        // A number of its own: files in memory have inodes of another file system.
+        let owners = Arc::new(Owners::default());
+        let key = key(&statx(&file)?);
+        owners.set_mode(key, mode, mode | 0o600);
+        owners.set_owner(key, (uid, gid));
+        let mut mount = Mount::new(&physical, file, Kind::Plain, readonly, Some(owners))?;
+        // Several files in memory have the same name on the host.
+        mount.host = [b"/memfd:".as_slice(), &physical].concat();
+        self.view.cover(mount);
+        Ok(())
+    }
+
+    fn mount(&mut self, mount: &SandboxMount) -> io::Result<()> {
+        let readonly = mount.readonly;
+        let fd = match &mount.source {
+            MountSource::Bytes { content, mode, uid, gid } => {
+                return self.bytes(&mount.target, content, (*mode, *uid, *gid), readonly);
+            }
+            MountSource::Tmpfs(_) => {
+                let mode = match stubs::locate(self.root.as_fd(), &mount.target, &[]) {
+                    Ok(place) if place.kind == Some(FileType::Directory) => place.mode,
+                    _ => 0o1777,
+                };
+                self.fresh(mode)?.1
+            }
+            MountSource::Descriptor(descriptor) => {
+                super::view::reopen(descriptor.as_fd(), OFlags::PATH, Mode::empty())?
+            }
+            MountSource::Host(path) => rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?,
+        };
+        let directory = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode).is_dir();
+        let physical = self.mount_point(&mount.target, directory)?;
+        let owners = match &mount.source {
+            MountSource::Tmpfs(_) => Arc::clone(&self.played),
+            _ => mount.owners.clone().unwrap_or_default(),
+        };
+        self.view.cover(Mount::new(&physical, fd, Kind::Plain, readonly, Some(owners))?);
+        Ok(())
+    }
+
+    fn working_directory(&mut self, path: &Path, owner: (u32, u32)) -> io::Result<()> {
+        let covered: Vec<PathBuf> =
+            self.view.mounts().iter().skip(1).map(|m| PathBuf::from(OsStr::from_bytes(&m.target))).collect();
+        let place = stubs::locate(self.root.as_fd(), path, &covered)?;
+        let physical = place.path.as_os_str().as_bytes().to_vec();
+        let physical = if physical == b"/" { Vec::new() } else { physical };
+        if place.covered {
+            self.make_in_mount(&physical, true)?;
+        } else if place.kind.is_none() {
+            let ends = (1..physical.len()).filter(|&at| physical[at] == b'/').chain([physical.len()]);
+            for end in ends {
+                let slash = physical[..end].iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+                let parent = self.view.open(&physical[..slash], OFlags::PATH | OFlags::DIRECTORY)?;
+                let name = OsStr::from_bytes(&physical[slash + 1..end]);
+                match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) => {
+                        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                        let made = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
+                        rustix::fs::chmod(own_path(made.as_fd()), Mode::from_raw_mode(0o755))?;
+                        self.owners.set_owner(key(&statx(&made)?), owner);
+                    }
+                    Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+        self.directory = self.view.open(&physical, OFlags::PATH | OFlags::DIRECTORY)?;
+        self.cwd = physical;
+        Ok(())
+    }
+}

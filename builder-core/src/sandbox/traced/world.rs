@@ -1,0 +1,533 @@
+//! What all threads of a supervisor share, and what a call sees of it.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx};
+use rustix::io::Errno;
+
+use super::super::sys::memory;
+use super::super::sys::notify::{Listener, Notification};
+use super::ids::{Credentials, capability};
+use super::procfs;
+use super::tasks::{Program, Task, Tasks, lock};
+use super::view::{
+    Base, Kind, MAX_PATH, Mount, Place, Request, STAT, View, device_type, key, mount_id, own_path, reopen,
+};
+use crate::rootfs::{Facts, InodeKey, Owners};
+
+/// One RUN.
+pub struct World {
+    /// What paths mean.
+    pub view: View,
+    /// All threads.
+    pub tasks: Tasks,
+    /// Where calls come from.
+    pub listener: Listener,
+    /// Name of the machine.
+    pub hostname: String,
+    /// Ids of this process, which files of ours really belong to.
+    pub own: (u32, u32),
+    /// Permission bits that this process's umask takes away.
+    pub umask: u32,
+    /// Whether a device was made or recorded, so that opening one has to be refused.
+    pub devices: AtomicBool,
+    /// Whether it has been said that 32-bit programs do not run.
+    pub narrow: AtomicBool,
+    /// Named pipes that are being opened by threads of their own; let go at the end.
+    pub blocked: Mutex<Vec<Arc<OwnedFd>>>,
+    /// Programs that run, so that each is held open once.
+    pub programs: Mutex<HashMap<InodeKey, Weak<Program>>>,
+}
+
+/// A file that a call is about.
+pub struct Reached<'a> {
+    /// `O_PATH`, or anything.
+    pub fd: OwnedFd,
+    /// What is known of it, as it is really.
+    pub real: Statx,
+    /// Where it is; `None` for what has no path, such as pipes.
+    pub mount: Option<&'a Mount>,
+}
+
+/// The number that means "the working directory": `AT_FDCWD`.
+pub const HERE: i32 = libc::AT_FDCWD;
+
+impl World {
+    /// The working directory of a thread.
+    pub fn cwd(&self, task: &Task) -> Base {
+        let mut surroundings = lock(&task.surroundings);
+        let generation = self.view.generation();
+        if surroundings.generation != generation {
+            // Directories were renamed or removed since.
+            let host = rustix::fs::readlinkat(CWD, own_path(surroundings.directory.as_fd()), Vec::new());
+            surroundings.cwd = match (host, rustix::fs::fstat(&*surroundings.directory)) {
+                (_, Ok(stat)) if stat.st_nlink == 0 => return Base::Gone,
+                (Ok(host), _) => self.view.inside(host.as_bytes()),
+                (Err(_), _) => None,
+            };
+            surroundings.generation = generation;
+        }
+        match &surroundings.cwd {
+            Some(path) => Base::Path(path.clone()),
+            None => match reopen(surroundings.directory.as_fd(), OFlags::PATH, Mode::empty()) {
+                Ok(fd) => Base::Directory(fd),
+                Err(_) => Base::Gone,
+            },
+        }
+    }
+
+    /// Where a path relative to a descriptor begins.
+    ///
+    /// # Errors
+    /// `EBADF`, `ENOTDIR`.
+    pub fn base(&self, task: &Task, descriptor: i32) -> Result<Base, Errno> {
+        if descriptor == HERE {
+            return Ok(self.cwd(task));
+        }
+        let path = descriptor_path(task, descriptor)?;
+        let host = match rustix::fs::readlinkat(CWD, &path, Vec::new()) {
+            Ok(host) => host.into_bytes(),
+            Err(Errno::NAMETOOLONG) => Vec::new(),
+            Err(Errno::NOENT) => return Err(Errno::BADF),
+            Err(errno) => return Err(errno),
+        };
+        if host.starts_with(b"/")
+            && !host.ends_with(b" (deleted)")
+            && let Some(path) = self.view.inside(&host)
+        {
+            return Ok(Base::Path(path));
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
+        if rustix::fs::fstat(&directory)?.st_nlink == 0 {
+            return Ok(Base::Gone);
+        }
+        Ok(Base::Directory(directory))
+    }
+
+    /// Records for a file in a mount of the host, if it is of ours.
+    fn owners_of(&self, real: &Statx) -> impl Iterator<Item = &Arc<Owners>> {
+        let id = mount_id(real);
+        self.view.mounts().iter().filter(move |mount| mount.mount_id == id).filter_map(|mount| mount.owners.as_ref())
+    }
+
+    /// What is recorded of a file; `None` if it is not one of ours.
+    pub fn facts(&self, real: &Statx, mount: Option<&Mount>) -> Option<Facts> {
+        let key = key(real);
+        if let Some(mount) = mount {
+            return mount.owners.as_ref().map(|owners| owners.facts(key));
+        }
+        let mut found = None;
+        for owners in self.owners_of(real) {
+            let facts = owners.facts(key);
+            if facts != Facts::default() {
+                return Some(facts);
+            }
+            found = Some(facts);
+        }
+        found
+    }
+
+    /// What the RUN sees of a file.
+    pub fn shown(&self, real: &Statx, mount: Option<&Mount>, me: &Credentials) -> Statx {
+        let mut shown = *real;
+        match self.facts(real, mount) {
+            Some(facts) => {
+                (shown.stx_uid, shown.stx_gid) = facts.owner.unwrap_or((0, 0));
+                let mode = u32::from(real.stx_mode);
+                let mut kind = mode & libc::S_IFMT;
+                if let Some((device, major, minor)) = facts.device {
+                    kind = device_type(device);
+                    (shown.stx_rdev_major, shown.stx_rdev_minor) = (major, minor);
+                    shown.stx_size = 0;
+                }
+                shown.stx_mode = (kind | facts.mode(mode & 0o7777)) as u16;
+            }
+            None => {
+                if shown.stx_uid == self.own.0 {
+                    shown.stx_uid = me.user.files;
+                }
+                if shown.stx_gid == self.own.1 {
+                    shown.stx_gid = me.group.files;
+                }
+            }
+        }
+        shown
+    }
+
+    /// Forgets what is left to wait for: opens of named pipes that nobody will serve any more.
+    pub fn let_go(&self) {
+        for pipe in lock(&self.blocked).iter() {
+            // Opened for both ends it never blocks, and wakes who waits for either: fifo(7).
+            let flags = OFlags::RDWR | OFlags::NONBLOCK;
+            _ = reopen(pipe.as_fd(), flags, Mode::empty());
+        }
+    }
+}
+
+/// A path to what a descriptor of a thread stands for.
+///
+/// # Errors
+/// `EBADF` for what can be none.
+pub fn descriptor_path(task: &Task, descriptor: i32) -> Result<String, Errno> {
+    if descriptor < 0 { Err(Errno::BADF) } else { Ok(format!("/proc/{}/fd/{descriptor}", task.thread)) }
+}
+
+/// A call that is being answered.
+pub struct Caller<'a> {
+    /// Everything.
+    pub world: &'a World,
+    /// Who calls.
+    pub task: Arc<Task>,
+    /// What.
+    pub call: Notification,
+}
+
+/// Ways in which a file is accessed: access(2).
+pub mod may {
+    pub const EXECUTE: u32 = 1;
+    pub const WRITE: u32 = 2;
+    pub const READ: u32 = 4;
+}
+
+impl Caller<'_> {
+    /// An argument that is an address or a size.
+    pub fn word(&self, at: usize) -> u64 {
+        self.call.arguments[at]
+    }
+
+    /// An argument that is an `int`.
+    pub fn int(&self, at: usize) -> i32 {
+        self.call.arguments[at] as i32
+    }
+
+    /// An argument that is an `unsigned int`.
+    pub fn uint(&self, at: usize) -> u32 {
+        self.call.arguments[at] as u32
+    }
+
+    /// Reads the path at an argument.
+    ///
+    /// # Errors
+    /// `EFAULT`, `ENAMETOOLONG`.
+    pub fn path(&self, at: usize) -> Result<Vec<u8>, Errno> {
+        self.path_at(self.word(at))
+    }
+
+    /// Reads the path at an address.
+    ///
+    /// # Errors
+    /// `EFAULT`, `ENAMETOOLONG`.
+    pub fn path_at(&self, address: u64) -> Result<Vec<u8>, Errno> {
+        memory::read_string(self.task.thread, address, MAX_PATH)
+    }
+
+    /// Reads memory.
+    ///
+    /// # Errors
+    /// `EFAULT`
+    pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; length];
+        memory::read_exact(self.task.thread, address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Writes memory.
+    ///
+    /// # Errors
+    /// `EFAULT`
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        memory::write(self.task.thread, address, bytes)
+    }
+
+    /// Whether the call still waits: to be asked before anything is changed, because what was read may be another process's.
+    ///
+    /// # Errors
+    /// `EINTR`, which nobody will see.
+    pub fn still(&self) -> Result<(), Errno> {
+        if self.world.listener.is_waiting(self.call.id) { Ok(()) } else { Err(Errno::INTR) }
+    }
+
+    /// Whom the caller plays.
+    pub fn me(&self) -> Credentials {
+        lock(&self.task.credentials).clone()
+    }
+
+    /// Looks a path up.
+    ///
+    /// # Errors
+    /// Those of path_resolution(7) and of `act`.
+    pub fn at<T>(
+        &self,
+        descriptor: i32,
+        path: &[u8],
+        follow: bool,
+        act: impl FnMut(&Place<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        self.at_with(descriptor, path, follow, ResolveFlags::empty(), act)
+    }
+
+    /// Looks a path up with limits of openat2(2).
+    ///
+    /// # Errors
+    /// Those of path_resolution(7) and of `act`.
+    pub fn at_with<T>(
+        &self,
+        descriptor: i32,
+        path: &[u8],
+        follow: bool,
+        resolve: ResolveFlags,
+        mut act: impl FnMut(&Place<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        if path.is_empty() {
+            return Err(Errno::NOENT);
+        }
+        let scoped = resolve.intersects(ResolveFlags::IN_ROOT | ResolveFlags::BENEATH);
+        let base = if path[0] == b'/' && !scoped {
+            Base::Path(Vec::new())
+        } else {
+            self.world.base(&self.task, descriptor)?
+        };
+        let root = lock(&self.task.surroundings).root.clone();
+        let caller = (self.task.process, self.task.thread);
+        let request = Request { base: &base, root: &root, path, follow, caller, resolve };
+        let me = self.me();
+        let all = me.can(capability::DAC_OVERRIDE) || me.can(capability::DAC_READ_SEARCH);
+        self.world.view.at(request, self.world, |place| {
+            if place.mount.kind == Kind::Proc {
+                procfs::check(self.world, &place.path)?;
+            }
+            if !all {
+                self.check_way(place, &me)?;
+            }
+            act(place)
+        })
+    }
+
+    /// Whether every directory on the way may be searched.
+    fn check_way(&self, place: &Place<'_>, me: &Credentials) -> Result<(), Errno> {
+        let view = &self.world.view;
+        let way = std::iter::once(&place.path).map(|path| {
+            let end = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+            &path[..end]
+        });
+        for path in way.chain(place.passed.iter().map(Vec::as_slice)) {
+            let ends = std::iter::once(0).chain((1..path.len()).filter(|&at| path[at] == b'/')).chain([path.len()]);
+            for end in ends {
+                let path = &path[..end];
+                let mount = view.mount(path);
+                if matches!(mount.kind, Kind::Proc | Kind::Sys) {
+                    continue;
+                }
+                let Ok(fd) = view.open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW) else { break };
+                let stat = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+                self.allow(&self.world.shown(&stat, Some(mount), me), may::EXECUTE, me)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a file may be accessed so.
+    ///
+    /// # Errors
+    /// `EACCES`
+    pub fn allow(&self, shown: &Statx, wanted: u32, me: &Credentials) -> Result<(), Errno> {
+        let mode = u32::from(shown.stx_mode);
+        let directory = mode & libc::S_IFMT == libc::S_IFDIR;
+        let granted = if shown.stx_uid == me.user.files {
+            mode >> 6
+        } else if me.is_in(shown.stx_gid) {
+            mode >> 3
+        } else {
+            mode
+        };
+        let missing = wanted & !(granted & 7);
+        if missing == 0 {
+            return Ok(());
+        }
+        let overridden = if me.can(capability::DAC_OVERRIDE) {
+            // Executing needs one of the bits, whoever asks.
+            directory || missing & may::EXECUTE == 0 || mode & 0o111 != 0
+        } else {
+            me.can(capability::DAC_READ_SEARCH) && (directory && missing & may::WRITE == 0 || missing == may::READ)
+        };
+        if overridden { Ok(()) } else { Err(Errno::ACCESS) }
+    }
+
+    /// Whether the caller may change attributes of a file: it is the owner, or root.
+    ///
+    /// # Errors
+    /// `EPERM`
+    pub fn own(&self, shown: &Statx, me: &Credentials) -> Result<(), Errno> {
+        if shown.stx_uid == me.user.files || me.can(capability::FOWNER) { Ok(()) } else { Err(Errno::PERM) }
+    }
+
+    /// Whether entries of the directory `parent` may be made, or removed: `victim` is what is removed.
+    ///
+    /// # Errors
+    /// `EACCES`, `EPERM`, `EROFS`.
+    pub fn change(
+        &self,
+        mount: &Mount,
+        parent: &OwnedFd,
+        victim: Option<&std::ffi::OsStr>,
+        me: &Credentials,
+    ) -> Result<(), Errno> {
+        if me.can(capability::DAC_OVERRIDE) && me.can(capability::FOWNER) {
+            return Ok(());
+        }
+        let real = rustix::fs::statx(parent, "", AtFlags::EMPTY_PATH, STAT)?;
+        let directory = self.world.shown(&real, Some(mount), me);
+        self.allow(&directory, may::WRITE | may::EXECUTE, me)?;
+        let sticky = u32::from(directory.stx_mode) & 0o1000 != 0;
+        if let Some(name) = victim.filter(|_| sticky && directory.stx_uid != me.user.files) {
+            let real = rustix::fs::statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, STAT)?;
+            self.own(&self.world.shown(&real, Some(mount), me), me)?;
+        }
+        Ok(())
+    }
+
+    /// The file at a path, or for an empty one, if that is allowed, behind the descriptor.
+    ///
+    /// # Errors
+    /// Those of path_resolution(7).
+    pub fn reach(&self, descriptor: i32, path: &[u8], follow: bool, empty: bool) -> Result<Reached<'_>, Errno> {
+        if path.is_empty() && empty {
+            return self.reach_descriptor(descriptor);
+        }
+        let world = self.world;
+        let (fd, target) = self.at(descriptor, path, follow, |place| {
+            if let Some(fd) = self.magic(place, follow)? {
+                return Ok((fd, None));
+            }
+            let mut flags = OFlags::PATH | OFlags::NOFOLLOW;
+            if place.slash {
+                flags |= OFlags::DIRECTORY;
+            }
+            let fd = place.open(flags, Mode::empty())?;
+            if follow || place.slash {
+                // With O_PATH a link is no error, but it is to be followed.
+                let stat = rustix::fs::fstat(&fd)?;
+                if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
+                    return Err(Errno::LOOP);
+                }
+            }
+            Ok((fd, Some(place.mount.target.clone())))
+        })?;
+        let mount = target.and_then(|target| world.view.mounts().iter().rfind(|mount| mount.target == target));
+        let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+        Ok(Reached { fd, real, mount })
+    }
+
+    /// The file behind a descriptor of the caller.
+    ///
+    /// # Errors
+    /// `EBADF`
+    pub fn reach_descriptor(&self, descriptor: i32) -> Result<Reached<'_>, Errno> {
+        let fd = if descriptor == HERE {
+            let directory = Arc::clone(&lock(&self.task.surroundings).directory);
+            reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?
+        } else {
+            open_descriptor(&self.task, descriptor, OFlags::PATH)?
+        };
+        let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+        let id = mount_id(&real);
+        let mut mounts = self.world.view.mounts().iter().filter(|mount| mount.mount_id == id && mount.owners.is_some());
+        let mount = match (mounts.next(), mounts.next()) {
+            (Some(only), None) => Some(only),
+            (None, _) => None,
+            // Several in one place of the host: its path tells.
+            (Some(first), Some(_)) => {
+                let host = rustix::fs::readlinkat(CWD, own_path(fd.as_fd()), Vec::new());
+                let path = host.ok().and_then(|host| self.world.view.inside(host.as_bytes()));
+                Some(path.map_or(first, |path| self.world.view.mount(&path)))
+            }
+        };
+        Ok(Reached { fd, real, mount })
+    }
+
+    /// What a link in /proc stands for that has no path: a descriptor, or a program; `O_PATH`.
+    pub fn magic(&self, place: &Place<'_>, follow: bool) -> Result<Option<OwnedFd>, Errno> {
+        if !follow || place.mount.kind != Kind::Proc {
+            return Ok(None);
+        }
+        let Some(procfs::Entry::Process(process, below)) = procfs::entry(&self.world.view, &place.path) else {
+            return Ok(None);
+        };
+        let task = self.world.tasks.of_process(process).ok_or(Errno::NOENT)?;
+        if below == b"exe" {
+            let program = Arc::clone(&lock(&task.image).program);
+            return reopen(program.file.as_fd(), OFlags::PATH, Mode::empty()).map(Some);
+        }
+        match procfs::descriptor(below) {
+            Some(number) => match open_descriptor(&task, number, OFlags::PATH) {
+                Err(Errno::BADF) => Err(Errno::NOENT),
+                result => result.map(Some),
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// Owner, mode and kind of a new file are recorded as far as they are not real. `mode` is what it shall show.
+    pub fn made(&self, mount: &Mount, parent: &OwnedFd, fd: &OwnedFd, mode: Option<u32>) -> Result<(), Errno> {
+        let Some(owners) = &mount.owners else { return Ok(()) };
+        let (user, group) = {
+            let me = lock(&self.task.credentials);
+            (me.user.files, me.group.files)
+        };
+        let directory = rustix::fs::statx(parent, "", AtFlags::EMPTY_PATH, STAT)?;
+        let passes_group_on = directory.stx_mode & 0o2000 != 0;
+        if (user, group) == (0, 0) && !passes_group_on && mode.is_none() {
+            return Ok(());
+        }
+        let real = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, STAT)?;
+        let group =
+            if passes_group_on { owners.facts(key(&directory)).owner.map_or(0, |(_, group)| group) } else { group };
+        if (user, group) != (0, 0) {
+            owners.set_owner(key(&real), (user, group));
+        }
+        if let Some(mode) = mode {
+            let now = u32::from(real.stx_mode) & 0o7777;
+            // A directory inherits setgid.
+            let mode = mode | now & 0o2000;
+            let kind = u32::from(real.stx_mode) & libc::S_IFMT;
+            let wanted = mode | if kind == libc::S_IFDIR { 0o700 } else { 0o600 };
+            if now != wanted {
+                rustix::fs::chmod(own_path(fd.as_fd()), Mode::from_raw_mode(wanted))?;
+            }
+            owners.set_mode(key(&real), mode, wanted);
+        }
+        Ok(())
+    }
+
+    /// Mode for the kernel and, if the file shall show another one, that: `mode` less the caller's umask, and rights for us.
+    pub fn modes(&self, mode: u32, directory: bool) -> (Mode, Option<u32>) {
+        let shown = mode & 0o7777 & !lock(&self.task.surroundings).umask;
+        let real = shown | if directory { 0o700 } else { 0o600 };
+        // What the umask of this process takes away has to be given back.
+        let told = (real != shown || real & self.world.umask != 0).then_some(shown);
+        (Mode::from_raw_mode(real), told)
+    }
+}
+
+/// Opens what a descriptor of a thread stands for.
+///
+/// # Errors
+/// `EBADF` if it has no such descriptor.
+pub fn open_descriptor(task: &Task, descriptor: i32, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = descriptor_path(task, descriptor)?;
+    match rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => Err(Errno::BADF),
+        result => result,
+    }
+}
+
+impl World {
+    /// Notes that there are devices to be refused.
+    pub fn has_devices(&self) -> bool {
+        self.devices.load(Ordering::Relaxed)
+    }
+}
