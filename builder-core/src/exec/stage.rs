@@ -283,16 +283,18 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         let index = key.index;
         let thread = self.scope.spawn(move || {
             let (shared, stage, step) = (key.shared, key.stage, key.step);
+            let mut elapsed = Duration::ZERO;
             let made = (|| {
                 let layer = shared.seal(&changes, detached.rootfs(), step, id)?;
                 drop(changes);
+                // What it waits for from here on is not its own work.
+                elapsed = started.elapsed();
                 let (below, trail) = below.wait()?;
                 let chain = ChainId::extend(below, layer.diff_id);
                 detached.name(chain)?;
                 let (made, trail) = key.keep(below, trail, layer)?;
                 Ok((chain, made, trail))
             })();
-            let elapsed = started.elapsed();
             match made {
                 Ok((chain, made, trail)) => {
                     shared.sealed(stage, &made);
@@ -307,7 +309,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                     drop(promise);
                     shared.observer.event(match error {
                         BuildError::Cancelled => Event::StepCancelled { step: id },
-                        _ => Event::StepFailed { step: id, elapsed },
+                        _ => Event::StepFailed { step: id, elapsed: started.elapsed() },
                     });
                     Err(error.at(step, stage))
                 }

@@ -162,11 +162,11 @@ fn unreadable(place: &Place) -> Outcome {
 }
 
 /// A tmpfs, unmounted when dropped.
-struct Mount(PathBuf);
+pub struct Mount(PathBuf);
 
 impl Mount {
     /// The inner error says why this machine does not allow it.
-    fn tmpfs(path: &Path, options: &str) -> Result<Result<Self, String>, String> {
+    pub fn tmpfs(path: &Path, options: &str) -> Result<Result<Self, String>, String> {
         fs::create_dir_all(path).map_err(|error| error.to_string())?;
         if !user::is_root() {
             return Ok(Err("only root can mount".to_owned()));
@@ -176,7 +176,7 @@ impl Mount {
         Ok(process::output(&mut command, LIMIT).map(|_| Self(path.to_owned())))
     }
 
-    fn again(&self, options: &str) -> Result<(), String> {
+    pub fn again(&self, options: &str) -> Result<(), String> {
         let mut command = Command::new("mount");
         command.args(["-o", &format!("remount,{options}")]).arg(&self.0);
         process::output(&mut command, LIMIT).map(drop)

@@ -24,6 +24,7 @@ mod cache;
 mod debian;
 mod faults;
 mod hazards;
+mod resources;
 mod sources;
 mod steps;
 
@@ -49,8 +50,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let suites =
-        [base::TRIALS, cache::TRIALS, debian::TRIALS, faults::TRIALS, hazards::TRIALS, sources::TRIALS, steps::TRIALS];
+    let suites = [
+        base::TRIALS,
+        cache::TRIALS,
+        debian::TRIALS,
+        faults::TRIALS,
+        hazards::TRIALS,
+        resources::TRIALS,
+        sources::TRIALS,
+        steps::TRIALS,
+    ];
     let table = suites.into_iter().flatten();
     let trials = table
         .map(|&(name, trial)| {
