@@ -16,6 +16,7 @@ use builder_core::sandbox;
 use super::grammar::{self, Definition, Parsed};
 use super::lines::Lines;
 use super::log::{Format, Level, Logger};
+use super::names::Destination;
 use super::refusal::Refusal;
 use super::settings::{self, Task};
 use super::{complain, feature, flags, say, usage};
@@ -26,11 +27,22 @@ use crate::request::Ambient;
 const ABOUT: &str = "executor builds an image from a Dockerfile and pushes it, as Kaniko's executor does.";
 
 /// What `executor` has besides building.
-const COMMANDS: [(&str, &str); 1] = [("version", "Print the version")];
+const COMMANDS: [(&str, &str); 3] = [
+    ("login", "Keep user and password of a registry"),
+    ("push", "Push an image that was saved"),
+    ("version", "Print the version"),
+];
 
 /// Runs the program; `tokens` are its arguments.
 pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
     let table = flags::executor();
+    if let Some((command, rest)) = grammar::subcommand(&table, tokens) {
+        match command {
+            "push" => return super::push::run(&rest, ambient),
+            "login" => return super::login::run(&rest, ambient),
+            _ => {}
+        }
+    }
     let parsed = match grammar::parse(&table, tokens) {
         Ok(parsed) => parsed,
         Err(error) => return refuse(&error.into(), &table),
@@ -101,10 +113,14 @@ fn version() -> &'static str {
     concat!("slipway-", env!("CARGO_PKG_VERSION"))
 }
 
-/// Says why a command line cannot be carried out.
 fn refuse(refusal: &Refusal, table: &[&Definition]) -> ExitCode {
+    usage_error(refusal, "executor", &COMMANDS, table)
+}
+
+/// Says why a command line cannot be carried out, and what could.
+pub fn usage_error(refusal: &Refusal, program: &str, commands: &[(&str, &str)], table: &[&Definition]) -> ExitCode {
     let text = diagnostics::chain(refusal);
-    say(&format!("Error: {text}\n{}\n", usage::usage("executor", &COMMANDS, table)));
+    say(&format!("Error: {text}\n{}\n", usage::usage(program, commands, table)));
     ExitCode::from(1)
 }
 
@@ -120,13 +136,16 @@ pub fn logger(parsed: &Parsed) -> Result<Logger, Refusal> {
 }
 
 /// Why there is no image, or not everywhere.
-struct Failure {
-    text: String,
-    code: u8,
+pub struct Failure {
+    /// One line.
+    pub text: String,
+    /// Exit code.
+    pub code: u8,
 }
 
 impl Failure {
-    fn new(text: String) -> Self {
+    /// With exit code 1.
+    pub fn new(text: String) -> Self {
         Self { text, code: 1 }
     }
 }
@@ -148,7 +167,12 @@ fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Fa
         return Ok(());
     }
     if task.check_permission {
-        check_permission(&task, cancel)?;
+        let request = &task.request;
+        let client = request.push.client.clone().unwrap_or_else(|| request.client.clone());
+        let options = request.push.registry.clone().unwrap_or_else(|| request.registry.clone());
+        let credentials = Credentials::new(request.credentials.clone());
+        let registry = Registry::new(http::Client::new(client), credentials, options);
+        check_permission(&registry, &task.destinations, cancel)?;
     }
     for target in &task.other_targets {
         let mut request = task.request.clone();
@@ -188,13 +212,12 @@ fn before_outputs(task: &Task, logger: &Arc<Logger>, cancel: &Cancel) -> BeforeO
 }
 
 /// Finds out whether pushing is allowed before anything is built.
-fn check_permission(task: &Task, cancel: &Cancel) -> Result<(), Failure> {
-    let request = &task.request;
-    let client = request.push.client.clone().unwrap_or_else(|| request.client.clone());
-    let options = request.push.registry.clone().unwrap_or_else(|| request.registry.clone());
-    let registry = Registry::new(http::Client::new(client), Credentials::new(request.credentials.clone()), options);
+///
+/// # Errors
+/// In Kaniko's words, with what the registry says.
+pub fn check_permission(registry: &Registry, destinations: &[Destination], cancel: &Cancel) -> Result<(), Failure> {
     let mut checked: Vec<(&str, &str)> = Vec::new();
-    for destination in &task.destinations {
+    for destination in destinations {
         let place = (destination.reference.registry(), destination.reference.repository());
         if checked.contains(&place) {
             continue;
@@ -252,5 +275,25 @@ fn exit_code(error: &BuildError) -> u8 {
         BuildError::Exit { code, .. } => u8::try_from(*code).ok().filter(|code| *code != 0).unwrap_or(1),
         error if error.class() == ErrorClass::Cancelled => commands::build::exit_for(error).code(),
         _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_kaniko() {
+        let ended = |code, signal| BuildError::Exit { argv: Vec::new(), code, signal };
+        for (error, code) in [
+            (ended(42, None), 42),
+            (ended(137, None), 137),
+            (ended(137, Some(9)), 255),
+            (ended(256, None), 1),
+            (BuildError::NoIndex, 1),
+            (BuildError::Cancelled, 130),
+        ] {
+            assert_eq!(exit_code(&error), code, "{error}");
+        }
     }
 }

@@ -190,6 +190,23 @@ definitions! {
     VERBOSITY = Definition::text("verbosity", "trace, debug, info, warn, error, fatal or panic").short('v').default("info");
     LOG_FORMAT = Definition::text("log-format", "text, color or json").default("color");
     LOG_TIMESTAMP = Definition::bool("log-timestamp", "Show times of day in the color format");
+
+    // Of `warmer`.
+    WARMER_IMAGE = Definition::list("image", "Image to fetch; repeat it for several").short('i');
+    WARMER_CACHE_DIR = Definition::text("cache-dir", "Directory that gets the images").short('c').default("/cache");
+    WARMER_DOCKERFILE = Definition::text("dockerfile", "Path or http(s) URL of a Dockerfile whose bases are fetched").short('d');
+    WARMER_FORCE = Definition::bool("force", "Fetch what is there already once more").short('f')
+        .better("Kaniko does not do it");
+    WARMER_BUILD_ARG = Definition::list("build-arg", "NAME=VALUE for ARGs in FROM")
+        .better("it wins over the default of the ARG");
+    WARMER_CACHE_TTL = Definition::new("cache-ttl", Kind::Duration, "What is older is fetched again").default("336h")
+        .better("Kaniko never fetches an expired one again");
+    WARMER_PLATFORM = Definition::text("customPlatform", "Platform of the images").aliases(&[silent("custom-platform")]);
+
+    // Of `executor push` and `executor login`.
+    USERNAME = Definition::text("username", "User").short('u');
+    PASSWORD = Definition::text("password", "Password").short('p');
+    PASSWORD_STDIN = Definition::bool("password-stdin", "Read the password from standard input");
 }
 
 /// Flags that every command takes.
@@ -267,4 +284,42 @@ static EXECUTOR: [&Definition; 53] = [
 /// Flags of `executor`.
 pub fn executor() -> Vec<&'static Definition> {
     [&EXECUTOR[..], &PULLS, &SHOWN].concat()
+}
+
+/// Flags of `warmer`.
+pub fn warmer() -> Vec<&'static Definition> {
+    let own: [&Definition; 7] = [
+        &WARMER_IMAGE,
+        &WARMER_CACHE_DIR,
+        &WARMER_DOCKERFILE,
+        &WARMER_FORCE,
+        &WARMER_BUILD_ARG,
+        &WARMER_CACHE_TTL,
+        &WARMER_PLATFORM,
+    ];
+    [&own[..], &PULLS, &SHOWN].concat()
+}
+
+/// Flags of `executor push`.
+pub fn push() -> Vec<&'static Definition> {
+    let own: [&Definition; 11] = [
+        &DESTINATION,
+        &DIGEST_FILE,
+        &IMAGE_NAME_WITH_DIGEST_FILE,
+        &IMAGE_NAME_TAG_WITH_DIGEST_FILE,
+        &REPORT_AS,
+        &INSECURE,
+        &SKIP_TLS_VERIFY,
+        &SKIP_PUSH_PERMISSION_CHECK,
+        &PUSH_RETRY,
+        &PUSH_IGNORE_IMMUTABLE_TAG_ERRORS,
+        &CREDENTIAL_HELPERS,
+    ];
+    [&own[..], &PULLS, &SHOWN].concat()
+}
+
+/// Flags of `executor login`.
+pub fn login() -> Vec<&'static Definition> {
+    let own: [&Definition; 3] = [&USERNAME, &PASSWORD, &PASSWORD_STDIN];
+    [&own[..], &SHOWN].concat()
 }

@@ -160,6 +160,33 @@ pub fn parse(table: &[&'static Definition], tokens: &[String]) -> Result<Parsed,
     Ok(parsed)
 }
 
+/// The first word that is no flag and no flag's value, and the tokens without it.
+pub fn subcommand<'t>(table: &[&'static Definition], tokens: &'t [String]) -> Option<(&'t str, Vec<String>)> {
+    let mut index = 0;
+    while let Some(token) = tokens.get(index) {
+        let takes_next = |definition: Option<&'static Definition>| definition.is_some_and(|d| d.kind != Kind::Bool);
+        let skip = match token.strip_prefix("--") {
+            Some("") => return None,
+            Some(long) => usize::from(!long.contains('=') && takes_next(find(table, long))),
+            None => match token.strip_prefix('-').map(|group| group.chars().collect::<Vec<_>>()) {
+                // `-f x`, but neither `-fx` nor `-f=x`.
+                Some(group) if group.len() == 1 => {
+                    let short = table.iter().find(|definition| definition.short == group.first().copied());
+                    usize::from(takes_next(short.copied()))
+                }
+                Some(_) => 0,
+                None if token.is_empty() => 0,
+                None => {
+                    let rest = tokens.iter().enumerate().filter(|(other, _)| *other != index);
+                    return Some((token, rest.map(|(_, token)| token.clone()).collect()));
+                }
+            },
+        };
+        index += 1 + skip;
+    }
+    None
+}
+
 fn long_flag<'t>(
     table: &[&'static Definition],
     token: &str,
@@ -450,6 +477,26 @@ mod tests {
             (&["--compression=xz"], r#"invalid argument "xz" for "--compression" flag: it is one of gzip, zstd"#),
         ] {
             assert_eq!(read(tokens).err().as_deref(), Some(expected), "{tokens:?}");
+        }
+    }
+
+    #[test]
+    fn subcommands_stand_before_or_behind_flags() {
+        let found = |tokens: &[&str]| {
+            let tokens: Vec<String> = tokens.iter().map(|token| (*token).to_owned()).collect();
+            subcommand(&TABLE, &tokens).map(|(word, rest)| (word.to_owned(), rest.join(" ")))
+        };
+        let some = |word: &str, rest: &str| Some((word.to_owned(), rest.to_owned()));
+        for (tokens, expected) in [
+            (&["push", "a", "-d", "b"][..], some("push", "a -d b")),
+            (&["--cache", "push", "a"], some("push", "--cache a")),
+            (&["-f", "push", "login"], some("login", "-f push")),
+            (&["-fx", "login"], some("login", "-fx")),
+            (&["--dockerfile", "push"], None),
+            (&["--dockerfile=push", "--unknown", "x"], some("x", "--dockerfile=push --unknown")),
+            (&["", "--", "push"], None),
+        ] {
+            assert_eq!(found(tokens), expected, "{tokens:?}");
         }
     }
 

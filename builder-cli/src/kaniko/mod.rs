@@ -15,7 +15,9 @@ mod flags;
 mod grammar;
 mod lines;
 mod log;
+mod login;
 mod names;
+mod push;
 #[cfg(test)]
 mod reference;
 mod refusal;
@@ -23,6 +25,7 @@ mod registries;
 mod settings;
 mod usage;
 mod values;
+mod warmer;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -57,7 +60,7 @@ pub fn run(program: Program, arguments: Vec<OsString>, ambient: &Ambient) -> Exi
     let tokens: Vec<String> = arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
     match program {
         Program::Executor => executor::run(&tokens, ambient),
-        Program::Warmer => complain("the warmer is not supported yet"),
+        Program::Warmer => warmer::run(&tokens, ambient),
     }
 }
 

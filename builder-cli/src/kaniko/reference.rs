@@ -12,7 +12,12 @@ const START: &str = include_str!("reference.md");
 /// The whole document.
 fn document() -> String {
     let mut text = START.to_owned();
-    for (title, table) in [("executor", flags::executor())] {
+    for (title, table) in [
+        ("executor", flags::executor()),
+        ("executor push PATH", flags::push()),
+        ("executor login REGISTRY", flags::login()),
+        ("warmer", flags::warmer()),
+    ] {
         _ = writeln!(text, "\n## `{title}`\n");
         text.push_str(
             "| Flag | Value | Default | Environment | Meaning | Compared with Kaniko |\n|---|---|---|---|---|---|\n",

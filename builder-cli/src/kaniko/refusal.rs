@@ -33,6 +33,28 @@ pub enum Refusal {
     /// Names are to be written and there are none.
     #[error("you must provide --destination if setting --{0}")]
     NoName(&'static str),
+    /// Words are missing, or there are too many.
+    #[error("`{program}` takes {wanted} argument, received {given}")]
+    Words {
+        /// How the command is called.
+        program: &'static str,
+        /// How many it takes.
+        wanted: usize,
+        /// How many there are.
+        given: usize,
+    },
+    /// There is nowhere to push to, and no other way.
+    #[error("you must provide --destination")]
+    NothingToPushTo,
+    /// User or password are not there, or twice.
+    #[error("{what}")]
+    Login {
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// No image is named.
+    #[error("you must select at least one image to cache with --image, or a Dockerfile with --dockerfile")]
+    NothingToWarm,
     /// A cache that has no place.
     #[error("cache flags invalid: if using cache with --no-push, specify cache repo with --cache-repo")]
     NoCacheRepo,
@@ -53,7 +75,7 @@ pub enum Refusal {
     #[error("getting tag for destination: `{0}` is a digest; a result is pushed under a tag")]
     DestinationDigest(String),
     /// No platform.
-    #[error("--custom-platform: {0}")]
+    #[error("invalid platform: {0}")]
     Platform(PlatformParseError),
     /// A context of a kind that nobody knows.
     #[error(

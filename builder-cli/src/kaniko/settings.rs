@@ -1,8 +1,10 @@
 //! What a command line of `executor` asks for: Kaniko's flags and variables → the request that `slipway build` would make too,
 //! and what happens beside it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use builder_core::cancel::Cancel;
 use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache};
@@ -11,6 +13,7 @@ use builder_core::layer::Compression;
 use builder_core::oci::Platform;
 use builder_core::output::{Annotation, AnnotationLevel, Destination as To, Exporter, Target};
 use builder_core::sandbox::Environment;
+use builder_core::source::Warmed;
 use clap::Parser as _;
 
 use super::files::{Files, Place};
@@ -65,8 +68,7 @@ pub struct Task {
 pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Result<Task, Refusal> {
     let mut notices = Vec::new();
     let push = !no_push(parsed, ambient)?;
-    let report_as: Vec<String> = ambient.text("SLIPWAY_REPORT_AS").map(str::to_owned).into_iter().collect();
-    let report_as = ReportAs::parse(&[parsed.list(&flags::REPORT_AS), &report_as].concat())?;
+    let report_as = report_as(parsed, ambient)?;
     let destinations = parsed
         .list(&flags::DESTINATION)
         .iter()
@@ -88,7 +90,7 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     check_formats(parsed)?;
 
     let mut flags = build_flags(parsed, ambient)?;
-    let platform = platform(parsed)?;
+    let platform = platform(parsed.text(&flags::CUSTOM_PLATFORM))?;
     let (context, dockerfile) = inputs(parsed, ambient)?;
     flags.context = ".".to_owned();
     let mut targets = parsed.commas(&flags::TARGET);
@@ -121,6 +123,14 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     if (parsed.given("cache") && !cache) || is_zero(parsed) {
         request.no_cache = NoCache::All;
     }
+    let cache_dir = parsed.text(&flags::CACHE_DIR);
+    if cache && !cache_dir.is_empty() {
+        request.warmed = Some(Warmed {
+            directory: ambient.cwd.join(cache_dir),
+            ttl: values::duration(parsed.text(&flags::CACHE_TTL)).unwrap_or_default(),
+            now: SystemTime::now(),
+        });
+    }
     if cache {
         notices.push(
             "--cache: steps are found in this work directory; cache repositories are not supported yet".to_owned(),
@@ -148,6 +158,15 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
         request,
         notices,
     })
+}
+
+/// `--report-as` and its variable.
+///
+/// # Errors
+/// If one is malformed.
+pub fn report_as(parsed: &Parsed, ambient: &Ambient) -> Result<ReportAs, Refusal> {
+    let of_variable: Vec<String> = ambient.text("SLIPWAY_REPORT_AS").map(str::to_owned).into_iter().collect();
+    ReportAs::parse(&[parsed.list(&flags::REPORT_AS), &of_variable].concat())
 }
 
 /// A boolean variable of the environment.
@@ -193,14 +212,7 @@ fn check_formats(parsed: &Parsed) -> Result<(), Refusal> {
 
 /// The flags of `slipway build` that say the same. What only variables say (`SLIPWAY_…`) is in them too.
 fn build_flags(parsed: &Parsed, ambient: &Ambient) -> Result<BuildFlags, Refusal> {
-    let work_dir = work_dir(parsed, ambient);
-    // BUILDKIT_PROGRESS has no meaning here.
-    let arguments = ["slipway".into(), "build".into(), "--progress=plain".into(), "--work-dir".into(), work_dir];
-    let cli = Cli::try_parse_from::<_, std::ffi::OsString>(arguments);
-    let Command::Build(mut flags) = cli.map_err(|error| Refusal::Variables(error.to_string()))?.command else {
-        unreachable!("`build` is what was parsed");
-    };
-    flags.platform.clear();
+    let mut flags = slipway_flags(ambient, Some(work_dir(parsed.text(&flags::KANIKO_DIR), ambient)))?;
     flags.build_arg = parsed
         .list(&flags::BUILD_ARG)
         .iter()
@@ -216,6 +228,22 @@ fn build_flags(parsed: &Parsed, ambient: &Ambient) -> Result<BuildFlags, Refusal
     }
     flags.label = parsed.list(&flags::LABEL).to_vec();
     flags.secret = secrets(parsed)?;
+    Ok(flags)
+}
+
+/// The flags of `slipway build` when none is given: what its variables say.
+///
+/// # Errors
+/// If a variable cannot be read.
+pub fn slipway_flags(ambient: &Ambient, work_dir: Option<OsString>) -> Result<BuildFlags, Refusal> {
+    // BUILDKIT_PROGRESS has no meaning here, nor has DOCKER_DEFAULT_PLATFORM.
+    let mut arguments: Vec<OsString> = vec!["slipway".into(), "build".into(), "--progress=plain".into()];
+    arguments.extend(work_dir.into_iter().flat_map(|dir| ["--work-dir".into(), dir]));
+    let cli = Cli::try_parse_from(arguments).map_err(|error| Refusal::Variables(error.to_string()))?;
+    let Command::Build(mut flags) = cli.command else { unreachable!("`build` is what was parsed") };
+    flags.platform.clear();
+    // Relative to where we were started, as everything else.
+    flags.state.work_dir = flags.state.work_dir.map(|dir| ambient.cwd.join(dir));
     Ok(*flags)
 }
 
@@ -240,17 +268,20 @@ fn secrets(parsed: &Parsed) -> Result<Vec<String>, Refusal> {
 }
 
 /// Where everything is kept: `SLIPWAY_DIR`, or a directory of its own below that of Kaniko.
-fn work_dir(parsed: &Parsed, ambient: &Ambient) -> std::ffi::OsString {
+pub fn work_dir(kaniko_dir: &str, ambient: &Ambient) -> OsString {
     if let Some(dir) = ambient.var("SLIPWAY_DIR") {
         return dir.to_owned();
     }
-    let given = Some(parsed.text(&flags::KANIKO_DIR)).filter(|dir| !dir.is_empty());
+    let given = Some(kaniko_dir).filter(|dir| !dir.is_empty());
     let dir = given.or(ambient.text("KANIKO_DIR")).unwrap_or(KANIKO_DIR);
     ambient.cwd.join(dir).join("slipway").into_os_string()
 }
 
-fn platform(parsed: &Parsed) -> Result<Option<Platform>, Refusal> {
-    let text = parsed.text(&flags::CUSTOM_PLATFORM);
+/// Reads `os[/arch[/variant]][:osversion]`; nothing is the machine's own.
+///
+/// # Errors
+/// If it is none.
+pub fn platform(text: &str) -> Result<Option<Platform>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
@@ -320,7 +351,11 @@ fn outputs(parsed: &Parsed, ambient: &Ambient, push: bool, destinations: &[Desti
         .collect()
 }
 
-fn files(parsed: &Parsed, ambient: &Ambient) -> Result<Files, Refusal> {
+/// What wrappers read.
+///
+/// # Errors
+/// If a URL is none.
+pub fn files(parsed: &Parsed, ambient: &Ambient) -> Result<Files, Refusal> {
     let place = |flag: &'static str, text: &str| {
         Place::parse(text, &ambient.cwd).map_err(|reason| Refusal::value(flag, text, reason))
     };
@@ -386,6 +421,18 @@ fn directory(path: &Path, sub_path: Option<&str>) -> Result<ContextSource, Refus
         Ok(_) => Ok(ContextSource::Directory(path)),
         Err(source) => Err(Refusal::Context { path: path.display().to_string(), source }),
     }
+}
+
+/// A Dockerfile at a path or URL.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn dockerfile_text(name: &str, ambient: &Ambient, client: &ClientOptions) -> Result<String, Refusal> {
+    if name.starts_with("http://") || name.starts_with("https://") {
+        return fetch(&Url::parse(name).map_err(|error| Refusal::value("--dockerfile", name, error))?, client);
+    }
+    let path = ambient.cwd.join(name);
+    fs::read_to_string(&path).map_err(|error| Refusal::value("--dockerfile", name, error))
 }
 
 fn fetch(url: &Url, client: &ClientOptions) -> Result<String, Refusal> {

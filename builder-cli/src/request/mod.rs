@@ -117,6 +117,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         registry_client: None,
         registry: RegistryOptions { upload_chunk_bytes: max_chunk(flags)?, ..registries.registry },
         credentials: registries.credentials,
+        warmed: None,
         limits: limits(flags)?,
         no_cache: match (flags.no_cache, flags.no_cache_filter.as_slice()) {
             (true, _) => NoCache::All,

@@ -91,7 +91,8 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         Some(options) => http::Client::new(options.clone()),
         None => client.clone(),
     };
-    let sources = Sources::new(Registry::new(of_registries, credentials, request.registry.clone()), store.clone());
+    let sources = Sources::new(Registry::new(of_registries, credentials, request.registry.clone()), store.clone())
+        .with_warmed(request.warmed.clone());
     let mut opened = inputs::open(request, &client, cancel)?;
     let dockerfile = parse(&opened, observer)?;
 

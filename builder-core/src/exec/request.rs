@@ -18,6 +18,7 @@ use crate::plan::{Plan, PlanOptions};
 use crate::registry::{CredentialOptions, RegistryOptions};
 use crate::rootfs::TreeMode;
 use crate::sandbox::Environment;
+use crate::source::Warmed;
 
 /// Everything that decides a build. Time, environment variables and the current directory enter here and nowhere else.
 #[derive(Debug, Clone)]
@@ -48,6 +49,8 @@ pub struct BuildRequest {
     pub registry: RegistryOptions,
     /// Where credentials for registries are.
     pub credentials: CredentialOptions,
+    /// Images that were fetched beforehand.
+    pub warmed: Option<Warmed>,
     /// How much may be done at once.
     pub limits: Limits,
     /// Which steps must not come from the cache.

@@ -14,6 +14,7 @@ mod files;
 mod layout;
 mod push;
 mod recompress;
+mod saved;
 mod target;
 
 use std::io::{self, Read};
@@ -24,6 +25,7 @@ pub use files::{FilesOptions, PlatformFiles, directory, tar};
 pub use layout::{oci_directory, only_oci_directory};
 pub use push::{PushOptions, Pusher};
 pub use recompress::{needs_recompression, recompress};
+pub use saved::{Saved, SavedError};
 pub use target::{
     Annotation, AnnotationError, AnnotationErrorKind, AnnotationLevel, Destination, Exporter, Target, TargetError,
     TargetErrorKind,

@@ -14,6 +14,7 @@ mod layout;
 mod once;
 mod select;
 mod stream;
+mod warmed;
 
 use std::io::{Read, Seek as _, SeekFrom};
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ pub use self::error::{LayoutError, SourceError};
 pub use self::layout::LayoutName;
 use self::once::OnceMap;
 use self::stream::{Counting, Keeping, Verified};
+pub use self::warmed::{WarmError, Warmed, Warmth};
 use crate::cancel::Cancel;
 use crate::oci::{BlobDigest, Descriptor, ImageConfig, ImageManifest, MediaType, Platform, Reference};
 use crate::registry::{Registry, RegistryError};
@@ -34,6 +36,7 @@ use crate::store::Store;
 pub struct Sources {
     registry: Registry,
     store: Store,
+    warmed: Option<Warmed>,
     named: OnceMap<String, Named>,
     resolved: OnceMap<(String, Platform), ResolvedImage>,
 }
@@ -109,7 +112,13 @@ struct Document {
 impl Sources {
     /// Sources over `registry`; manifests and configs are kept in `store`.
     pub fn new(registry: Registry, store: Store) -> Self {
-        Self { registry, store, named: OnceMap::default(), resolved: OnceMap::default() }
+        Self { registry, store, warmed: None, named: OnceMap::default(), resolved: OnceMap::default() }
+    }
+
+    /// The same, with a directory of images that is looked into before any registry is asked for a digest.
+    #[must_use]
+    pub fn with_warmed(self, warmed: Option<Warmed>) -> Self {
+        Self { warmed, ..self }
     }
 
     /// The registries underneath.
@@ -138,7 +147,7 @@ impl Sources {
             text.parse().map_err(|source| SourceError::BadReference { name: name.to_owned(), source })?;
         let shown = reference.to_string();
         if let Some(digest) = reference.digest()
-            && let Some(bytes) = self.kept(digest)
+            && let Some(bytes) = self.kept(digest).or_else(|| self.warmed_small(digest))
             && let Ok(media_type) = crate::registry::classify(None, &bytes, &reference)
         {
             let origin = Origin::Registry(self.registry.options().locations(&reference));
@@ -205,6 +214,10 @@ impl Sources {
         {
             return Ok(bytes);
         }
+        if let Some(bytes) = self.warmed_small(descriptor.digest) {
+            self.store.put(&bytes)?;
+            return Ok(bytes);
+        }
         let limit = self.registry.options().metadata_bytes;
         let bytes = match origin {
             Origin::Layout(path) => layout::small(path, descriptor, what, limit)?,
@@ -228,6 +241,11 @@ impl Sources {
         let read = self.store.blob(digest).ok()?.read_to_end(&mut bytes);
         // What the store lost in a crash is fetched again.
         read.ok().filter(|_| BlobDigest(crate::oci::Sha256::of(&bytes)) == digest).map(|_| bytes)
+    }
+
+    /// A small blob of the directory of warmed images.
+    fn warmed_small(&self, digest: BlobDigest) -> Option<Vec<u8>> {
+        self.warmed.as_ref()?.small(digest, self.registry.options().metadata_bytes)
     }
 
     /// The first location that answers well.
@@ -279,6 +297,9 @@ impl Sources {
         if self.store.contains(descriptor) {
             // Verified when it was published, and only we write there.
             return Ok(Box::new(self.store.blob(descriptor.digest)?));
+        }
+        if let Some(file) = self.warmed.as_ref().and_then(|warmed| warmed.open(descriptor.digest)) {
+            return Ok(Box::new(Verified::new(file, descriptor, cancel)));
         }
         let stream: Box<dyn Read + Send> = match origin {
             Origin::Layout(path) => Box::new(Verified::new(layout::open(path, descriptor.digest)?, descriptor, cancel)),
