@@ -80,7 +80,7 @@ pub(super) fn run(
     }
     let mut scratch_steps: Vec<TreeStep<'_>> = scratch.iter_mut().map(WorkTree::begin).collect::<Result<_, _>>()?;
     for step in &mut scratch_steps {
-        step.separate_links(&shared.cancel)?;
+        step.prepare_command(&shared.cancel)?;
     }
     let mut scratch_steps_left = scratch_steps.iter();
     let mut held = mounts::Held::default();

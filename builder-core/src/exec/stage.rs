@@ -228,7 +228,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             let mut tree_step = tree.begin()?;
             match &step.action {
                 Action::Run(action) => {
-                    tree_step.separate_links(&shared.cancel)?;
+                    tree_step.prepare_command(&shared.cancel)?;
                     running::run(shared, self.stage, action, tree_step.rootfs(), id)?;
                 }
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,

@@ -22,9 +22,14 @@ const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 /// Attribute of an empty regular file that stands for a device.
 pub(super) const DEVICE_MARK: &str = "user.slipway.device";
 
+/// Attribute of a file whose owner does not exist here: who it is.
+pub(super) const OWNER_MARK: &str = "user.slipway.owner";
+
 /// Whether the attribute belongs to overlayfs or to us, not to the image.
 pub(super) fn is_internal(name: &OsStr) -> bool {
-    name == DEVICE_MARK || OVERLAY_PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix))
+    name == DEVICE_MARK
+        || name == OWNER_MARK
+        || OVERLAY_PREFIXES.iter().any(|prefix| name.as_bytes().starts_with(prefix))
 }
 
 /// A file to read or change attributes of: by a descriptor that may do so, or as an entry of a directory.

@@ -116,6 +116,26 @@ impl Listing {
         }
     }
 
+    /// Calls `visit` with each file that is not in the root itself, after the directory that it is in.
+    pub(super) fn visit_children(&mut self, mut visit: impl FnMut(&Stat, &mut Stat)) {
+        // The directories around the current entry.
+        let mut around: Vec<usize> = Vec::new();
+        for index in 0..self.entries.len() {
+            let mut entry = self.entries[index];
+            while around.last().is_some_and(|last| !self.path(&entry).starts_with(self.path(&self.entries[*last]))) {
+                around.pop();
+            }
+            if let Some(directory) = around.last() {
+                let directory = self.entries[*directory].stat;
+                visit(&directory, &mut entry.stat);
+                self.entries[index].stat = entry.stat;
+            }
+            if entry.stat.kind == FileKind::Directory {
+                around.push(index);
+            }
+        }
+    }
+
     fn path(&self, entry: &Entry) -> &Path {
         let start = usize::try_from(entry.start).expect("start is an index into text");
         Path::new(OsStr::from_bytes(&self.text[start..start + entry.length as usize]))

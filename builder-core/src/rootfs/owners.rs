@@ -10,8 +10,7 @@
 //!
 //! # Limitations
 //! Where the file system keeps no birth times, a file that somebody else makes with the inode of a removed one inherits
-//! its record. A copy that a step makes has no record, and what a step makes in a directory with setgid belongs to 0:0 though
-//! that directory's group be recorded.
+//! its record. A copy that a step makes has no record.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -201,6 +200,25 @@ impl Owners {
                 record.xattrs.remove(name);
             }
         }
+    }
+
+    /// Gives new files in a directory with setgid the directory's group, as the kernel does where that group is real
+    /// (inode(7)).
+    pub(super) fn inherit_groups(&self, before: &Listing, after: &mut Listing) {
+        const SETGID: u32 = 0o2000;
+        let passes_on = |stat: &Stat| stat.kind == FileKind::Directory && stat.mode & SETGID != 0 && stat.gid != 0;
+        if !after.stats().any(passes_on) {
+            return;
+        }
+        let mut old: Vec<Key> = before.keys().collect();
+        old.sort_unstable();
+        after.visit_children(|directory, stat| {
+            let key = Key::of(stat);
+            if passes_on(directory) && stat.gid == 0 && old.binary_search(&key).is_err() {
+                stat.gid = directory.gid;
+                self.set_owner(key, (stat.uid, stat.gid));
+            }
+        });
     }
 
     /// Reads records; a file that is not there has none.

@@ -95,7 +95,7 @@ impl PlainTree {
     pub(super) fn owners(&self) -> Option<&Owners> {
         match &self.pretence {
             Pretence::Recorded(owners) => Some(owners),
-            Pretence::Nothing | Pretence::Devices => None,
+            Pretence::Nothing | Pretence::Marked(_) => None,
         }
     }
 

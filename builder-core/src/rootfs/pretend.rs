@@ -1,8 +1,13 @@
 //! Giving attributes to files, and what stands in for those that cannot be made real.
 //!
 //! In a user namespace no device can be made: an empty regular file with the attribute `user.slipway.device` stands for it,
-//! which renames, copies up in overlayfs and copies with attributes keep. With one id alone, owners, devices and
-//! privileged attributes are recorded beside the tree (see `owners`).
+//! which renames, copies up in overlayfs and copies with attributes keep. Nor does every id exist there: a file or
+//! directory that an image gives to another one gets the namespace's last id, and the attribute `user.slipway.owner` says
+//! whose it is, until somebody gives it away. With one id alone, owners, devices and privileged attributes are recorded
+//! beside the tree (see `owners`).
+//!
+//! # Limitations
+//! Links, fifos and sockets can have no such attribute (xattr(7)): one that belongs to an id that does not exist is an error.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -14,7 +19,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
-use super::attributes::{DEVICE_MARK, Target, entry_xattr, is_internal, tolerate};
+use super::attributes::{DEVICE_MARK, OWNER_MARK, Target, entry_xattr, is_internal, tolerate};
 use super::owners::{Key, Owners};
 use super::stat::Stat;
 use super::tree::new_file;
@@ -25,8 +30,8 @@ use super::{Attributes, FileKind, Rootfs};
 pub(super) enum Pretence {
     /// Nothing.
     Nothing,
-    /// Devices, by marked files.
-    Devices,
+    /// Devices, and owners that do not exist here, by marked files.
+    Marked(Option<Arc<StandIn>>),
     /// Owners, devices and privileged attributes, by records.
     Recorded(Arc<Owners>),
 }
@@ -69,6 +74,65 @@ impl DeviceMark {
     }
 }
 
+/// The ids of a user namespace that does not have all.
+#[derive(Debug)]
+pub(super) struct StandIn {
+    uids: Ids,
+    gids: Ids,
+}
+
+/// Ranges of ids: first id and how many.
+#[derive(Debug, PartialEq, Eq)]
+struct Ids(Vec<(u32, u32)>);
+
+impl StandIn {
+    /// Of this process; `None` where every id exists, or the kernel does not say.
+    pub(super) fn here() -> Option<Self> {
+        let ids = |path: &str| Ids::parse(&std::fs::read_to_string(path).ok()?);
+        let (uids, gids) = (ids("/proc/self/uid_map")?, ids("/proc/self/gid_map")?);
+        (!uids.is_all() || !gids.is_all()).then_some(Self { uids, gids })
+    }
+}
+
+impl Ids {
+    /// Reads `inside outside count` lines (user_namespaces(7)).
+    fn parse(text: &str) -> Option<Self> {
+        let mut ranges = Vec::new();
+        for line in text.lines() {
+            let mut numbers = line.split_whitespace().map(str::parse);
+            let (Some(Ok(first)), Some(Ok(_outside)), Some(Ok(count))): (_, Option<Result<u32, _>>, _) =
+                (numbers.next(), numbers.next(), numbers.next())
+            else {
+                return None;
+            };
+            ranges.push((first, count));
+        }
+        (!ranges.is_empty()).then_some(Self(ranges))
+    }
+
+    /// The last id of all is no id: chown(2) takes it for "leave it".
+    fn is_all(&self) -> bool {
+        self.0.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() >= u64::from(u32::MAX)
+    }
+
+    fn last(&self) -> u32 {
+        let end = |(first, count): &(u32, u32)| first.saturating_add(count.saturating_sub(1));
+        self.0.iter().map(end).max().unwrap_or(0)
+    }
+
+    /// The id itself, or the last one in its place.
+    fn real(&self, id: u32) -> u32 {
+        let has = self.0.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|offset| offset < *count));
+        if has || id == u32::MAX { id } else { self.last() }
+    }
+}
+
+/// `3000000 3000001`
+fn parse_owner(text: &[u8]) -> Option<(u32, u32)> {
+    let (uid, gid) = std::str::from_utf8(text).ok()?.split_once(' ')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
+}
+
 impl Rootfs {
     /// What the image sees of an open file.
     pub(super) fn stat_fd(&self, fd: impl AsFd) -> rustix::io::Result<Stat> {
@@ -86,7 +150,19 @@ impl Rootfs {
         match &self.pretence {
             Pretence::Nothing => stat,
             Pretence::Recorded(owners) => owners.shown(stat),
-            Pretence::Devices => {
+            Pretence::Marked(ids) => {
+                if let Some(ids) = ids
+                    && (stat.uid == ids.uids.last() || stat.gid == ids.gids.last())
+                    && let Some(mark) = entry_xattr(&dir, name, OsStr::new(OWNER_MARK))
+                    && let Some((uid, gid)) = parse_owner(&mark)
+                {
+                    if stat.uid == ids.uids.last() {
+                        stat.uid = uid;
+                    }
+                    if stat.gid == ids.gids.last() {
+                        stat.gid = gid;
+                    }
+                }
                 if stat.kind == FileKind::File
                     && stat.size == 0
                     && let Some(mark) = entry_xattr(dir, name, OsStr::new(DEVICE_MARK))
@@ -104,7 +180,7 @@ impl Rootfs {
         kind == FileKind::File
             && match &self.pretence {
                 Pretence::Nothing => false,
-                Pretence::Devices => true,
+                Pretence::Marked(_) => true,
                 Pretence::Recorded(owners) => owners.may_be_device(inode),
             }
     }
@@ -121,13 +197,13 @@ impl Rootfs {
         let new = existing == Existing::New;
         let recorded = match &self.pretence {
             Pretence::Recorded(owners) => Some((owners, Key::of(&Stat::of(target.fd())?))),
-            Pretence::Nothing | Pretence::Devices => None,
+            Pretence::Nothing | Pretence::Marked(_) => None,
         };
         match recorded {
             // A directory with setgid passes its group on, so even a new file of our own is not surely 0:0.
             None => {
-                if let Some((uid, gid)) = attributes.owner.or(new.then_some((0, 0))) {
-                    target.chown(uid, gid)?;
+                if let Some(owner) = attributes.owner.or(new.then_some((0, 0))) {
+                    self.give(target, owner)?;
                 }
             }
             Some((owners, key)) => {
@@ -162,6 +238,21 @@ impl Rootfs {
         }
         if let Some(mtime) = attributes.mtime {
             target.set_mtime(mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the owner, or marks the file where that one does not exist.
+    fn give(&self, target: Target<'_>, (uid, gid): (u32, u32)) -> io::Result<()> {
+        let Pretence::Marked(Some(ids)) = &self.pretence else { return target.chown(uid, gid) };
+        let (real_uid, real_gid) = (ids.uids.real(uid), ids.gids.real(gid));
+        target.chown(real_uid, real_gid)?;
+        if real_uid == ids.uids.last() || real_gid == ids.gids.last() {
+            let marked = target.set_xattr(OsStr::new(OWNER_MARK), format!("{uid} {gid}").as_bytes());
+            if marked.is_err() && (real_uid, real_gid) != (uid, gid) {
+                // What chown(2) says of an id that does not exist.
+                return Err(Errno::INVAL.into());
+            }
         }
         Ok(())
     }
@@ -204,7 +295,7 @@ impl Rootfs {
         };
         let device = rustix::fs::makedev(major, minor);
         match rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device) {
-            Err(Errno::PERM) if matches!(self.pretence, Pretence::Devices) => {
+            Err(Errno::PERM) if matches!(self.pretence, Pretence::Marked(_)) => {
                 let file = new_file(dir, name)?;
                 let text = DeviceMark { kind, major, minor }.to_string();
                 let marked = Target::Open(file.as_fd()).set_xattr(OsStr::new(DEVICE_MARK), text.as_bytes());
@@ -261,10 +352,51 @@ mod tests {
     }
 
     #[test]
+    fn ids_of_a_namespace() {
+        let ids = Ids::parse("         0       1000          1\n         1     100000      65536\n").unwrap();
+        assert_eq!((ids.last(), ids.is_all()), (65_536, false));
+        assert_eq!([0, 1, 65_536, 65_537, 3_000_000].map(|id| ids.real(id)), [0, 1, 65_536, 65_536, 65_536]);
+        assert!(Ids::parse("         0          0 4294967295\n").unwrap().is_all());
+        assert_eq!(Ids::parse("what"), None);
+        assert_eq!(Ids::parse(""), None);
+        assert_eq!(parse_owner(b"3000000 7"), Some((3_000_000, 7)));
+        assert_eq!(parse_owner(b"3000000"), None);
+    }
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
+    fn a_marked_file_belongs_to_whom_the_mark_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = |last: u32| Ids(vec![(0, last + 1)]);
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        // As if only the ids up to our own existed.
+        let standin = StandIn { uids: ids(own.0), gids: ids(own.1) };
+        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(Some(Arc::new(standin))));
+        let owner = |path: &str| {
+            let metadata = rootfs.lstat(Path::new(path)).unwrap();
+            (metadata.uid, metadata.gid)
+        };
+        let give = |uid, gid| Attributes { owner: Some((uid, gid)), ..Attributes::default() };
+        let far = (3_000_000, 3_000_001);
+        if let Err(error) = rootfs.create(Path::new("f"), NewFile::File(&mut &b"x"[..]), &give(far.0, far.1)) {
+            eprintln!("skipped: no user attributes here: {error}");
+            return;
+        }
+        rootfs.create(Path::new("d"), NewFile::Directory, &give(far.0, own.1)).unwrap();
+        assert_eq!((owner("f"), owner("d")), (far, (far.0, own.1)));
+        assert_eq!(rootfs.list().unwrap().get(Path::new("f")).unwrap().metadata.uid, far.0);
+        assert!(rootfs.xattrs(Path::new("f")).unwrap().is_empty());
+        rootfs.set_attributes(Path::new("f"), &give(own.0, own.1)).unwrap();
+        assert_eq!(owner("f"), own);
+        let link = rootfs.create(Path::new("l"), NewFile::Symlink(Path::new("f")), &give(far.0, far.1));
+        assert_eq!(link.unwrap_err().raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+    }
+
+    #[test]
     #[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
     fn a_marked_file_is_a_device() {
         let dir = tempfile::tempdir().unwrap();
-        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Devices);
+        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(None));
         for (name, text) in [("null", "c 1 3"), ("broken", "nonsense"), ("plain", "")] {
             rootfs.create(Path::new(name), NewFile::File(&mut &b""[..]), &Attributes::default()).unwrap();
             if !text.is_empty() {

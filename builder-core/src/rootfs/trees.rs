@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::fetch::Stop;
 use super::overlay::{is_opaque, probe};
 use super::plain::PlainTree;
-use super::pretend::Pretence;
+use super::pretend::{Pretence, StandIn};
 use super::stack::{Claims, Stacks, Unnamed};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs};
@@ -217,8 +217,19 @@ pub struct TreeStep<'a> {
 
 #[derive(Debug)]
 enum Work<'a> {
-    Overlay { lower: Rootfs, upper: Rootfs, temp: TempDir, tree: &'a mut OverlayTree },
-    Directory { before: Arc<Listing>, now: Mutex<Option<Arc<Listing>>>, tree: &'a mut PlainTree },
+    Overlay {
+        lower: Rootfs,
+        upper: Rootfs,
+        temp: TempDir,
+        tree: &'a mut OverlayTree,
+    },
+    Directory {
+        before: Arc<Listing>,
+        now: Mutex<Option<Arc<Listing>>>,
+        tree: &'a mut PlainTree,
+        /// A command was let at the tree.
+        command: bool,
+    },
 }
 
 impl Trees {
@@ -236,8 +247,11 @@ impl Trees {
                 Some(probe(temp.path()))
             }
         };
-        let pretence =
-            if ownership == Ownership::Real && !devices_work(&dir)? { Pretence::Devices } else { Pretence::Nothing };
+        let pretence = if ownership == Ownership::Real && !devices_work(&dir)? {
+            Pretence::Marked(StandIn::here().map(Arc::new))
+        } else {
+            Pretence::Nothing
+        };
         let (kind, overlay_refused) = match probed {
             None => (Kind::Directory(Arc::new(dir)), None),
             Some(Ok(marks)) => {
@@ -407,7 +421,7 @@ impl WorkTree {
                     None => Arc::new(rootfs.list().map_err(|error| io_error("list", &error.path)(error.source))?),
                 };
                 tree.dirty = true;
-                Ok(TreeStep { rootfs, work: Work::Directory { before, now: Mutex::new(None), tree } })
+                Ok(TreeStep { rootfs, work: Work::Directory { before, now: Mutex::new(None), tree, command: false } })
             }
         }
     }
@@ -423,15 +437,19 @@ fn begin_root(rootfs: &Rootfs, before: &Rootfs) -> Result<(), TreeError> {
 }
 
 impl TreeStep<'_> {
-    /// Prepares for a command that may write to files of lower layers by one of several names: what it writes must not
-    /// show under the others. Nothing is to do in overlay mode, where the kernel sees to it.
+    /// Prepares for a command that changes files by itself, for two things that the kernel does in overlay mode: what is
+    /// written to a file of a lower layer by one of several names does not show under the others, and what is made in a
+    /// directory with setgid gets its group, though that group be recorded only.
     ///
     /// # Errors
     /// If a file cannot be copied; [`TreeError::Cancelled`].
-    pub fn separate_links(&mut self, cancel: &Cancel) -> Result<(), TreeError> {
+    pub fn prepare_command(&mut self, cancel: &Cancel) -> Result<(), TreeError> {
         match &mut self.work {
             Work::Overlay { .. } => Ok(()),
-            Work::Directory { before, tree, .. } => tree.separate(&self.rootfs, before, cancel),
+            Work::Directory { before, tree, command, .. } => {
+                *command = true;
+                tree.separate(&self.rootfs, before, cancel)
+            }
         }
     }
 
@@ -483,17 +501,19 @@ impl TreeStep<'_> {
     /// The first path that could not be examined.
     pub fn scan(&self) -> Result<Arc<Listing>, ListError> {
         let mut found = self.rootfs.list()?;
-        if let Work::Directory { tree, .. } = &self.work {
+        if let Work::Directory { before, now, tree, command } = &self.work {
             tree.follow(&mut found);
-        }
-        let found = Arc::new(found);
-        if let Work::Directory { before, now, tree } = &self.work {
             if let Some(owners) = tree.owners() {
+                if *command {
+                    owners.inherit_groups(before, &mut found);
+                }
                 owners.drop_capabilities(before, &found);
             }
+            let found = Arc::new(found);
             *now.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&found));
+            return Ok(found);
         }
-        Ok(found)
+        Ok(Arc::new(found))
     }
 
     /// Whether [`TreeStep::detach`] works here.

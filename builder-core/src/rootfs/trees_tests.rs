@@ -847,7 +847,7 @@ fn hard_links_of_lower_layers_are_apart_for_a_command() {
         let read = |rootfs: &Rootfs, path: &str| rootfs.read_small(Path::new(path), 9).unwrap();
         for (name, others) in [("d/one", ["d/two", "d/three"]), ("d/two", ["d/three", "d/three"])] {
             let mut step = tree.begin().unwrap();
-            step.separate_links(&Cancel::default()).unwrap();
+            step.prepare_command(&Cancel::default()).unwrap();
             step.rootfs().overwrite(Path::new(name)).unwrap().write_all(b"new!").unwrap();
             for other in others {
                 assert_eq!(read(step.rootfs(), other), b"data", "{:?} mode", trees.mode());
@@ -866,7 +866,7 @@ fn hard_links_of_lower_layers_are_apart_for_a_command() {
         let mut tree = checkout(trees, &layers).unwrap();
         for _ in 0..2 {
             let mut step = tree.begin().unwrap();
-            step.separate_links(&Cancel::default()).unwrap();
+            step.prepare_command(&Cancel::default()).unwrap();
             step.rootfs().remove(Path::new("x")).unwrap();
             step.scan().unwrap();
             step.commit(DiffId(Sha256::of(b"x"))).unwrap();
@@ -874,4 +874,28 @@ fn hard_links_of_lower_layers_are_apart_for_a_command() {
             assert_eq!(rootfs.lstat(Path::new("two")).unwrap().links, 2, "{:?} mode", trees.mode());
         }
     });
+}
+
+#[test]
+fn a_recorded_group_is_inherited_from_a_directory_with_setgid() {
+    let dir_ = tempfile::tempdir().unwrap();
+    let trees = Trees::open(dir_.path(), None, Ownership::Recorded).unwrap();
+    let layers = [vec![dir("shared").mode(0o2775).owner(7, 8), dir("own").owner(7, 8), file("shared/old", "o")]];
+    let mut tree = checkout(&trees, &layers).unwrap();
+    let mut step = tree.begin().unwrap();
+    step.prepare_command(&Cancel::default()).unwrap();
+    // What a command makes, the kernel's own inheritance of the bit included.
+    let root = step.rootfs();
+    let bit = Attributes { mode: Some(0o2755), ..Attributes::default() };
+    root.create(Path::new("shared/sub"), NewFile::Directory, &bit).unwrap();
+    for path in ["shared/new", "shared/sub/deep", "own/new"] {
+        root.create(Path::new(path), NewFile::File(&mut &b""[..]), &Attributes::default()).unwrap();
+    }
+    let found = step.scan().unwrap();
+    let groups: Vec<_> = found.iter().map(|file| format!("{} {}", file.path.display(), file.metadata.gid)).collect();
+    assert_eq!(
+        groups,
+        ["own 8", "own/new 0", "shared 8", "shared/new 8", "shared/old 0", "shared/sub 8", "shared/sub/deep 8"]
+    );
+    assert_eq!(step.rootfs().lstat(Path::new("shared/sub/deep")).unwrap().gid, 8);
 }
