@@ -11,12 +11,23 @@ use crate::slipway;
 /// A user with subordinate ids that exists for tests; `scripts/setup` makes it. `SLIPWAY_TEST_USER` names another.
 const NAME: &str = "slipway-subids";
 
+/// A user without subordinate ids that exists for tests; `scripts/setup` makes it.
+const SINGLE_NAME: &str = "slipway-plain";
+
 /// Where an unprivileged user's programs are; root's own `PATH` may lead below `/root`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The test user's name, if it exists here.
 pub fn test_user() -> Option<String> {
-    let name = std::env::var("SLIPWAY_TEST_USER").unwrap_or_else(|_| NAME.to_owned());
+    existing(std::env::var("SLIPWAY_TEST_USER").unwrap_or_else(|_| NAME.to_owned()))
+}
+
+/// Name of the test user who has one id alone, if it exists here.
+pub fn single_id_user() -> Option<String> {
+    existing(SINGLE_NAME.to_owned())
+}
+
+fn existing(name: String) -> Option<String> {
     let passwd = fs::read_to_string("/etc/passwd").ok()?;
     passwd.lines().any(|line| line.split(':').next() == Some(&name)).then_some(name)
 }

@@ -6,7 +6,7 @@
 //!
 //! | Variable | Meaning |
 //! |---|---|
-//! | `CONFORMANCE_MODES` | comma-separated: `root-overlay`, `root-directory`, `user-overlay`, `user-directory` |
+//! | `CONFORMANCE_MODES` | comma-separated: `root-overlay`, `root-directory`, `user-overlay`, `user-directory`, `single-directory` |
 //! | `CONFORMANCE_RESULTS` | file for the results as JSON, with all differences |
 //! | `CONFORMANCE_PYTHON` | `1`: ask the corpus' own comparer too, and fail where it disagrees |
 //! | `CONFORMANCE_BUILDER` | another builder's command line, in the words of `run.py`; the list is then not consulted |
@@ -42,9 +42,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if user::is_root() && modes.iter().any(|mode| mode.user == "user") {
-        let Some(name) = user::test_user() else {
-            println!("skipped: there is no user `slipway-subids`; scripts/setup makes it");
+    if user::is_root() && modes[0].user != "root" {
+        let name = if modes[0].user == "single" { user::single_id_user() } else { user::test_user() };
+        let Some(name) = name else {
+            println!("skipped: a user for tests is missing; scripts/setup makes it");
             return ExitCode::SUCCESS;
         };
         return match user::run_again_as(&name) {

@@ -24,7 +24,7 @@ use super::ssh::SshForward;
 use crate::oci::{Sha256, canonical_json};
 use crate::plan::{FileSource, Mount, MountKind, Sharing};
 use crate::rootfs::{Attributes, LayerRef, NewFile, Rootfs, TreeStep};
-use crate::sandbox::{MountSource, SandboxMount};
+use crate::sandbox::{MountSource, SandboxError, SandboxMount};
 
 /// What must live until the RUN has ended.
 #[derive(Default)]
@@ -255,7 +255,13 @@ impl CacheMounts {
             mode: (!has_base || source == "/").then_some(identity.mode.unwrap_or(0o755) & 0o777),
             ..Attributes::default()
         };
-        rootfs.create(Path::new("/data"), NewFile::Directory, &attributes).map_err(failed)?;
+        rootfs.create(Path::new("/data"), NewFile::Directory, &attributes).map_err(|source| {
+            let unmapped = source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
+            match [owner.0, owner.1].into_iter().find(|id| *id != 0).filter(|_| unmapped) {
+                Some(id) => SandboxError::NoSuchId { id }.into(),
+                None => failed(source),
+            }
+        })?;
         let meta = canonical_json(identity).map_err(io::Error::from).map_err(failed)?;
         fs::write(directory.join("meta.json"), meta).map_err(failed)?;
         match fs::rename(temp.path().join("data"), directory.join("data")) {

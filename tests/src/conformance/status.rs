@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// Who builds and how trees are kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mode {
-    /// `root` or `user`.
+    /// `root`, `user` (with subordinate ids) or `single` (a user without any).
     pub user: String,
     /// `overlay` or `directory`.
     pub trees: String,
@@ -20,10 +20,13 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('-') {
-            Some((user @ ("root" | "user"), trees @ ("overlay" | "directory"))) => {
+            Some((user @ ("root" | "user"), trees @ ("overlay" | "directory")))
+            | Some((user @ "single", trees @ "directory")) => {
                 Ok(Self { user: user.to_owned(), trees: trees.to_owned() })
             }
-            _ => Err(format!("`{text}` is no mode: it is root or user, a `-`, and overlay or directory")),
+            _ => Err(format!(
+                "`{text}` is no mode: it is root or user, a `-`, and overlay or directory; or single-directory"
+            )),
         }
     }
 }
@@ -96,7 +99,7 @@ impl FromStr for Status {
             let (mut level, mut scope) = (Level::Nothing, String::new());
             for word in words {
                 match word.strip_prefix('@') {
-                    Some(mode @ ("root" | "user" | "overlay" | "directory")) => mode.clone_into(&mut scope),
+                    Some(mode @ ("root" | "user" | "single" | "overlay" | "directory")) => mode.clone_into(&mut scope),
                     Some(mode) => scope = mode.parse::<Mode>().map_err(|e| format!("line {number}: {e}"))?.to_string(),
                     None if word == "details" => level = Level::Image,
                     None => return Err(format!("line {number}: `{word}` is neither `details` nor `@mode`")),
