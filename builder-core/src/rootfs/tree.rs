@@ -174,7 +174,7 @@ impl Rootfs {
     pub fn owners(&self) -> Option<&std::sync::Arc<Owners>> {
         match &self.pretence {
             Pretence::Recorded(owners) => Some(owners),
-            Pretence::Nothing | Pretence::Devices => None,
+            Pretence::Nothing | Pretence::Marked(_) => None,
         }
     }
 
