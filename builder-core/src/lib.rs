@@ -56,9 +56,10 @@
 //! | [`event`] | What a build tells while it runs | `dockerfile`, `oci` |
 //! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint`; of `context` the pattern matcher, for lint |
 //! | [`http`] | One HTTP client: TLS, proxies, retry, redaction, limits | `cancel`, `hint` |
+//! | [`cloud`] | Amazon, Google, Azure: identities, tokens, objects in stores | `http`, `cancel`, `hint` |
 //! | [`git`] | One commit of a repository as files | `http`, `cancel`, `hint` |
 //! | [`store`] | Content-addressed blobs on local disk | `oci`, `hint` |
-//! | [`registry`] | The distribution protocol | `http`, `oci`, `cancel`, `limits`, `hint` |
+//! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
 //! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `hint` |
 //! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `http`, `git`, `oci`, `cancel`, `hint` |
@@ -81,6 +82,7 @@ pub mod dockerfile;
 pub mod event;
 pub mod plan;
 
+pub mod cloud;
 pub mod git;
 pub mod http;
 pub mod registry;

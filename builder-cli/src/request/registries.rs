@@ -1,9 +1,11 @@
 //! How registries are reached: maps, mirrors, certificates, credentials, proxies.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use builder_core::cloud::CloudEnvironment;
 use builder_core::http::{ClientOptions, HostOptions, ProxyOptions};
 use builder_core::registry::{CredentialOptions, MapTarget, RegistryMap, RegistryOptions};
 
@@ -130,6 +132,12 @@ fn proxies(ambient: &Ambient) -> ProxyOptions {
     }
 }
 
+/// What clouds look at: variables that are text, and where their tools keep files.
+pub fn cloud(ambient: &Ambient) -> CloudEnvironment {
+    let text = |(name, value): (&OsString, &OsString)| Some((name.to_str()?.to_owned(), value.to_str()?.to_owned()));
+    CloudEnvironment::new(ambient.environment.iter().filter_map(text).collect(), ambient.home().map(Path::to_owned))
+}
+
 /// Docker's and podman's places of logins, in the order in which podman looks (containers-auth.json(5)); an explicit
 /// `DOCKER_CONFIG` goes before all.
 fn credentials(ambient: &Ambient) -> CredentialOptions {
@@ -153,6 +161,7 @@ fn credentials(ambient: &Ambient) -> CredentialOptions {
         inline: ambient.text("DOCKER_AUTH_CONFIG").map(str::to_owned),
         files,
         helper_environment: ambient.environment.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        environment: cloud(ambient),
         ..CredentialOptions::default()
     }
 }

@@ -160,6 +160,11 @@ impl Response {
         self.headers.iter().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
+    /// All headers in the order in which they came.
+    pub(crate) fn all_headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// Where the answer came from, after redirects. May hold secrets in its query: show it through [`redacted`].
     pub fn url(&self) -> &Url {
         &self.url

@@ -184,13 +184,23 @@ impl Registry {
             state.asked.insert(call.scopes.clone(), call.scopes.clone().and_asked(scope));
         }
         state.challenge = Some(challenge.clone());
-        match self.answer(call, &mut state, &challenge, cancel)? {
-            Some(header) if Some(&header) != used => Ok(header),
-            _ => {
-                drop(state);
-                Err(self.refused(call, response))
+        if let Some(header) = self.answer(call, &mut state, &challenge, cancel)?
+            && Some(&header) != used
+        {
+            return Ok(header);
+        }
+        // Helpers and clouds may have something newer than what they gave before.
+        if used.is_some() {
+            self.inner.credentials.forget(&call.host.registry);
+            state.identities.remove(call.repository);
+            if let Some(header) = self.answer(call, &mut state, &challenge, cancel)?
+                && Some(&header) != used
+            {
+                return Ok(header);
             }
         }
+        drop(state);
+        Err(self.refused(call, response))
     }
 
     fn answer(
@@ -201,10 +211,11 @@ impl Registry {
         cancel: &Cancel,
     ) -> Result<Option<Secret>, RegistryError> {
         let registry = &call.host.registry;
-        let identity = match state.identities.get(call.repository) {
+        let known = state.identities.get(call.repository);
+        let identity = match known.filter(|known| known.as_ref().is_none_or(Identity::is_fresh)) {
             Some(known) => known.clone(),
             None => {
-                let found = self.inner.credentials.find(registry, call.repository, cancel)?;
+                let found = self.inner.credentials.find(registry, call.repository, &self.inner.client, cancel)?;
                 state.identities.insert(call.repository.to_owned(), found.clone());
                 found
             }
@@ -246,7 +257,13 @@ impl Registry {
         };
         let ErrorBody { code, message } = ErrorBody::read(response);
         match status {
-            401 => RegistryError::Unauthorized { place, identity: identity(), message },
+            401 => {
+                let identity = identity();
+                let trouble = self.inner.credentials.trouble(&call.host.registry).filter(|_| identity.is_none());
+                let message = [message, trouble.unwrap_or_default()];
+                let message = message.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ");
+                RegistryError::Unauthorized { place, identity, message }
+            }
             403 => RegistryError::Denied { place, identity: identity(), message },
             _ => RegistryError::Refused { place, action: call.action, status, code, message, attempts },
         }

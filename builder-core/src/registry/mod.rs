@@ -24,7 +24,7 @@ mod push;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-pub use auth::{Credential, CredentialOptions, Credentials, Identity};
+pub use auth::{CloudSource, Credential, CredentialOptions, Credentials, Identity};
 pub use blob::BlobStream;
 pub use error::{CredentialError, Place, RegistryError};
 pub(crate) use host::ErrorBody;

@@ -7,6 +7,7 @@
 mod bench;
 mod cache;
 mod checks;
+mod clouds;
 mod mounts;
 mod outputs;
 mod platforms;
@@ -38,9 +39,10 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 9] = [
+    let groups: [(&str, &[Case]); 10] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
+        ("clouds", clouds::CASES),
         ("mounts", mounts::CASES),
         ("outputs", outputs::CASES),
         ("platforms", platforms::CASES),

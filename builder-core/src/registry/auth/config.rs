@@ -6,15 +6,17 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 
+use super::cloud::{self, CloudSource};
 use super::helper;
 use crate::cancel::Cancel;
-use crate::http::Secret;
+use crate::cloud::{CloudEnvironment, CloudError};
+use crate::http::{self, Secret};
 use crate::registry::CredentialError;
 
 /// Key under which Docker keeps the login of Docker Hub.
@@ -33,6 +35,10 @@ pub struct CredentialOptions {
     pub helper_environment: Vec<(OsString, OsString)>,
     /// After which time a credential helper is ended.
     pub helper_timeout: Duration,
+    /// Who is asked when no configuration knows a registry, in this order.
+    pub cloud: Vec<CloudSource>,
+    /// What surrounds those.
+    pub environment: CloudEnvironment,
 }
 
 impl Default for CredentialOptions {
@@ -44,6 +50,8 @@ impl Default for CredentialOptions {
             helper_environment: Vec::new(),
             // Cloud helpers ask metadata servers that answer within seconds, or never.
             helper_timeout: Duration::from_secs(30),
+            cloud: CloudSource::ALL.to_vec(),
+            environment: CloudEnvironment::default(),
         }
     }
 }
@@ -71,9 +79,16 @@ pub struct Identity {
     pub credential: Credential,
     /// File name, name of the variable, or program.
     pub origin: String,
+    /// When it must be asked for again; `None` if it does not expire by itself.
+    pub expires: Option<Instant>,
 }
 
 impl Identity {
+    /// Whether it can still be used.
+    pub(in crate::registry) fn is_fresh(&self) -> bool {
+        self.expires.is_none_or(|end| Instant::now() < end)
+    }
+
     /// `user "jane" (from ~/.docker/config.json)`, for errors.
     pub fn describe(&self) -> String {
         match &self.credential {
@@ -91,6 +106,10 @@ pub struct Credentials {
     configs: OnceLock<Vec<Config>>,
     /// Answers of helpers by helper and server: a helper may take seconds.
     answers: Mutex<BTreeMap<(String, String), Option<Identity>>>,
+    /// What clouds gave, by registry.
+    found: Mutex<BTreeMap<String, Identity>>,
+    /// Why they gave nothing.
+    trouble: Mutex<BTreeMap<String, String>>,
 }
 
 #[derive(Debug)]
@@ -139,33 +158,101 @@ fn null_is_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'d
 impl Credentials {
     /// Credentials from these places. Nothing is read yet.
     pub fn new(options: CredentialOptions) -> Self {
-        Self { options, configs: OnceLock::new(), answers: Mutex::default() }
+        Self {
+            options,
+            configs: OnceLock::new(),
+            answers: Mutex::default(),
+            found: Mutex::default(),
+            trouble: Mutex::default(),
+        }
     }
 
     /// The credential for a repository of a registry, both as in references. `None` if nothing is configured.
     ///
     /// # Errors
     /// If a configuration is broken or a helper fails: going on without would only hide it behind a 401.
-    pub fn find(&self, registry: &str, repository: &str, cancel: &Cancel) -> Result<Option<Identity>, CredentialError> {
+    pub fn find(
+        &self,
+        registry: &str,
+        repository: &str,
+        client: &http::Client,
+        cancel: &Cancel,
+    ) -> Result<Option<Identity>, CredentialError> {
         if let Some((_, credential)) = self.options.given.iter().find(|(known, _)| known == registry) {
-            return Ok(Some(Identity { credential: credential.clone(), origin: "the caller".to_owned() }));
+            return Ok(Some(Identity {
+                credential: credential.clone(),
+                origin: "the caller".to_owned(),
+                expires: None,
+            }));
         }
         let keys = server_keys(registry);
         for config in self.configs()? {
             let helper = keys.iter().find_map(|key| config.file.cred_helpers.get(*key)).filter(|name| !name.is_empty());
             if let Some(name) = helper {
-                return self.ask(name, keys[0], cancel);
+                match self.ask(name, keys[0], cancel) {
+                    // What the helper would do is done here.
+                    Err(CredentialError::HelperMissing { .. }) if CloudSource::of_helper(name).is_some() => {}
+                    answer => return answer,
+                }
             }
-            if !config.file.creds_store.is_empty()
-                && let Some(found) = self.ask(&config.file.creds_store, keys[0], cancel)?
-            {
-                return Ok(Some(found));
+            if !config.file.creds_store.is_empty() {
+                match self.ask(&config.file.creds_store, keys[0], cancel) {
+                    Ok(Some(found)) => return Ok(Some(found)),
+                    Ok(None) => {}
+                    // The store may have been meant for other registries; if this one wants a login, it says so.
+                    Err(error @ CredentialError::HelperMissing { .. }) => self.note(registry, error.to_string()),
+                    Err(error) => return Err(error),
+                }
             }
             if let Some(found) = config.lookup(registry, repository)? {
                 return Ok(Some(found));
             }
         }
+        self.of_cloud(registry, client, cancel)
+    }
+
+    /// What the machine itself is to the registry.
+    fn of_cloud(
+        &self,
+        registry: &str,
+        client: &http::Client,
+        cancel: &Cancel,
+    ) -> Result<Option<Identity>, CredentialError> {
+        // Held while a cloud is asked, so that it is not asked twice.
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = found.get(registry).filter(|known| known.is_fresh()) {
+            return Ok(Some(known.clone()));
+        }
+        for source in &self.options.cloud {
+            match source.find(registry, &self.options.environment, client, cancel) {
+                Ok(Some(identity)) => {
+                    found.insert(registry.to_owned(), identity.clone());
+                    return Ok(Some(identity));
+                }
+                Ok(None) => {}
+                Err(CloudError::Cancelled) => return Err(CredentialError::Cancelled),
+                Err(error) => self.note(registry, cloud::told(&error)),
+            }
+        }
         Ok(None)
+    }
+
+    fn note(&self, registry: &str, trouble: String) {
+        tracing::debug!(registry, trouble, "no credentials from here");
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).insert(registry.to_owned(), trouble);
+    }
+
+    /// Why there are no credentials for a registry, if somebody tried and failed.
+    pub(in crate::registry) fn trouble(&self, registry: &str) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
+    }
+
+    /// Forgets what can be asked for again, because a registry no longer takes it.
+    pub(in crate::registry) fn forget(&self, registry: &str) {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).remove(registry);
+        let keys = server_keys(registry);
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.retain(|(_, server), _| !keys.contains(&server.as_str()));
     }
 
     fn ask(&self, helper: &str, server: &str, cancel: &Cancel) -> Result<Option<Identity>, CredentialError> {
@@ -249,7 +336,7 @@ impl Config {
         }
         let Some((_, key, auth)) = best else { return Ok(None) };
         let credential = auth.credential(&self.origin, key)?;
-        Ok(credential.map(|credential| Identity { credential, origin: self.origin.clone() }))
+        Ok(credential.map(|credential| Identity { credential, origin: self.origin.clone(), expires: None }))
     }
 }
 
@@ -285,7 +372,8 @@ mod tests {
 
     fn find(config: &str, registry: &str, repository: &str) -> Result<Option<Credential>, CredentialError> {
         let options = CredentialOptions { inline: Some(config.to_owned()), ..CredentialOptions::default() };
-        let found = Credentials::new(options).find(registry, repository, &Cancel::default());
+        let client = http::Client::new(http::ClientOptions::default());
+        let found = Credentials::new(options).find(registry, repository, &client, &Cancel::default());
         found.map(|identity| identity.map(|identity| identity.credential))
     }
 
@@ -366,8 +454,9 @@ mod tests {
                 ..CredentialOptions::default()
             };
             let credentials = Credentials::new(options);
+            let client = http::Client::new(http::ClientOptions::default());
             for (registry, expected) in questions {
-                let found = credentials.find(registry, "x", &Cancel::default()).expect("an answer");
+                let found = credentials.find(registry, "x", &client, &Cancel::default()).expect("an answer");
                 let user = found.map(|identity| match identity.credential {
                     Credential::Basic { user, .. } => user,
                     other => panic!("{other:?}"),
@@ -396,7 +485,8 @@ mod tests {
         };
         let files = vec![directory.path().join("missing"), file("one", "first"), file("two", "second")];
         let credentials = Credentials::new(CredentialOptions { files, ..CredentialOptions::default() });
-        let found = credentials.find("r.io", "x", &Cancel::default()).expect("valid").expect("known");
+        let client = http::Client::new(http::ClientOptions::default());
+        let found = credentials.find("r.io", "x", &client, &Cancel::default()).expect("valid").expect("known");
         assert!(found.describe().contains("first") && found.describe().contains("/one"), "{}", found.describe());
         assert!(!format!("{credentials:?}").contains("\"p\""));
     }

@@ -121,7 +121,7 @@ fn identity(answer: Answer, helper: &str) -> Option<Identity> {
     } else {
         Credential::Basic { user: answer.username, password: secret }
     };
-    Some(Identity { credential, origin: format!("`{helper}`") })
+    Some(Identity { credential, origin: format!("`{helper}`"), expires: None })
 }
 
 /// Waits for the end of `child`; `None` if it did not come in time or the build was cancelled.
