@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use benches::{Harness, Work};
 use builder_core::cancel::Cancel;
 use builder_core::dockerfile;
-use builder_core::layer::{self, Compression, LayerOptions};
+use builder_core::layer::{self, Compression, LayerInput, LayerOptions};
 use builder_core::limits::Limits;
 use builder_core::rootfs::{LayerRef, LayerSource, Ownership, Rootfs, TreeMode, Trees};
 use builder_core::snapshot::{self, Change};
@@ -96,7 +96,8 @@ fn layers(harness: &Harness) {
         let cpu_threads = NonZeroUsize::new(threads).expect("not zero");
         let limits = Limits { cpu_threads, ..Limits::default() };
         let cancel = Cancel::default();
-        layer::write(&data.changes, &data.tree, &data.store, &options, &limits, &cancel, &|_| ()).expect("written")
+        layer::write(LayerInput::new(&data.changes, &data.tree), &data.store, &options, &limits, &cancel, &|_| ())
+            .expect("written")
     };
     let plain = write(Compression::None, 1);
     let bytes = plain.uncompressed_bytes;
@@ -147,7 +148,8 @@ fn noise(harness: &Harness, data: &Data) {
     harness.measure(NAME, Work::Bytes(bytes.len() as u64), || {
         let options = LayerOptions { compression: Compression::DEFAULT, docker_media_types: false, clamp_mtime: None };
         let (limits, cancel) = (Limits::default(), Cancel::default());
-        let layer = layer::write(&changes, &tree, &data.store, &options, &limits, &cancel, &|_| ()).expect("written");
+        let layer = layer::write(LayerInput::new(&changes, &tree), &data.store, &options, &limits, &cancel, &|_| ())
+            .expect("written");
         format!("ratio {:.4}", layer.blob.size as f64 / bytes.len() as f64)
     });
 }
@@ -156,7 +158,8 @@ fn unpack(harness: &Harness, data: &Data, bytes: u64) {
     for (name, compression) in [("gzip", Compression::DEFAULT), ("zstd", Compression::DEFAULT_ZSTD)] {
         let options = LayerOptions { compression, docker_media_types: false, clamp_mtime: None };
         let (limits, cancel) = (Limits::default(), Cancel::default());
-        let written = layer::write(&data.changes, &data.tree, &data.store, &options, &limits, &cancel, &|_| ());
+        let written =
+            layer::write(LayerInput::new(&data.changes, &data.tree), &data.store, &options, &limits, &cancel, &|_| ());
         let layer = written.expect("written");
         let layers = [LayerRef { diff_id: layer.diff_id, blob: layer.blob }];
         harness.measure(&format!("unpack/{name}"), Work::Bytes(bytes), || {
@@ -212,8 +215,8 @@ fn steps(harness: &Harness) {
         let options = LayerOptions { compression: Compression::DEFAULT, docker_media_types: false, clamp_mtime: None };
         let changes = snapshot::changes(&fill, None).expect("readable");
         let limits = Limits::default();
-        let layer =
-            layer::write(&changes, fill.rootfs(), &store, &options, &limits, &cancel, &|_| ()).expect("written");
+        let layer = layer::write(LayerInput::new(&changes, fill.rootfs()), &store, &options, &limits, &cancel, &|_| ())
+            .expect("written");
         fill.commit(layer.diff_id).expect("committed");
         let mut count = 0;
         harness.measure(&format!("snapshot/one of many, {mode:?}"), Work::Entries(SNAPSHOT_FILES), || {
@@ -225,7 +228,8 @@ fn steps(harness: &Harness) {
                 .expect("a file");
             let changes = snapshot::changes(&step, None).expect("readable");
             let layer =
-                layer::write(&changes, step.rootfs(), &store, &options, &limits, &cancel, &|_| ()).expect("written");
+                layer::write(LayerInput::new(&changes, step.rootfs()), &store, &options, &limits, &cancel, &|_| ())
+                    .expect("written");
             step.commit(layer.diff_id).expect("committed");
             format!("{} changes", changes.len())
         });

@@ -130,6 +130,16 @@ pub struct InspectFlags {
     pub state: StateFlags,
 }
 
+/// `--unpack`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Unpack {
+    /// if a RUN or an output needs the files anyway
+    #[default]
+    Auto,
+    /// always
+    Always,
+}
+
 /// Where state is kept and how.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "State and limits")]
@@ -333,6 +343,9 @@ pub struct BuildFlags {
     /// a blob goes in one piece until a registry refuses that
     #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_CHUNK", help_heading = "Registries")]
     pub max_chunk: Option<String>,
+    /// When COPY, ADD and WORKDIR unpack the layers below them; the image is the same
+    #[arg(long, value_enum, default_value_t, env = "SLIPWAY_UNPACK", help_heading = "State and limits")]
+    pub unpack: Unpack,
     /// How registries are reached
     #[command(flatten)]
     pub registries: RegistryFlags,

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use builder_core::cancel::Cancel;
-use builder_core::layer::{self, Compression, LayerOptions, SealedLayer};
+use builder_core::layer::{self, Compression, LayerInput, LayerOptions, SealedLayer};
 use builder_core::limits::Limits;
 use builder_core::rootfs::{Attributes, FileKind, LayerRef, LayerSource, NewFile, Ownership, Rootfs, TreeMode, Trees};
 use builder_core::snapshot::{self, Change};
@@ -175,7 +175,8 @@ impl Work {
         let options =
             LayerOptions { compression: Compression::DEFAULT, docker_media_types: false, clamp_mtime: Some(CLAMP) };
         let (limits, cancel) = (Limits::default(), Cancel::default());
-        layer::write(changes, rootfs, &self.store, &options, &limits, &cancel, &|_| ()).expect("written")
+        layer::write(LayerInput::new(changes, rootfs), &self.store, &options, &limits, &cancel, &|_| ())
+            .expect("written")
     }
 
     /// Does each list of operations as a step of its own. Returns the layers, their changes, and the tree at the end.

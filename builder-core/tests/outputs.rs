@@ -10,7 +10,7 @@ use std::process::Command;
 use builder_core::cancel::Cancel;
 use builder_core::event::Silent;
 use builder_core::image::{Image, ImageLayer};
-use builder_core::layer::{self, Compression, LayerOptions};
+use builder_core::layer::{self, Compression, LayerInput, LayerOptions};
 use builder_core::limits::Limits;
 use builder_core::oci::{
     BlobDigest, Descriptor, ImageIndex, ImageManifest, MediaType, Platform, Reference, Sha256, canonical_json,
@@ -105,7 +105,8 @@ fn write_layer(tree: &Path, store: &Store, compression: Compression) -> ImageLay
     let changes = snapshot::everything(&rootfs.list().expect("readable"));
     let options = LayerOptions { compression, docker_media_types: false, clamp_mtime: None };
     let (limits, cancel) = (Limits::default(), Cancel::default());
-    let sealed = layer::write(&changes, &rootfs, store, &options, &limits, &cancel, &|_| ()).expect("written");
+    let sealed =
+        layer::write(LayerInput::new(&changes, &rootfs), store, &options, &limits, &cancel, &|_| ()).expect("written");
     ImageLayer { diff_id: sealed.diff_id, blob: sealed.blob }
 }
 

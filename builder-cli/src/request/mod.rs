@@ -15,7 +15,7 @@ pub use ambient::Ambient;
 pub use error::UsageError;
 pub use registries::Registries;
 
-use builder_core::exec::{BuildRequest, NoCache, PushSettings, SecretValue};
+use builder_core::exec::{BuildRequest, Directories, NoCache, PushSettings, SecretValue};
 use builder_core::layer::Compression;
 use builder_core::limits::Limits;
 use builder_core::oci::{Platform, Reference};
@@ -25,7 +25,7 @@ use builder_core::registry::RegistryOptions;
 use builder_core::rootfs::TreeMode;
 use builder_core::sandbox::{Environment, Tier, Wish};
 
-use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees};
+use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees, Unpack};
 use values::{bytes, host, name_values, ulimit};
 
 /// What `slipway build` is asked for: the build itself, and what the command does beside it.
@@ -112,6 +112,10 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         tags,
         work_dir: state.work_dir,
         tree_mode: state.tree_mode,
+        directories: match flags.unpack {
+            Unpack::Auto => Directories::WhenNeeded,
+            Unpack::Always => Directories::Always,
+        },
         environment,
         client: registries.client,
         registry_client: None,

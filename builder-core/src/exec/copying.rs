@@ -4,15 +4,16 @@ use std::cell::OnceCell;
 
 use super::BuildError;
 use super::cache::{InputRecord, StepRecord};
+use super::known;
 use super::shared::{Shared, SourceTree};
 use super::stage::Inputs;
 use crate::context::Files;
 use crate::copy::{self, ResolvedCopy};
-use crate::layer::{self, LayerOptions};
 use crate::oci::{ChainId, Sha256, canonical_json};
 use crate::plan::key::WHOLE;
 use crate::plan::{CopyAction, CopySource, FileSource, Stage};
-use crate::rootfs::{LayerRef, Rootfs};
+use crate::rootfs::index::{IndexStep, IndexTree};
+use crate::rootfs::{LayerRef, Recall, View};
 use crate::snapshot;
 
 /// A COPY or ADD whose source is known. The sources are read at most once, and not at all when the same paths of the
@@ -85,7 +86,7 @@ impl<'a> Prepared<'a> {
     }
 
     /// Writes the files into `target`.
-    pub(super) fn apply(&self, target: &Rootfs) -> Result<(), BuildError> {
+    pub(super) fn apply<'s>(&'s self, target: &dyn View<'s>) -> Result<(), BuildError> {
         let opened = self.open()?;
         Ok(copy::apply(self.action, &opened.resolved, opened.files.get(), target, &self.shared.cancel)?)
     }
@@ -146,17 +147,11 @@ pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) ->
     {
         return Ok(LayerRef { diff_id: record.layer.diff_id, blob: record.layer.blob });
     }
-    let mut tree = shared.checkout(&[])?;
-    let step = tree.begin()?;
-    prepared.apply(step.rootfs())?;
-    let changes = snapshot::changes(&step, None)?;
-    let options = LayerOptions {
-        compression: shared.request.layer_compression(),
-        docker_media_types: shared.request.docker_media_types(),
-        clamp_mtime: clamp,
-    };
-    let limits = &shared.request.limits;
-    let layer = layer::write(&changes, step.rootfs(), shared.store, &options, limits, &shared.cancel, &|_| {})?;
+    let work = IndexStep::begin(IndexTree::empty(), shared.timestamp(), shared.trees);
+    prepared.apply(&work)?;
+    let changes =
+        snapshot::changes_of_index(&work, Recall { layers: &[], source: shared.blobs, cancel: &shared.cancel })?;
+    let layer = shared.write_layer(&changes, &work, &stage.name).map_err(known::of_context)?;
     let record = StepRecord { layer, created: shared.timestamp() };
     shared.cache.put_step(key, &record).map_err(|source| BuildError::Cache { source })?;
     tracing::debug!(stage = stage.name, context = name, "context taken as base");

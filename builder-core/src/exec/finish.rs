@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::cache::StepCache;
 use super::elsewhere::Elsewhere;
+use super::known::Known;
 use super::meter::Meter;
 use super::prepare::{PlatformPlan, Prepared};
 use super::report::{Recorder, Report};
@@ -207,6 +208,7 @@ fn shared<'a>(
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),
         seals: Places::new(request.limits.layers_at_once().get()),
+        known: Known::default(),
         first_step: first_steps,
         uploads,
     }

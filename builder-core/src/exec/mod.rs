@@ -19,6 +19,7 @@ mod error;
 mod finish;
 mod forecast;
 mod inputs;
+mod known;
 mod maintain;
 mod meter;
 mod mounts;
@@ -39,7 +40,9 @@ pub use maintain::{Inventory, Kept, KeptMount, MaintainError, WorkDir, inventory
 pub use mounts::CacheMountId;
 pub use prepare::{PlatformPlan, Prepared, check, prepare};
 pub use report::{Report, StepReport};
-pub use request::{BeforeOutputs, BuildRequest, ContextSource, DockerfileSource, NoCache, PushSettings, SecretValue};
+pub use request::{
+    BeforeOutputs, BuildRequest, ContextSource, Directories, DockerfileSource, NoCache, PushSettings, SecretValue,
+};
 
 use std::sync::Arc;
 

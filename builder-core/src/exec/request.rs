@@ -39,6 +39,8 @@ pub struct BuildRequest {
     pub work_dir: PathBuf,
     /// How trees are kept; `None` probes.
     pub tree_mode: Option<TreeMode>,
+    /// When COPY, ADD and WORKDIR work in a directory.
+    pub directories: Directories,
     /// What [`crate::sandbox::enter`] found.
     pub environment: Environment,
     /// Certificates, proxies, time-outs.
@@ -267,4 +269,15 @@ impl fmt::Debug for SecretValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
     }
+}
+
+/// When COPY, ADD and WORKDIR work in a directory that holds the layers below them, and when on what is known of these
+/// layers. The result is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Directories {
+    /// When a RUN or an output needs the directory as well.
+    #[default]
+    WhenNeeded,
+    /// Always.
+    Always,
 }

@@ -8,6 +8,7 @@ use super::BuildError;
 use super::cache::StepCache;
 use super::elsewhere::{Elsewhere, Trail};
 use super::forecast::Forecast;
+use super::known::Known;
 use super::request::BuildRequest;
 use super::uploads::Uploads;
 use crate::cancel::Cancel;
@@ -49,6 +50,8 @@ pub(super) struct Shared<'a> {
     pub(super) seals: Places,
     /// Number of the first step of each stage.
     pub(super) first_step: Vec<usize>,
+    /// What stacks of layers hold.
+    pub(super) known: Known,
     /// Where layers of the image go while later steps run.
     pub(super) uploads: &'a Uploads<'a>,
 }

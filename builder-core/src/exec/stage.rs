@@ -14,14 +14,15 @@ use super::cache::StepRecord;
 use super::elsewhere::Trail;
 use super::forecast::forecast;
 use super::shared::{MadeLayer, Promise, Shared, Slot, StageResult, Tree};
-use super::{BuildError, copying, running};
+use super::{BuildError, copying, known, running};
 use crate::event::{Event, StepId};
-use crate::layer::{self, LayerOptions, SealedLayer};
+use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
 use crate::oci::{ChainId, Descriptor, Sha256};
 use crate::output;
 use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, FileSource, MountKind, Plan, Stage, StageId, Step};
-use crate::rootfs::{DetachedStep, FileKind, LayerRef, Recall, Rootfs, TreeStep, WorkTree};
+use crate::rootfs::index::IndexTree;
+use crate::rootfs::{DetachedStep, FileKind, LayerRef, Recall, TreeStep, WorkTree};
 use crate::snapshot::{self, Change};
 
 /// A stage on its way.
@@ -36,6 +37,8 @@ pub(super) struct Progress<'scope, 'a> {
     coming: Vec<Coming<'scope>>,
     /// The directory behind `layers` and `coming`, once a step needed one; `None` after a cached step, which leaves it behind.
     tree: Option<WorkTree>,
+    /// What `layers` hold, as far as a step without a directory had to know it; of use while it has as many layers.
+    index: Option<IndexTree>,
     made: BTreeMap<(StageId, usize), MadeLayer>,
     /// How it came to where it is.
     trail: Trail,
@@ -76,7 +79,17 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             }
             Base::Context(name) => (vec![copying::context_as_base(shared, stage, name)?], None, BTreeMap::new()),
         };
-        Ok(Self { shared, stage, scope, layers, coming: Vec::new(), tree, made, trail: shared.trail(stage)? })
+        Ok(Self {
+            shared,
+            stage,
+            scope,
+            layers,
+            coming: Vec::new(),
+            tree,
+            index: None,
+            made,
+            trail: shared.trail(stage)?,
+        })
     }
 
     /// Number of the step in the whole build.
@@ -206,7 +219,11 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         if shared.cancel.is_cancelled() {
             return Err(BuildError::Cancelled);
         }
-        let layer = if detached {
+        let layer = if let Some(layer) = self.make_known(&key, copy.as_ref(), detached, id)? {
+            self.settle()?;
+            self.tree = None;
+            layer
+        } else if detached {
             let prepared = copy.as_ref().expect("only a copy is detached");
             let mut empty = shared.checkout(&[])?;
             let tree_step = empty.begin()?;
@@ -256,6 +273,40 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         self.trail = trail;
         phases.done("keep", begun);
         Ok(Some((made, false)))
+    }
+
+    /// Makes the layer of a step without a directory, if that is the better way and works.
+    fn make_known(
+        &mut self,
+        key: &StepKey<'_>,
+        copy: Option<&copying::Prepared<'_>>,
+        detached: bool,
+        id: StepId,
+    ) -> Result<Option<SealedLayer>, BuildError> {
+        let (shared, step) = (self.shared, key.step);
+        let way = known::Way { stage: self.stage, index: key.index, detached, tree: self.tree.is_some() };
+        if matches!(step.action, Action::Run(_)) || !way.is_better(shared) {
+            return Ok(None);
+        }
+        if detached {
+            let made = known::make(shared, IndexTree::empty(), &[], step, id, copy)?;
+            return Ok(made.map(|(layer, _)| layer));
+        }
+        if !self.coming.is_empty() {
+            return Ok(None);
+        }
+        let before = match self.index.take().filter(|tree| tree.layers() == self.layers.len()) {
+            Some(tree) => tree,
+            None => match shared.known.tree(shared, &self.layers)? {
+                Some(tree) => tree,
+                None => return Ok(None),
+            },
+        };
+        let made = known::make(shared, before, &self.layers, step, id, copy)?;
+        Ok(made.map(|(layer, tree)| {
+            self.index = Some(tree);
+            layer
+        }))
     }
 
     /// What a step changed in a tree of the layers `below`.
@@ -416,20 +467,15 @@ impl Phases<'_> {
 
 impl Shared<'_> {
     /// Writes changes of a tree as a layer.
-    fn seal(&self, changes: &[Change], rootfs: &Rootfs, step: &Step, id: StepId) -> Result<SealedLayer, BuildError> {
-        let _turn = self.seals.enter();
+    pub(super) fn seal(
+        &self,
+        changes: &[Change],
+        tree: &dyn layer::Tree,
+        step: &Step,
+        id: StepId,
+    ) -> Result<SealedLayer, BuildError> {
         let begun = Instant::now();
-        let options = LayerOptions {
-            compression: self.request.layer_compression(),
-            docker_media_types: self.request.docker_media_types(),
-            clamp_mtime: self.request.clamp_mtime(self.plan),
-        };
-        let progress = |done| {
-            let transfer = crate::event::Transfer::Compress;
-            self.observer.event(Event::Progress { transfer, id: &step.title, done, total: None });
-        };
-        let limits = &self.request.limits;
-        let layer = layer::write(changes, rootfs, self.store, &options, limits, &self.cancel, &progress)?;
+        let layer = self.write_layer(changes, tree, &step.title)?;
         Phases { shared: self, step: id }.done("layer", begun);
         self.observer.event(Event::Packed {
             step: id,
@@ -439,6 +485,30 @@ impl Shared<'_> {
             entries: layer.entries,
         });
         Ok(layer)
+    }
+
+    /// The same of something that is no step.
+    pub(super) fn write_layer(
+        &self,
+        changes: &[Change],
+        tree: &dyn layer::Tree,
+        title: &str,
+    ) -> Result<SealedLayer, BuildError> {
+        let _turn = self.seals.enter();
+        let options = LayerOptions {
+            compression: self.request.layer_compression(),
+            docker_media_types: self.request.docker_media_types(),
+            clamp_mtime: self.request.clamp_mtime(self.plan),
+        };
+        let progress = |done| {
+            let transfer = crate::event::Transfer::Compress;
+            self.observer.event(Event::Progress { transfer, id: title, done, total: None });
+        };
+        let limits = &self.request.limits;
+        let index = self.trees.indexes().record_new();
+        let index = index.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok();
+        let input = LayerInput { changes, tree, index };
+        Ok(layer::write(input, self.store, &options, limits, &self.cancel, &progress)?)
     }
 }
 
@@ -560,7 +630,7 @@ pub(super) fn file_sources(plan: &Plan) -> impl Iterator<Item = &FileSource> {
 }
 
 /// Whether the layers of a stage are layers of the image: it is the target, or the target stands on it.
-fn in_image(plan: &Plan, id: StageId) -> bool {
+pub(super) fn in_image(plan: &Plan, id: StageId) -> bool {
     let below = |stage: &StageId| match &plan.stages[stage.0].base {
         Base::Stage(base) => Some(*base),
         _ => None,

@@ -20,10 +20,12 @@ mod tests;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub use tar::Tree;
+
 use crate::cancel::Cancel;
 use crate::limits::Limits;
 use crate::oci::{Descriptor, DiffId, MediaType};
-use crate::rootfs::Rootfs;
+use crate::rootfs::index::Recorder;
 use crate::snapshot::Change;
 use crate::store::Store;
 
@@ -101,21 +103,37 @@ pub enum LayerError {
     Cancelled,
 }
 
-/// Writes `changes` of `rootfs` as one layer into `store`. `progress` gets the bytes of tar done so far. The same changes give the same bytes for any
+/// What a layer is made of.
+pub struct LayerInput<'a> {
+    /// What it says.
+    pub changes: &'a [Change],
+    /// Where the files of `changes` are.
+    pub tree: &'a dyn Tree,
+    /// Keeps what the layer holds.
+    pub index: Option<Recorder>,
+}
+
+impl<'a> LayerInput<'a> {
+    /// Without an index.
+    pub fn new(changes: &'a [Change], tree: &'a dyn Tree) -> Self {
+        Self { changes, tree, index: None }
+    }
+}
+
+/// Writes changes of a tree as one layer into `store`. `progress` gets the bytes of tar done so far. The same changes give the same bytes for any
 /// number of threads.
 ///
 /// # Errors
 /// [`LayerError`]; nothing is left in the store then.
 pub fn write(
-    changes: &[Change],
-    rootfs: &Rootfs,
+    input: LayerInput<'_>,
     store: &Store,
     options: &LayerOptions,
     limits: &Limits,
     cancel: &Cancel,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<SealedLayer, LayerError> {
-    write_tree(changes, rootfs, store, options, &settings(options, limits, cancel, progress))
+    write_tree(input, store, options, &settings(options, limits, cancel, progress))
 }
 
 /// Sends a plain tar through compression: a layer that exists, in another form. The diff_id of the result is that of
@@ -191,25 +209,27 @@ fn settings<'a>(
 }
 
 fn write_tree(
-    changes: &[Change],
-    tree: &dyn tar::Tree,
+    LayerInput { changes, tree, index }: LayerInput<'_>,
     store: &Store,
     options: &LayerOptions,
     settings: &pipeline::Settings<'_>,
 ) -> Result<SealedLayer, LayerError> {
-    let (entries, totals) = pipeline::run(*settings, store.writer()?, |sink| {
+    let ((entries, index), totals) = pipeline::run(*settings, store.writer()?, |sink| {
         let times = options.clamp_mtime.map_or(tar::Times::Keep, tar::Times::Clamp);
-        let mut tar = tar::TarWriter::new(sink, times);
+        let mut tar = tar::TarWriter::new(sink, times).noting(index);
         for change in changes {
             if settings.cancel.is_cancelled() {
                 return Err(LayerError::Cancelled);
             }
             tar.change(change, tree)?;
         }
-        let entries = tar.entries();
+        let (entries, index) = (tar.entries(), tar.take_index());
         tar.finish()?;
-        Ok(entries)
+        Ok((entries, index))
     })?;
+    if let Some(index) = index {
+        index.keep_as(totals.diff_id);
+    }
     Ok(sealed(totals, entries, options))
 }
 

@@ -1,5 +1,6 @@
 //! Changes and files → bytes of a tar, read straight into the buffers that are hashed and compressed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +10,8 @@ use rustix::fs::SeekFrom;
 
 use super::LayerError;
 use super::entry::{Entry, EntryKind, TAR_BLOCK, padding};
-use crate::rootfs::{FileKind, Metadata, Rootfs};
+use crate::rootfs::index::{IndexEntry, IndexStep, Opened, Recorder};
+use crate::rootfs::{FileKind, Metadata, Rootfs, TarKind, View};
 use crate::snapshot::Change;
 
 /// Takes bytes into buffers of its own, so that files are read to where they are needed.
@@ -117,7 +119,7 @@ pub trait Tree {
     ///
     /// # Errors
     /// What the kernel says.
-    fn open_file(&self, path: &Path) -> io::Result<File>;
+    fn open_file(&self, path: &Path) -> io::Result<Opened>;
 
     /// Text of a symbolic link.
     ///
@@ -125,23 +127,50 @@ pub trait Tree {
     /// What the kernel says.
     fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
 
-    /// The extended attribute `security.capability` of a regular file.
+    /// The extended attribute `security.capability` of a regular file, which may be open already.
     ///
     /// # Errors
     /// What the kernel says.
-    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
+    fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>>;
+
+    /// Whether a file is still what it was when it was opened, now that it was read.
+    ///
+    /// # Errors
+    /// That it is not.
+    fn check(&self, path: &Path, file: &File) -> io::Result<()> {
+        let _ = (path, file);
+        Ok(())
+    }
+}
+
+impl Tree for IndexStep<'_> {
+    fn open_file(&self, path: &Path) -> io::Result<Opened> {
+        self.open(path)
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        View::read_link(self, path)
+    }
+
+    fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
+        Self::capability(self, path, file)
+    }
+
+    fn check(&self, path: &Path, file: &File) -> io::Result<()> {
+        Self::check(self, path, file)
+    }
 }
 
 impl Tree for Rootfs {
-    fn open_file(&self, path: &Path) -> io::Result<File> {
-        Self::open_file(self, path)
+    fn open_file(&self, path: &Path) -> io::Result<Opened> {
+        Self::open_file(self, path).map(Opened::File)
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         Self::read_link(self, path)
     }
 
-    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    fn capability(&self, path: &Path, _file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
         let mut all = self.xattrs(path)?;
         Ok(all.iter().position(|(name, _)| name == "security.capability").map(|index| all.swap_remove(index).1))
     }
@@ -176,12 +205,23 @@ pub struct TarWriter<S> {
     header: Vec<u8>,
     entries: u64,
     times: Times,
+    index: Option<Recorder>,
 }
 
 impl<S: Sink> TarWriter<S> {
     /// Writes into `sink`.
     pub fn new(sink: S, times: Times) -> Self {
-        Self { sink, header: Vec::new(), entries: 0, times }
+        Self { sink, header: Vec::new(), entries: 0, times, index: None }
+    }
+
+    /// Notes in `index` what is written from now on. Only changes may be.
+    pub fn noting(self, index: Option<Recorder>) -> Self {
+        Self { index, ..self }
+    }
+
+    /// What was noted.
+    pub fn take_index(&mut self) -> Option<Recorder> {
+        self.index.take()
     }
 
     /// Entries so far.
@@ -250,15 +290,10 @@ impl<S: Sink> TarWriter<S> {
         let path = path.as_os_str().as_bytes();
         let split = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
         let name = [&path[..split], b".wh.", &path[split..]].concat();
-        self.header(&Entry {
-            name: &name,
-            kind: EntryKind::File(0),
-            mode: 0,
-            uid: 0,
-            gid: 0,
-            mtime: 0,
-            capability: None,
-        })
+        let entry =
+            Entry { name: &name, kind: EntryKind::File(0), mode: 0, uid: 0, gid: 0, mtime: 0, capability: None };
+        self.note(&entry, None);
+        self.header(&entry)
     }
 
     fn file(
@@ -293,13 +328,17 @@ impl<S: Sink> TarWriter<S> {
             FileKind::BlockDevice => EntryKind::BlockDevice(metadata.device.0, metadata.device.1),
         };
         if metadata.kind == FileKind::File {
-            capability = tree.capability(path).map_err(read_error)?.map(portable_capability);
+            let open = match &file {
+                Some(Opened::File(file)) => Some(file),
+                _ => None,
+            };
+            capability = tree.capability(path, open).map_err(read_error)?.map(portable_capability);
         }
         let kind = match &target {
             Some(target) => EntryKind::HardLink(target.as_os_str().as_bytes()),
             None => kind,
         };
-        self.header(&Entry {
+        let entry = Entry {
             name: name.as_os_str().as_bytes(),
             kind,
             mode: metadata.mode,
@@ -307,24 +346,78 @@ impl<S: Sink> TarWriter<S> {
             gid: metadata.gid,
             mtime: self.times.apply(metadata.mtime.0),
             capability: capability.as_deref(),
-        })?;
+        };
+        self.note(&entry, file.is_some().then_some((path, tree)));
+        self.header(&entry)?;
         match file {
-            Some(file) => self.content(file, metadata.size, path),
+            Some(Opened::File(file)) => {
+                self.content(&file, metadata.size, path)?;
+                tree.check(path, &file).map_err(read_error)
+            }
+            Some(Opened::Stream(mut stream)) => self.stream(&mut stream, metadata.size, path),
             None => Ok(()),
         }
     }
 
+    /// Notes an entry, with the content of `file` if an index keeps it.
+    fn note(&mut self, entry: &Entry<'_>, file: Option<(&Path, &dyn Tree)>) {
+        let Some(index) = &mut self.index else { return };
+        let (kind, link, size, device) = match entry.kind {
+            EntryKind::File(size) => (TarKind::File, &[][..], size, (0, 0)),
+            EntryKind::Directory => (TarKind::Directory, &[][..], 0, (0, 0)),
+            EntryKind::Symlink(text) => (TarKind::Symlink, text, 0, (0, 0)),
+            EntryKind::HardLink(target) => (TarKind::HardLink, target, 0, (0, 0)),
+            EntryKind::Fifo => (TarKind::Fifo, &[][..], 0, (0, 0)),
+            EntryKind::CharDevice(major, minor) => (TarKind::CharDevice, &[][..], 0, (major, minor)),
+            EntryKind::BlockDevice(major, minor) => (TarKind::BlockDevice, &[][..], 0, (major, minor)),
+        };
+        let mut noted = IndexEntry {
+            kind,
+            name: OsStr::from_bytes(entry.name).to_owned(),
+            link: OsStr::from_bytes(link).to_owned(),
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: (entry.mtime, 0),
+            device,
+            size,
+            capability: entry.capability.map(<[u8]>::to_vec),
+            content: None,
+        };
+        if let Some((path, tree)) = file
+            && noted.keeps_content()
+        {
+            let mut content = Vec::new();
+            let read = tree.open_file(path).and_then(|opened| match opened {
+                Opened::File(file) => file.take(size).read_to_end(&mut content),
+                Opened::Stream(stream) => stream.take(size).read_to_end(&mut content),
+            });
+            // If it cannot be read now, the layer will fail in a moment, or whoever wants it reads the layer.
+            noted.content = read.is_ok_and(|read| read as u64 == size).then_some(content);
+        }
+        index.add(&noted);
+    }
+
+    /// The bytes of a stream that must be exactly `size` long.
+    fn stream(&mut self, stream: &mut dyn Read, size: u64, path: &Path) -> Result<(), LayerError> {
+        let copied = copy(&mut self.sink, stream, size, size.saturating_add(1), path)?;
+        if copied != size {
+            return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: copied });
+        }
+        self.sink.zeros(padding(size) as u64)
+    }
+
     /// The bytes of a file that must be exactly `size` long; holes are not read.
-    fn content(&mut self, mut file: File, size: u64, path: &Path) -> Result<(), LayerError> {
+    fn content(&mut self, mut file: &File, size: u64, path: &Path) -> Result<(), LayerError> {
         let read_error = |source| LayerError::Read { path: path.to_owned(), source };
         let mut position = 0;
         // st_blocks counts 512 bytes whatever the file system's own blocks are (inode(7)).
         let sparse = size > SPARSE_FROM && {
-            let status = rustix::fs::fstat(&file).map_err(|error| read_error(error.into()))?;
+            let status = rustix::fs::fstat(file).map_err(|error| read_error(error.into()))?;
             u64::try_from(status.st_blocks).unwrap_or(0) < size / 512
         };
         while sparse && position < size {
-            let data = match rustix::fs::seek(&file, SeekFrom::Data(position)) {
+            let data = match rustix::fs::seek(file, SeekFrom::Data(position)) {
                 Ok(data) => data.min(size),
                 Err(rustix::io::Errno::NXIO) => size, // only a hole is left
                 Err(_) => break,                      // this file system has no such seek: read it all
@@ -333,9 +426,9 @@ impl<S: Sink> TarWriter<S> {
             self.sink.zeros(data - position)?;
             let hole = match data {
                 end if end == size => size,
-                data => rustix::fs::seek(&file, SeekFrom::Hole(data)).map_or(size, |hole| hole.min(size)),
+                data => rustix::fs::seek(file, SeekFrom::Hole(data)).map_or(size, |hole| hole.min(size)),
             };
-            rustix::fs::seek(&file, SeekFrom::Start(data)).map_err(|error| read_error(error.into()))?;
+            rustix::fs::seek(file, SeekFrom::Start(data)).map_err(|error| read_error(error.into()))?;
             let copied = copy(&mut self.sink, &mut file, hole - data, hole - data, path)?;
             position = data + copied;
             if copied != hole - data {
@@ -343,12 +436,12 @@ impl<S: Sink> TarWriter<S> {
             }
         }
         if position < size {
-            rustix::fs::seek(&file, SeekFrom::Start(position)).map_err(|error| read_error(error.into()))?;
+            rustix::fs::seek(file, SeekFrom::Start(position)).map_err(|error| read_error(error.into()))?;
         }
         // One byte more than is left: that it does not come says that the file is not longer.
         let rest = size - position;
         let copied = copy(&mut self.sink, &mut file, rest, rest + 1, path)?;
-        let length = || rustix::fs::fstat(&file).map_or(0, |status| u64::try_from(status.st_size).unwrap_or(0));
+        let length = || rustix::fs::fstat(file).map_or(0, |status| u64::try_from(status.st_size).unwrap_or(0));
         if copied != rest || (sparse && length() != size) {
             let actual = if copied < rest { position + copied } else { length() };
             return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual });

@@ -14,21 +14,22 @@ use proptest::prelude::*;
 use super::entry::{Entry, EntryKind};
 use super::tar::Tree;
 use super::*;
+use crate::rootfs::index::Opened;
 use crate::rootfs::{FileKind, Metadata};
 
 /// A tree that is a directory of the test.
 struct Plain(PathBuf);
 
 impl Tree for Plain {
-    fn open_file(&self, path: &Path) -> io::Result<File> {
-        File::open(self.0.join(path))
+    fn open_file(&self, path: &Path) -> io::Result<Opened> {
+        File::open(self.0.join(path)).map(Opened::File)
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         fs::read_link(self.0.join(path))
     }
 
-    fn capability(&self, _path: &Path) -> io::Result<Option<Vec<u8>>> {
+    fn capability(&self, _path: &Path, _file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
         Ok(None)
     }
 }
@@ -73,7 +74,7 @@ impl Fixture {
         let options = LayerOptions { compression, docker_media_types: false, clamp_mtime: None };
         let threads = NonZeroUsize::new(threads).expect("not zero");
         let settings = pipeline::Settings { compression, threads, block_bytes, cancel, progress: &|_| () };
-        write_tree(changes, &self.tree, &self.store, &options, &settings)
+        write_tree(LayerInput { changes, tree: &self.tree, index: None }, &self.store, &options, &settings)
     }
 
     fn blob(&self, layer: &SealedLayer) -> Vec<u8> {
@@ -271,7 +272,8 @@ fn cancelling_ends_it() {
         cancel: &cancel,
         progress: &progress,
     };
-    let result = write_tree(&changes, &f.tree, &f.store, &options, &settings);
+    let result =
+        write_tree(LayerInput { changes: &changes, tree: &f.tree, index: None }, &f.store, &options, &settings);
     assert!(matches!(result, Err(LayerError::Cancelled)), "{result:?}");
     assert!(*seen.lock().expect("no panic") < 1_100_000);
     assert_eq!(f.store.list().expect("readable"), []);
@@ -454,7 +456,9 @@ fn times_are_clamped() {
         let options = LayerOptions { compression: ALL[0], docker_media_types: true, clamp_mtime: clamp };
         let cancel = Cancel::default();
         let settings = settings(&options, &Limits::default(), &cancel, &|_| ());
-        let layer = write_tree(&changes, &f.tree, &f.store, &options, &settings).expect("written");
+        let layer =
+            write_tree(LayerInput { changes: &changes, tree: &f.tree, index: None }, &f.store, &options, &settings)
+                .expect("written");
         assert_eq!(layer.blob.media_type, MediaType::DockerLayer);
         let times: Vec<_> = read_back(&f.blob(&layer)).into_iter().map(|e| e.5).collect();
         assert_eq!(times, [time, 0]);

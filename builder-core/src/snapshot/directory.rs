@@ -58,7 +58,7 @@ pub(super) fn changes(
         }
     }
     differences.extend(decide(undecided, before, rootfs, below)?);
-    Ok(assemble(differences, after))
+    Ok(assemble(differences, &|path| Some(after.get(path)?.metadata)))
 }
 
 /// Those of `undecided` that are not what the layers below say.

@@ -2,7 +2,8 @@
 //!
 //! In overlay mode what the step wrote is in a directory of its own, the upper one, and everything in it is looked up in
 //! the tree before: cost follows what changed. In directory mode two listings of the whole tree are compared, which
-//! reads metadata only. Both end in the same list.
+//! reads metadata only. Of a tree that is only known, two copies are compared, which share what did not change. All end in
+//! the same list.
 //!
 //! Architecture invariant: neither tar nor compression is known here.
 //!
@@ -14,12 +15,15 @@
 //!   (checklist T-01, T-03).
 
 mod directory;
+mod index;
 mod overlay;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+pub use index::changes_of_index;
 
 use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, TreeError, TreeStep, path_order};
 
@@ -70,7 +74,7 @@ pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Vec<Cha
 /// A whole tree as changes to an empty one.
 pub fn everything(listing: &Listing) -> Vec<Change> {
     let all = listing.iter().map(|listed| (listed.path.to_owned(), Difference::Written(listed.metadata)));
-    assemble(all.collect(), listing)
+    assemble(all.collect(), &|path| Some(listing.get(path)?.metadata))
 }
 
 /// Why the changes could not be listed.
@@ -120,7 +124,7 @@ fn same_metadata(before: &Metadata, after: &Metadata) -> bool {
 
 /// Puts differences in order, with the ancestors of each before it and hard links as links to the first name.
 /// `after` knows every ancestor.
-fn assemble(mut differences: Vec<(PathBuf, Difference)>, after: &Listing) -> Vec<Change> {
+fn assemble(mut differences: Vec<(PathBuf, Difference)>, after: &dyn Fn(&Path) -> Option<Metadata>) -> Vec<Change> {
     if !differences.is_sorted_by(|(a, _), (b, _)| path_order(a, b).is_le()) {
         differences.sort_by(|(a, _), (b, _)| path_order(a, b));
     }
@@ -143,10 +147,10 @@ fn assemble(mut differences: Vec<(PathBuf, Difference)>, after: &Listing) -> Vec
             })
             .collect();
         for ancestor in missing.into_iter().rev() {
-            if let Some(found) = after.get(ancestor) {
+            if let Some(metadata) = after(ancestor) {
                 let path = ancestor.to_owned();
                 listed.push(path.clone());
-                changes.push(Change::Entry { path, metadata: found.metadata, link_to: None });
+                changes.push(Change::Entry { path, metadata, link_to: None });
             }
         }
         changes.push(match difference {

@@ -75,7 +75,7 @@ pub(super) fn changes(
         })
         .collect::<Result<_, _>>()?;
     differences.extend(decided.into_iter().flatten());
-    Ok(assemble(differences, &listing))
+    Ok(assemble(differences, &|path| Some(listing.get(path)?.metadata)))
 }
 
 /// Names of the directory `path` in the tree before that a directory of the same name, made anew, does not have.

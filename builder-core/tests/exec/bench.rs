@@ -165,6 +165,7 @@ impl Bench {
             outputs: Vec::new(),
             work_dir: self.path("work"),
             tree_mode: None,
+            directories: Default::default(),
             environment: self.environment.clone(),
             client: Default::default(),
             registry_client: None,

@@ -8,6 +8,7 @@ mod bench;
 mod cache;
 mod checks;
 mod clouds;
+mod known;
 mod mounts;
 mod outputs;
 mod platforms;
@@ -39,10 +40,11 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 10] = [
+    let groups: [(&str, &[Case]); 11] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
         ("clouds", clouds::CASES),
+        ("known", known::CASES),
         ("mounts", mounts::CASES),
         ("outputs", outputs::CASES),
         ("platforms", platforms::CASES),

@@ -17,6 +17,7 @@
 //! - An [`IndexTree`] is in memory, about 250 bytes a file: [`MAX_ENTRIES`] bounds it.
 
 mod content;
+mod extract;
 mod format;
 mod kept;
 mod node;
@@ -28,12 +29,12 @@ mod trees;
 mod walk;
 
 pub use content::Content;
+pub use extract::{Places, Visit};
 pub use format::{IndexEntry, IndexReader, IndexWriter};
-pub use kept::Indexes;
-pub(super) use kept::Recorder;
+pub use kept::{Indexes, Recorder};
 pub use node::{IndexNode, IndexTree};
 pub use replay::ReplayError;
-pub use step::{IndexStep, Unsuited};
+pub use step::{IndexStep, Opened, Unsuited};
 
 /// Entries of all layers of a tree that is held in memory; one with more is unpacked. At about 250 bytes each this stays
 /// within the memory that a build may have.

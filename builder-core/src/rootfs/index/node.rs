@@ -85,6 +85,12 @@ impl IndexTree {
         &self.root
     }
 
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        // A stack of more layers than that cannot be.
+        usize::try_from(self.layers).unwrap_or(usize::MAX)
+    }
+
     /// Entries of all layers, which bounds the number of files.
     pub fn entries(&self) -> u64 {
         self.entries

@@ -197,9 +197,9 @@ impl<'c> IndexStep<'c> {
         self.lock().contents.contains_key(&node.metadata.inode)
     }
 
-    /// Ends the step: the tree with one layer more, whose tar has `written`: for each entry, in order, the path if it is a
-    /// regular file with content.
-    pub fn commit<'p>(self, written: impl IntoIterator<Item = Option<&'p Path>>) -> IndexTree {
+    /// Ends the step: the tree with one layer more. Its tar has the content of the files `written` in the entries of these
+    /// numbers, counted from 0.
+    pub fn commit<'p>(self, written: impl IntoIterator<Item = (&'p Path, u64)>, entries: u64) -> IndexTree {
         let mut tree = self.after();
         for path in USER_FILES {
             let Ok(walked) = walk(&tree.root, Path::new(path), true) else { continue };
@@ -220,9 +220,8 @@ impl<'c> IndexStep<'c> {
             }
         }
         tree.layers += 1;
-        for (entry, path) in (0..).zip(written) {
-            tree.entries += 1;
-            let Some(path) = path else { continue };
+        tree.entries += entries;
+        for (path, entry) in written {
             let layer = tree.layers;
             if let Some(node) = own(&mut tree.root, super::node::names(path)) {
                 node.origin = Origin { layer, entry };

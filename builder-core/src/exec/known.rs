@@ -1,0 +1,153 @@
+//! COPY, ADD and WORKDIR without a directory: they see the tree below them as the indexes of its layers tell it, and their
+//! layers are written straight from where the files are.
+//!
+//! That is what happens unless a directory is there or will be needed anyway ([`Way::is_better`]). A step that has to look
+//! into a file that only the layers hold is done in a directory after all.
+//!
+//! Architecture invariant: the layer has the same bytes either way, for the tests force both.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use super::BuildError;
+use super::copying::Prepared;
+use super::request::Directories;
+use super::shared::{Shared, lock};
+use super::stage::{file_sources, in_image};
+use crate::context::FilesError;
+use crate::copy::{self, CopyError};
+use crate::event::StepId;
+use crate::layer::{LayerError, SealedLayer};
+use crate::oci::ChainId;
+use crate::output::Target;
+use crate::plan::{Action, Base, FileSource, Plan, Stage, StageId, Step};
+use crate::rootfs::index::{IndexStep, IndexTree};
+use crate::rootfs::{FileKind, LayerRef, Recall};
+use crate::snapshot::{self, Change};
+
+/// What is known of stacks of layers, for all stages of a build.
+#[derive(Default)]
+pub(super) struct Known {
+    trees: Mutex<BTreeMap<Option<ChainId>, Slot>>,
+}
+
+/// One stack; locked while it is read. `Some(None)`: it cannot be known without a directory.
+type Slot = Arc<Mutex<Option<Option<IndexTree>>>>;
+
+impl Known {
+    /// The tree of these layers; `None` if it cannot be known without a directory.
+    pub(super) fn tree(&self, shared: &Shared<'_>, layers: &[LayerRef]) -> Result<Option<IndexTree>, BuildError> {
+        let chain = ChainId::of(layers.iter().map(|layer| layer.diff_id));
+        let slot = Arc::clone(lock(&self.trees).entry(chain).or_default());
+        let mut slot = lock(&slot);
+        if let Some(known) = &*slot {
+            return Ok(known.clone());
+        }
+        let found = shared.trees.index(layers, shared.blobs, &shared.cancel)?;
+        Ok(slot.insert(found).clone())
+    }
+}
+
+/// A step that could be done with or without a directory.
+pub(super) struct Way<'a> {
+    pub(super) stage: &'a Stage,
+    /// Of the step.
+    pub(super) index: usize,
+    /// It does not see the tree below it.
+    pub(super) detached: bool,
+    /// The directory is there.
+    pub(super) tree: bool,
+}
+
+impl Way<'_> {
+    /// Whether it is better done without.
+    pub(super) fn is_better(&self, shared: &Shared<'_>) -> bool {
+        match shared.request.directories {
+            Directories::Always => false,
+            Directories::WhenNeeded if self.detached => true,
+            // What is there knows more than the layers: fractions of seconds, which tell whether a file is the same.
+            Directories::WhenNeeded => !self.tree && !self.needed(shared),
+        }
+    }
+
+    /// Whether the directory will be needed.
+    fn needed(&self, shared: &Shared<'_>) -> bool {
+        let written = shared.request.outputs.iter().any(Target::is_files) && in_image(shared.plan, self.stage.id);
+        written || runs(&self.stage.steps[self.index + 1..]) || needed_above(shared.plan, self.stage.id)
+    }
+}
+
+fn runs(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step.action, Action::Run(_)))
+}
+
+/// Whether others need the directory of a stage: those that go on from it, and those that read its files.
+fn needed_above(plan: &Plan, id: StageId) -> bool {
+    let above = plan.stages.iter().filter(|stage| stage.base == Base::Stage(id));
+    above.into_iter().any(|stage| runs(&stage.steps) || needed_above(plan, stage.id))
+        || file_sources(plan).any(|from| *from == FileSource::Stage(id))
+}
+
+/// Makes the layer of a COPY, ADD or WORKDIR on what is known of `layers`; `None` if it needs a directory after all.
+pub(super) fn make(
+    shared: &Shared<'_>,
+    before: IndexTree,
+    layers: &[LayerRef],
+    step: &Step,
+    id: StepId,
+    copy: Option<&Prepared<'_>>,
+) -> Result<Option<(SealedLayer, IndexTree)>, BuildError> {
+    let work = IndexStep::begin(before, shared.timestamp(), shared.trees);
+    let applied = match (&step.action, copy) {
+        (Action::Workdir(action), _) => copy::workdir(action, &work).map_err(BuildError::from),
+        (Action::Copy(_), Some(prepared)) => prepared.apply(&work),
+        _ => return Ok(None),
+    };
+    if let Err(error) = applied {
+        return match work.unsuited() {
+            Some(reason) => {
+                tracing::debug!(step = step.title, ?reason, "done in a directory after all");
+                Ok(None)
+            }
+            None => Err(error),
+        };
+    }
+    let recall = Recall { layers, source: shared.blobs, cancel: &shared.cancel };
+    let changes = snapshot::changes_of_index(&work, recall)?;
+    let layer = shared.seal(&changes, &work, step, id).map_err(of_context)?;
+    let tree = work.commit(contents(&changes), changes.len() as u64);
+    Ok(Some((layer, tree)))
+}
+
+/// An error of writing a layer straight from the context: a file is read only now, and may be another one than it was.
+pub(super) fn of_context(error: BuildError) -> BuildError {
+    match error {
+        BuildError::Layer(LayerError::Read { path, source }) => match source.downcast::<FilesError>() {
+            Ok(error) => CopyError::from(error).into(),
+            Err(source) => LayerError::Read { path, source }.into(),
+        },
+        error => error,
+    }
+}
+
+/// The entry of the layer's tar that has the content of each file: every change is one entry.
+fn contents(changes: &[Change]) -> Vec<(&Path, u64)> {
+    let mut first: BTreeMap<&Path, u64> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (entry, change) in (0..).zip(changes) {
+        let Change::Entry { path, metadata, link_to } = change else { continue };
+        if metadata.kind != FileKind::File {
+            continue;
+        }
+        let entry = match link_to {
+            Some(target) => first.get(target.as_path()).copied().unwrap_or(entry),
+            None => entry,
+        };
+        if metadata.links > 1 && link_to.is_none() {
+            first.insert(path, entry);
+        }
+        found.push((path.as_path(), entry));
+    }
+    found
+}
