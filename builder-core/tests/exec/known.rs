@@ -94,6 +94,9 @@ fn copies(bench: &Bench) -> Outcome {
         "FROM linked:1\nCOPY a /dir/f\nCOPY a /real/f\nCOPY d/link /real/f\nCOPY a /real/f\n",
         "FROM base:1\nCOPY --link a /x/\nCOPY --link --chown=5:6 d /x/\nCOPY a /x/b\n",
         "FROM base:1\nCOPY --parents d/./e/y d/x /p/\nCOPY --exclude=e d /q\n",
+        "FROM base:1\nCOPY --from=base:1 /etc/passwd /etc/passwd\nCOPY --from=base:1 /etc /etc\n\
+         COPY --chown=user --from=base:1 /etc/group /etc/group\n",
+        "FROM linked:1\nCOPY --from=linked:1 / /\nCOPY --from=linked:1 /real /x\n",
         "FROM scratch\nCOPY d /\nWORKDIR /w\nCOPY --chown=7:8 a b\n",
         "FROM base:1\nCOPY a /a\nRUN echo b >> /a\nCOPY a /a\nCOPY d /d\n",
         "FROM base:1 AS one\nCOPY d /d\nFROM one AS two\nCOPY a /d/\nFROM base:1\nCOPY --from=two /d /e\nCOPY --from=one /d/x /\n",

@@ -221,6 +221,8 @@ impl<'c> IndexStep<'c> {
         }
         tree.layers += 1;
         tree.entries += entries;
+        let written: BTreeMap<&Path, u64> = written.into_iter().collect();
+        keep_origins(&self.before, &mut tree, &written);
         for (path, entry) in written {
             let layer = tree.layers;
             if let Some(node) = own(&mut tree.root, super::node::names(path)) {
@@ -327,6 +329,36 @@ impl State<'_> {
         parent.metadata.mtime = now;
         parent.children_mut().ok_or(Errno::NOTDIR)?.insert(name, Arc::new(node));
         Ok(inode)
+    }
+}
+
+/// Files that the step made anew with the content that they had are in no new layer: it stays where it was.
+fn keep_origins(before: &IndexTree, after: &mut IndexTree, written: &BTreeMap<&Path, u64>) {
+    let mut kept = Vec::new();
+    let mut left = vec![(PathBuf::new(), Arc::clone(&before.root), Arc::clone(&after.root))];
+    while let Some((path, before, after)) = left.pop() {
+        for (name, is) in after.children() {
+            let Some(was) = before.child(name).filter(|was| !Arc::ptr_eq(was, is)) else { continue };
+            let path = path.join(name);
+            match (was.metadata.kind, is.metadata.kind) {
+                (FileKind::Directory, FileKind::Directory) => left.push((path, Arc::clone(was), Arc::clone(is))),
+                (FileKind::File, FileKind::File) if !written.contains_key(path.as_path()) => {
+                    kept.push((path, Arc::clone(was)));
+                }
+                _ => {}
+            }
+        }
+    }
+    for (path, was) in kept {
+        let Some(node) = own(&mut after.root, super::node::names(&path)) else { continue };
+        node.origin = was.origin;
+        if let Body::File(old) = &was.body {
+            let identity = match &node.body {
+                Body::File(known) => known.identity.or(old.identity),
+                _ => old.identity,
+            };
+            node.body = Body::File(Arc::new(Known { identity, ..(**old).clone() }));
+        }
     }
 }
 
