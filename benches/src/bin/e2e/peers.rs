@@ -1,0 +1,118 @@
+//! The builders that are compared.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::{Result, env};
+
+/// A builder: command templates for `sh -c` with `{context} {dockerfile} {tag} {state} {cache}` to be filled in.
+pub struct Peer {
+    /// For the table.
+    pub name: String,
+    /// File name of its program, whose processes' memory is counted.
+    pub program: String,
+    /// By [`Way`].
+    templates: BTreeMap<Way, String>,
+}
+
+/// What is asked of a builder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// Build and push as it does by itself.
+    Usual,
+    /// With layers in zstd.
+    Zstd,
+    /// And put the results of steps into the repository `{cache}`.
+    CacheTo,
+    /// With results of steps from the repository `{cache}`.
+    CacheFrom,
+}
+
+impl Way {
+    /// Its word in `BENCH_PEERS`.
+    fn word(word: &str) -> Option<Self> {
+        match word {
+            "" => Some(Self::Usual),
+            "zstd" => Some(Self::Zstd),
+            "cache-to" => Some(Self::CacheTo),
+            "cache-from" => Some(Self::CacheFrom),
+            _ => None,
+        }
+    }
+}
+
+impl Peer {
+    /// Its command for `way`; `None` if it cannot do that.
+    pub fn template(&self, way: Way) -> Option<&str> {
+        self.templates.get(&way).map(String::as_str)
+    }
+}
+
+fn file_name(path: &Path) -> Result<String> {
+    let name = path.file_name().ok_or_else(|| format!("{} names no program", path.display()))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// slipway, buildah where it is installed, and those of `BENCH_PEERS`.
+pub fn peers() -> Result<Vec<Peer>> {
+    let mut peers = vec![slipway()?];
+    if Command::new("buildah").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        peers.push(buildah());
+    }
+    for line in env("BENCH_PEERS").unwrap_or_default().lines().filter(|line| !line.trim().is_empty()) {
+        let (name, template) = line.split_once('=').ok_or("BENCH_PEERS: name=command template")?;
+        let (name, template) = (name.trim(), template.trim().to_owned());
+        let (name, word) = name.split_once('.').unwrap_or((name, ""));
+        let way =
+            Way::word(word).ok_or_else(|| format!("BENCH_PEERS: {word} is none of zstd, cache-to, cache-from"))?;
+        if let Some(peer) = peers.iter_mut().find(|peer| peer.name == name) {
+            peer.templates.insert(way, template);
+            continue;
+        }
+        let program = template.split_whitespace().find(|word| *word != "exec").ok_or("BENCH_PEERS: no command")?;
+        let program = file_name(Path::new(program))?;
+        peers.push(Peer { name: name.to_owned(), program, templates: BTreeMap::from([(way, template)]) });
+    }
+    if let Some(only) = env("BENCH_ONLY") {
+        peers.retain(|peer| only.split(',').any(|name| name == peer.name));
+    }
+    Ok(peers)
+}
+
+fn slipway() -> Result<Peer> {
+    let path = env("SLIPWAY_BIN").unwrap_or_else(|| "target/release/slipway".to_owned());
+    let path = fs::canonicalize(&path).map_err(|error| format!("{path}: {error}; set SLIPWAY_BIN"))?;
+    let build = |options: &str| {
+        format!(
+            "exec {} build --progress plain --work-dir {{state}} -f {{dockerfile}} {options} {{context}}",
+            path.display()
+        )
+    };
+    let templates = BTreeMap::from([
+        (Way::Usual, build("-t {tag} --push")),
+        (Way::Zstd, build("-o type=registry,name={tag},compression=zstd")),
+        (Way::CacheTo, build("-t {tag} --push --cache-to type=registry,ref={cache},mode=max")),
+        (Way::CacheFrom, build("-t {tag} --push --cache-from type=registry,ref={cache}")),
+    ]);
+    Ok(Peer { name: "slipway".to_owned(), program: file_name(&path)?, templates })
+}
+
+/// One line does both, as slipway's does; layers are kept so that the warm rows mean the same.
+fn buildah() -> Peer {
+    let line = |build: &str, push: &str| {
+        let place = "--root {state}/root --runroot {state}/run";
+        format!(
+            "buildah {place} build --isolation chroot --layers --tls-verify=false {build} -f {{dockerfile}} -t {{tag}} \
+             {{context}} && buildah {place} push --tls-verify=false {push} {{tag}}"
+        )
+    };
+    let templates = BTreeMap::from([
+        (Way::Usual, line("", "")),
+        (Way::Zstd, line("", "--compression-format zstd")),
+        (Way::CacheTo, line("--cache-to {cache}", "")),
+        (Way::CacheFrom, line("--cache-from {cache}", "")),
+    ]);
+    Peer { name: "buildah".to_owned(), program: "buildah".to_owned(), templates }
+}
