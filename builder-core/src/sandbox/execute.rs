@@ -12,7 +12,7 @@ use crate::cancel::Cancel;
 use crate::event::Stream;
 
 /// How long `run` waits between two looks at [`Cancel`].
-const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+pub const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The program and what the parent keeps of its pipes.
 pub struct Prepared {

@@ -39,6 +39,7 @@
 //! Architecture invariant: Dockerfiles, layers and network protocols are not known here; all system calls that need
 //! `unsafe` are in `sys`.
 
+mod chroot;
 mod environment;
 mod execute;
 mod ids;
@@ -233,6 +234,9 @@ pub enum SandboxError {
         /// The work dir.
         work_dir: PathBuf,
     },
+    /// `--network=none` where no network namespace can be had.
+    #[error("a RUN without network needs a network namespace, which cannot be had here")]
+    NoNetworkNamespace,
     /// An id that does not exist in this environment.
     #[error("user or group id {id} does not exist in this user namespace")]
     NoSuchId {
@@ -270,6 +274,9 @@ impl Hint for SandboxError {
                  --add-subgids 100000-165535 $USER`, package uidmap), or root"
                     .to_owned(),
             ),
+            Self::NoNetworkNamespace => Some(
+                "`slipway info` says what the tier namespaces needs; without `--network=none` the RUN works in this tier".to_owned(),
+            ),
             Self::NoExec { .. } => Some("put --work-dir (SLIPWAY_DIR) on a volume without the mount option noexec".to_owned()),
             Self::Unavailable { .. } => Some("`slipway info` shows what this machine allows".to_owned()),
             Self::UnknownLimit { .. } => {
@@ -297,10 +304,8 @@ pub fn run(
 ) -> Result<ExitStatus, SandboxError> {
     match environment.tier {
         Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
+        Some(Tier::Chroot) => chroot::run(environment, rootfs.root_fd(), spec, output, cancel),
         Some(Tier::Traced) => traced::run(environment, rootfs.root_fd(), rootfs.owners(), spec, output, cancel),
-        Some(tier @ Tier::Chroot) => {
-            Err(SandboxError::Unavailable { reason: format!("the tier {tier} is not in this version") })
-        }
         None => {
             environment.available()?;
             unreachable!("without a tier nothing is available")

@@ -99,7 +99,7 @@ fn open_path(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     open_in(root, path, flags)
 }
 
-fn open_directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+pub fn open_directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     open_in(root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC)
 }
 
@@ -231,11 +231,11 @@ fn gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
-fn mtime(stat: &Stat) -> (i64, i64) {
+pub fn mtime(stat: &Stat) -> (i64, i64) {
     (stat.st_mtime, stat.st_mtime_nsec as i64)
 }
 
-fn set_mtime(directory: impl AsFd, (seconds, nanoseconds): (i64, i64)) -> io::Result<()> {
+pub fn set_mtime(directory: impl AsFd, (seconds, nanoseconds): (i64, i64)) -> io::Result<()> {
     let times = Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ },

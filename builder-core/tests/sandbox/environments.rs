@@ -67,6 +67,14 @@ pub const ENVIRONMENTS: &[Environment] = &[
         needs: None,
     },
     Environment {
+        name: "chroot_in_pod",
+        tier: Tier::Chroot,
+        ids: IdMapping::Root,
+        start: "POD \"$@\"",
+        masked_proc: false,
+        needs: None,
+    },
+    Environment {
         name: "user_with_subids",
         tier: Tier::Namespaces,
         ids: IdMapping::Subordinate,

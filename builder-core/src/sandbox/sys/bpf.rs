@@ -38,6 +38,8 @@ pub enum When {
     NotZero(u8),
     /// Those whose argument has one of these bits, all in its lower half.
     AnyBit(u8, u32),
+    /// Those whose argument lacks one of these bits, all in its lower half.
+    Lacks(u8, u32),
     /// Those whose argument is one of these, compared by its lower half.
     OneOf(u8, Vec<u32>),
 }
@@ -134,6 +136,13 @@ fn one(rule: &Rule) -> Vec<sock_filter> {
             allow,
         ],
         When::AnyBit(argument, bits) => vec![low(*argument), jump(libc::BPF_JSET, *bits, 0, 1), act, allow],
+        When::Lacks(argument, bits) => vec![
+            low(*argument),
+            instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, *bits, 0, 0),
+            jump(libc::BPF_JEQ, *bits, 1, 0),
+            act,
+            allow,
+        ],
         When::OneOf(argument, values) => {
             let mut body = vec![low(*argument)];
             body.extend(values.iter().flat_map(|&value| [jump(libc::BPF_JEQ, value, 0, 1), act]));
@@ -185,6 +194,7 @@ mod tests {
                     let k = k as usize;
                     acc = u32::from_le_bytes(data[k..k + 4].try_into().expect("four bytes"));
                 }
+                libc::BPF_ALU => acc &= k,
                 libc::BPF_RET => return k,
                 libc::BPF_JMP if code & 0xf0 == libc::BPF_JA => at += k as usize,
                 libc::BPF_JMP => {
@@ -220,6 +230,7 @@ mod tests {
             Rule::when(1, When::NotZero(4), Action::Trace(7)),
             Rule::when(2, When::AnyBit(0, 0x80), Action::Errno(1)),
             Rule::when(3, When::OneOf(1, vec![5, 9]), Action::Notify),
+            Rule::when(5, When::Lacks(2, 0xc0), Action::Notify),
         ];
         let program = filter(&rules, Action::Allow);
         let check = |number, args: [u64; 6], expected: Action| {
@@ -232,6 +243,8 @@ mod tests {
         check(2, [0x181, 0, 0, 0, 0, 0], Action::Errno(1));
         check(3, [5, 4, 0, 0, 0, 0], Action::Allow);
         check(3, [0, 9, 0, 0, 0, 0], Action::Notify);
+        check(5, [0, 0, 0x41, 0, 0, 0], Action::Notify);
+        check(5, [0, 0, 0xc1, 0, 0, 0], Action::Allow);
         check(4, [5, 5, 5, 5, 5, 5], Action::Allow);
     }
 }

@@ -160,7 +160,7 @@ fn ignore(errno: Errno, result: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// close_range(2), since Linux 5.9.
-fn close_descriptors(gaps: &[(u32, u32)]) -> Result<(), Errno> {
+pub(super) fn close_descriptors(gaps: &[(u32, u32)]) -> Result<(), Errno> {
     for &(first, last) in gaps {
         // SAFETY: closes descriptors of this process only (a copy of the parent's table), none of which is used again.
         if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {

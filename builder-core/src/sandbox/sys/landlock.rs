@@ -15,6 +15,8 @@ const PATH_BENEATH: libc::c_int = 1;
 pub const EXECUTE: u64 = 1 << 0 | 1 << 2;
 /// Everything that version 1 knows: reading, writing, making and removing all kinds of files.
 pub const ALL: u64 = (1 << 13) - 1;
+/// All rights that the kernel knows.
+pub const EVERYTHING: u64 = u64::MAX;
 /// Rights that later versions know: refer (2), truncate (3), ioctl on devices (5).
 const LATER: [(i32, u64); 3] = [(2, 1 << 13), (3, 1 << 14), (5, 1 << 15)];
 /// Signals to processes outside, since version 6.

@@ -9,11 +9,13 @@
 
 pub mod bpf;
 mod child;
+mod keeper;
 pub mod landlock;
 pub mod memory;
 pub mod notify;
 mod program;
 pub mod ptrace;
+pub mod raw;
 pub mod seccomp;
 mod trial;
 mod watcher;
@@ -23,6 +25,7 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
+pub use keeper::Kept;
 pub use program::{Arguments, Op, Program, Step};
 pub use trial::{Ids, Outsider, Refused, try_namespaces, write_own_maps};
 pub use watcher::Watcher;

@@ -28,6 +28,12 @@ impl Program {
 
     /// Puts [`Op::CloseDescriptors`] first, for all numbers that no step names: also those that other threads open meanwhile.
     pub fn close_others(&mut self) {
+        let gaps = gaps(self.descriptors());
+        self.steps.insert(0, Step { what: "close descriptors".into(), op: Op::CloseDescriptors { gaps } });
+    }
+
+    /// Numbers of all descriptors that the program uses.
+    pub fn descriptors(&self) -> Vec<u32> {
         let mut keep = vec![self.report.as_raw_fd().cast_unsigned()];
         for step in &self.steps {
             match &step.op {
@@ -45,13 +51,12 @@ impl Program {
                 _ => {}
             }
         }
-        let gaps = gaps(keep);
-        self.steps.insert(0, Step { what: "close descriptors".into(), op: Op::CloseDescriptors { gaps } });
+        keep
     }
 }
 
 /// The ranges between the numbers in `keep`, both ends included. 0, 1 and 2 are replaced later and stay until then.
-fn gaps(mut keep: Vec<u32>) -> Vec<(u32, u32)> {
+pub(super) fn gaps(mut keep: Vec<u32>) -> Vec<(u32, u32)> {
     keep.extend([0, 1, 2]);
     keep.sort_unstable();
     keep.dedup();

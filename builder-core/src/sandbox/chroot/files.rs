@@ -1,0 +1,448 @@
+//! The files of `/proc`, `/sys` and `/dev` that a command in a chroot is shown, and those it is not.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{Access, AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::super::sys::raw;
+use super::members::{Identity, Members};
+use super::tree::Tree;
+
+/// What a container does not see of /proc and /sys: Docker's masked paths, and what is the kernel's alone.
+const MASKED: [&str; 14] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What a served path stands for.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// This path of our own, magic links followed.
+    Outer(PathBuf),
+    /// A path of the tree.
+    Inner(PathBuf),
+    /// These bytes; the path is for its metadata.
+    Text(Vec<u8>, PathBuf),
+}
+
+/// Shows files to the processes of one RUN.
+#[derive(Debug)]
+pub struct Files {
+    /// The tree.
+    pub tree: Tree,
+    /// Whose processes are shown.
+    pub members: Members,
+    /// The name of the machine inside.
+    pub hostname: String,
+    /// Terminals that were opened by /dev/ptmx.
+    terminals: Mutex<Vec<u32>>,
+}
+
+/// The user of a call, for as long as this lives: the thread opens files with its rights. The saved id stays 0, by which the
+/// thread comes back.
+pub struct AsUser(bool);
+
+impl AsUser {
+    /// Becomes `identity`; nothing happens for root.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_SETUID.
+    pub fn new(identity: Identity) -> Result<Self, Errno> {
+        if identity.uid == 0 {
+            return Ok(Self(false));
+        }
+        let changed = Self(true);
+        let root = rustix::process::Gid::ROOT;
+        let gid = rustix::process::Gid::from_raw(identity.gid);
+        rustix::thread::set_thread_res_gid(gid, gid, root)?;
+        let uid = rustix::process::Uid::from_raw(identity.uid);
+        rustix::thread::set_thread_res_uid(uid, uid, rustix::process::Uid::ROOT)?;
+        Ok(changed)
+    }
+}
+
+impl Drop for AsUser {
+    fn drop(&mut self) {
+        if self.0 {
+            let root = rustix::process::Uid::ROOT;
+            rustix::thread::set_thread_res_uid(root, root, root).expect("because the saved id is root's");
+            let root = rustix::process::Gid::ROOT;
+            rustix::thread::set_thread_res_gid(root, root, root).expect("because root may");
+        }
+    }
+}
+
+impl Files {
+    /// For the processes of `members` in `tree`.
+    pub fn new(tree: Tree, members: Members, hostname: String) -> Self {
+        Self { tree, members, hostname, terminals: Mutex::default() }
+    }
+
+    fn target(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<Target, Errno> {
+        if MASKED.iter().any(|masked| path.starts_with(masked)) {
+            return Err(Errno::NOENT);
+        }
+        let parts: Vec<&OsStr> = path.iter().skip(1).collect();
+        match parts.first().and_then(|top| top.to_str()) {
+            Some("proc") => self.in_proc(path, &parts[1..], identity, thread, follow),
+            Some("dev") => match parts.get(1).zip(parts.get(2)) {
+                Some((_, name)) if *name == "ptmx" => Ok(Target::Outer("/dev/ptmx".into())),
+                Some((_, number)) => {
+                    let number = number.to_str().and_then(|number| number.parse().ok()).ok_or(Errno::NOENT)?;
+                    let known = self.terminals.lock().unwrap_or_else(PoisonError::into_inner).contains(&number);
+                    if known { Ok(Target::Outer(path.to_owned())) } else { Err(Errno::NOENT) }
+                }
+                None => Ok(Target::Outer(path.to_owned())),
+            },
+            _ => Ok(Target::Outer(path.to_owned())),
+        }
+    }
+
+    fn in_proc(
+        &self,
+        path: &Path,
+        parts: &[&OsStr],
+        identity: Identity,
+        thread: i32,
+        follow: bool,
+    ) -> Result<Target, Errno> {
+        let Some((first, rest)) = parts.split_first() else { return Ok(Target::Outer(path.to_owned())) };
+        let own = |names: &[&OsStr]| -> PathBuf {
+            let mut own = PathBuf::from(format!("/proc/{}", identity.process));
+            own.extend(names);
+            own
+        };
+        match first.to_str() {
+            Some("self") if follow || !rest.is_empty() => self.of_process(identity.process, own(rest), rest, follow),
+            Some("thread-self") if follow || !rest.is_empty() => {
+                let mut path = own(&[OsStr::new("task"), OsStr::new(&thread.to_string())]);
+                path.extend(rest);
+                self.of_process(identity.process, path, rest, follow)
+            }
+            Some("mounts") if follow => {
+                self.of_process(identity.process, own(&[OsStr::new("mounts")]), &[OsStr::new("mounts")], follow)
+            }
+            Some("net") if follow || !rest.is_empty() => Ok(Target::Outer(own(parts))),
+            Some("sys") if path == Path::new("/proc/sys/kernel/hostname") => {
+                Ok(Target::Text(format!("{}\n", self.hostname).into_bytes(), path.to_owned()))
+            }
+            Some(number) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                let process = number.parse().map_err(|_| Errno::NOENT)?;
+                if process != identity.process && !self.members.contains(process) {
+                    return Err(Errno::NOENT);
+                }
+                self.of_process(process, path.to_owned(), rest, follow)
+            }
+            _ => Ok(Target::Outer(path.to_owned())),
+        }
+    }
+
+    /// `path` below /proc/PROCESS, and the names after that.
+    fn of_process(&self, process: i32, path: PathBuf, names: &[&OsStr], follow: bool) -> Result<Target, Errno> {
+        let (names, owner) = match names {
+            [task, thread, rest @ ..] if *task == "task" => {
+                (rest, format!("/proc/{process}/task/{}", thread.to_string_lossy()))
+            }
+            _ => (names, format!("/proc/{process}")),
+        };
+        let base = |link: String| -> Result<PathBuf, Errno> {
+            let text = rustix::fs::readlink(link, Vec::new())?;
+            self.tree.inner(Path::new(OsStr::from_bytes(text.as_bytes()))).ok_or(Errno::NOENT)
+        };
+        let name = |at: usize| names.get(at).and_then(|name| name.to_str());
+        match (name(0), names.len()) {
+            (Some("root"), 1) if follow => Ok(Target::Inner("/".into())),
+            (Some("root"), 2..) => Ok(Target::Inner(Path::new("/").join(names[1..].iter().collect::<PathBuf>()))),
+            (Some("cwd"), 1) if follow => Ok(Target::Inner(base(format!("{owner}/cwd"))?)),
+            (Some("cwd"), 2..) => {
+                Ok(Target::Inner(base(format!("{owner}/cwd"))?.join(names[1..].iter().collect::<PathBuf>())))
+            }
+            (Some("fd"), 3..) => {
+                let link = format!("{owner}/fd/{}", names[1].to_string_lossy());
+                Ok(Target::Inner(base(link)?.join(names[2..].iter().collect::<PathBuf>())))
+            }
+            (Some("mounts"), 1) => Ok(Target::Text(MOUNTS.into(), path)),
+            (Some("mountinfo"), 1) => Ok(Target::Text(MOUNTINFO.into(), path)),
+            (Some("mountstats"), 1) => Ok(Target::Text(Vec::new(), path)),
+            _ => Ok(Target::Outer(path)),
+        }
+    }
+
+    /// open(2) of a served path.
+    ///
+    /// # Errors
+    /// What the kernel would say in a container.
+    pub fn open(
+        &self,
+        path: &Path,
+        identity: Identity,
+        thread: i32,
+        flags: OFlags,
+        mode: u32,
+    ) -> Result<OwnedFd, Errno> {
+        let follow = !flags.contains(OFlags::NOFOLLOW);
+        match self.target(path, identity, thread, follow)? {
+            Target::Inner(inner) => {
+                let _user = AsUser::new(identity)?;
+                self.tree.open(&inner, flags | OFlags::NOCTTY | OFlags::CLOEXEC, mode)
+            }
+            Target::Text(text, _) => {
+                if flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
+                    return Err(Errno::ROFS);
+                }
+                in_memory(&text)
+            }
+            Target::Outer(outer) => self.open_outer(&outer, identity, flags),
+        }
+    }
+
+    fn open_outer(&self, outer: &Path, identity: Identity, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        if writes && is_kernels(outer) {
+            return Err(Errno::ROFS);
+        }
+        let place = {
+            let _user = AsUser::new(identity)?;
+            let mut how = OFlags::PATH | OFlags::CLOEXEC;
+            how.set(OFlags::NOFOLLOW, flags.contains(OFlags::NOFOLLOW));
+            rustix::fs::open(outer, how, Mode::empty())?
+        };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
+        if kind.is_dir() {
+            if writes {
+                return Err(Errno::ISDIR);
+            }
+            // Never the directory itself: with it one could go up and out. What lies in the tree is looked up there.
+            let found = super::places::path_of(place.as_fd()).map_err(|_| Errno::NOENT)?;
+            return match self.tree.inner(&found) {
+                Some(inner) => self.tree.open(&inner, flags | OFlags::CLOEXEC, 0),
+                None => self.listing(outer, identity, flags),
+            };
+        }
+        if flags.contains(OFlags::DIRECTORY) {
+            return Err(Errno::NOTDIR);
+        }
+        if flags.contains(OFlags::PATH) {
+            return Ok(place);
+        }
+        if kind.is_symlink() {
+            return Err(Errno::LOOP);
+        }
+        let _user = AsUser::new(identity)?;
+        // Not waiting for a fifo's other end: others wait for us.
+        let how = flags.difference(OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW)
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC
+            | OFlags::NONBLOCK;
+        let file = rustix::fs::open(outer, how, Mode::empty())?;
+        if !flags.contains(OFlags::NONBLOCK) {
+            let now = rustix::fs::fcntl_getfl(&file)?;
+            rustix::fs::fcntl_setfl(&file, now.difference(OFlags::NONBLOCK))?;
+        }
+        if outer == Path::new("/dev/ptmx")
+            && let Ok(number) = raw::terminal_number(file.as_fd())
+        {
+            self.terminals.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        }
+        Ok(file)
+    }
+
+    /// A directory of the tree with the names that are in a served one.
+    fn listing(&self, outer: &Path, identity: Identity, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = self.tree.listing(outer)?;
+        let at = self.tree.outer(&path);
+        let names: Vec<(OsString, fs::FileType)> = {
+            let _user = AsUser::new(identity)?;
+            let entries = fs::read_dir(outer).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            entries.flatten().filter_map(|entry| Some((entry.file_name(), entry.file_type().ok()?))).collect()
+        };
+        let top = outer == Path::new("/proc");
+        let terminals = self.terminals.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (name, kind) in names {
+            let path = outer.join(&name);
+            let number = name.to_str().and_then(|name| name.parse::<i32>().ok());
+            let hidden = MASKED.iter().any(|masked| path == Path::new(masked))
+                || number.is_some_and(|number| {
+                    top && number != identity.process && !self.members.contains(number)
+                        || outer == Path::new("/dev/pts") && !terminals.contains(&number.unsigned_abs())
+                });
+            if hidden {
+                continue;
+            }
+            let made = at.join(&name);
+            // What cannot be shown is left out: the process may be gone.
+            _ = if kind.is_dir() {
+                fs::create_dir(made)
+            } else if kind.is_symlink() {
+                match self.link_text(&path, identity) {
+                    Ok(text) => symlink(OsStr::from_bytes(&text), made),
+                    Err(_) => continue,
+                }
+            } else {
+                fs::write(made, "")
+            };
+        }
+        let flags = flags.intersection(OFlags::PATH | OFlags::DIRECTORY) | OFlags::CLOEXEC;
+        self.tree.open(&path, flags, 0)
+    }
+
+    /// An open file, for its metadata.
+    fn place(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<OwnedFd, Errno> {
+        let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+        flags.set(OFlags::NOFOLLOW, !follow);
+        let target = self.target(path, identity, thread, follow)?;
+        let _user = AsUser::new(identity)?;
+        match target {
+            Target::Inner(inner) => self.tree.open(&inner, flags, 0),
+            Target::Outer(outer) | Target::Text(_, outer) => rustix::fs::open(&outer, flags, Mode::empty()),
+        }
+    }
+
+    /// `struct stat` of a served path.
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn stat(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<Vec<u8>, Errno> {
+        raw::stat(self.place(path, identity, thread, follow)?.as_fd())
+    }
+
+    /// `struct statx` of a served path.
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn statx(
+        &self,
+        path: &Path,
+        identity: Identity,
+        thread: i32,
+        (flags, mask): (u32, u32),
+    ) -> Result<Vec<u8>, Errno> {
+        let follow = flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0;
+        raw::statx(self.place(path, identity, thread, follow)?.as_fd(), 0, mask)
+    }
+
+    /// `struct statfs` of a served path.
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn statfs(&self, path: &Path, identity: Identity, thread: i32) -> Result<Vec<u8>, Errno> {
+        raw::statfs(self.place(path, identity, thread, true)?.as_fd())
+    }
+
+    /// access(2) of a served path.
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn access(&self, path: &Path, identity: Identity, thread: i32, mode: u32) -> Result<(), Errno> {
+        let access = Access::from_bits_truncate(mode);
+        let place = match self.target(path, identity, thread, true)? {
+            Target::Outer(outer) | Target::Text(_, outer) => {
+                if access.contains(Access::WRITE_OK) && is_kernels(&outer) {
+                    return Err(Errno::ROFS);
+                }
+                outer
+            }
+            Target::Inner(inner) => {
+                let place = self.tree.open(&inner, OFlags::PATH | OFlags::CLOEXEC, 0)?;
+                let _user = AsUser::new(identity)?;
+                let path = super::places::path_of(place.as_fd()).map_err(|_| Errno::NOENT)?;
+                return rustix::fs::accessat(CWD, &path, access, AtFlags::EACCESS);
+            }
+        };
+        let _user = AsUser::new(identity)?;
+        rustix::fs::accessat(CWD, &place, access, AtFlags::EACCESS)
+    }
+
+    /// readlink(2) of a served path.
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn readlink(&self, path: &Path, identity: Identity, thread: i32) -> Result<Vec<u8>, Errno> {
+        match path.to_str() {
+            Some("/proc/self") => return Ok(identity.process.to_string().into_bytes()),
+            Some("/proc/thread-self") => return Ok(format!("{}/task/{thread}", identity.process).into_bytes()),
+            _ => {}
+        }
+        match self.target(path, identity, thread, false)? {
+            Target::Inner(inner) => {
+                let place = self.tree.open(&inner, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, 0)?;
+                Ok(rustix::fs::readlinkat(&place, "", Vec::new())?.into_bytes())
+            }
+            Target::Outer(outer) => self.link_text(&outer, identity),
+            Target::Text(..) => Err(Errno::INVAL),
+        }
+    }
+
+    /// The text of a link as the command may see it: paths begin in its root.
+    fn link_text(&self, outer: &Path, identity: Identity) -> Result<Vec<u8>, Errno> {
+        let text = {
+            let _user = AsUser::new(identity)?;
+            rustix::fs::readlink(outer, Vec::new())?.into_bytes()
+        };
+        let shown = Path::new(OsStr::from_bytes(&text));
+        if !shown.has_root() {
+            return Ok(text);
+        }
+        if let Some(inner) = self.tree.inner(shown) {
+            return Ok(inner.into_os_string().into_vec());
+        }
+        let served = ["/proc", "/sys", "/dev"].iter().any(|top| shown.starts_with(top)) || text.starts_with(b"/memfd:");
+        Ok(if served { text } else { b"/".to_vec() })
+    }
+
+    /// The path in the tree of a program that is named by a served path: `/proc/self/exe`, `/dev/fd/3`.
+    pub fn program(&self, path: &Path, identity: Identity, thread: i32) -> Option<PathBuf> {
+        match self.target(path, identity, thread, true).ok()? {
+            Target::Inner(inner) => Some(inner),
+            Target::Outer(outer) => self.tree.inner(&fs::read_link(outer).ok()?),
+            Target::Text(..) => None,
+        }
+    }
+}
+
+/// Whether a file belongs to the kernel and not to a process: nobody in a container may write there.
+fn is_kernels(outer: &Path) -> bool {
+    match outer.strip_prefix("/proc") {
+        Ok(rest) => !rest.as_os_str().as_bytes().first().is_some_and(u8::is_ascii_digit),
+        Err(_) => outer.starts_with("/sys"),
+    }
+}
+
+/// Nothing is mounted, so the tables say what a command would expect of a container.
+const MOUNTS: &str = "rootfs / rootfs rw 0 0\nproc /proc proc rw,nosuid,nodev,noexec,relatime 0 0\n\
+                      tmpfs /dev tmpfs rw,nosuid,mode=755 0 0\nsysfs /sys sysfs ro,nosuid,nodev,noexec,relatime 0 0\n";
+
+const MOUNTINFO: &str = "1 0 0:1 / / rw - rootfs rootfs rw\n\
+                         2 1 0:2 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw\n\
+                         3 1 0:3 / /dev rw,nosuid - tmpfs tmpfs rw,mode=755\n\
+                         4 1 0:4 / /sys ro,nosuid,nodev,noexec,relatime - sysfs sysfs ro\n";
+
+/// A file with these bytes that can only be read.
+fn in_memory(text: &[u8]) -> Result<OwnedFd, Errno> {
+    let file = rustix::fs::memfd_create("text", MemfdFlags::CLOEXEC)?;
+    let mut file = fs::File::from(file);
+    file.write_all(text).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    use std::os::fd::AsRawFd as _;
+    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}

@@ -1,0 +1,347 @@
+//! The tier `chroot`: root with the capabilities that container runtimes leave it, where nothing can be mounted.
+//!
+//! The tree is the command's real root, by chroot(2), and its ids are real. What a mount would show is put into the tree
+//! meanwhile (`places`); `/proc`, `/sys` and terminals are served by this process (`files`), to which a seccomp filter sends
+//! the calls that could name them (`serve`). A keeper (`sys::Kept`) stands for the pid namespace: it adopts orphans and ends
+//! everything with the command, or with this process.
+//!
+//! # Why a command stays inside
+//!
+//! - chroot(2) can be left by who may call it again, by a directory descriptor from outside, and by a working directory
+//!   outside: the command has no CAP_SYS_CHROOT, and never gets a descriptor of a directory that is not in its tree, as
+//!   listings of served directories are copies in the tree.
+//! - Landlock, where the kernel has it, allows nothing but the tree, lets no signal out and no tracing.
+//! - Signals, tracing and scheduling of other processes are calls whose arguments are numbers; they are answered by who asks
+//!   for whom. The builder cannot be traced anyway, as it is not dumpable and nobody here has CAP_SYS_PTRACE.
+//! - Device nodes other than harmless ones are neither made nor kept in the tree.
+//!
+//! # Limitations
+//!
+//! - no_new_privs is set, without which a process without CAP_SYS_ADMIN can have no filter: setuid programs and file
+//!   capabilities give nothing. `su` and `sudo` work for root, not for other users.
+//! - A process that has changed its user and executed nothing since cannot be read: it sees no `/proc` and `/sys`.
+//! - Bind mounts that are read-only or come from a context or image are copies; writing to them works and changes nothing
+//!   else. The size of tmpfs and /dev/shm is not bounded. A cache that is mounted to be shared is used by one RUN at a time.
+//! - No network, pid, ipc or uts namespace: no `--network=none`; process ids are the container's.
+
+mod files;
+mod members;
+mod places;
+mod serve;
+mod tree;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::thread::CapabilitySet;
+
+use super::execute::{CANCEL_INTERVAL, read_report};
+use super::namespaces::{CAPABILITIES, candidates, limit};
+use super::sys::landlock::{self, Ruleset};
+use super::sys::notify::Listener;
+use super::sys::{self, Arguments, Kept, Op, Program, Step};
+use super::{Environment, ExitStatus, RunSpec, SandboxError, network, output, setup, stubs};
+use crate::cancel::Cancel;
+use crate::event::Stream;
+use files::Files;
+use members::Members;
+use places::Places;
+use serve::Server;
+use tree::Tree;
+
+/// Threads that answer: one while another reads a directory or waits for the disk.
+const SERVERS: usize = 2;
+
+/// What of Docker's default capabilities stays: all but the one to leave a root with.
+const KEPT_CAPABILITIES: CapabilitySet = CAPABILITIES.difference(CapabilitySet::SYS_CHROOT);
+
+/// How long a child may take to install its filter, on a machine that is busy.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Directories that a RUN always has; made where missing, and they stay (checklist B-06).
+const STANDARD: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// Nodes of /dev: name, major and minor number.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// Links of /dev.
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+];
+
+/// See [`super::run`].
+pub fn run(
+    environment: &Environment,
+    root: BorrowedFd<'_>,
+    spec: &RunSpec,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
+) -> Result<ExitStatus, SandboxError> {
+    if cancel.is_cancelled() {
+        return Err(SandboxError::Cancelled);
+    }
+    for id in [spec.user.uid, spec.user.gid].iter().chain(&spec.user.groups) {
+        if !environment.uids.contains(*id) {
+            return Err(SandboxError::NoSuchId { id: *id });
+        }
+    }
+    if spec.no_network {
+        return Err(SandboxError::NoNetworkNamespace);
+    }
+    let mut places = Places::new(root)?;
+    let result = places
+        .claim(&spec.mounts, cancel)
+        .and_then(|()| furnish(&mut places, root, spec))
+        .and_then(|devices| perform(root, spec, devices, output, cancel));
+    let restored = places.restore();
+    let status = result?;
+    restored?;
+    Ok(status)
+}
+
+/// Puts everything in that other tiers mount; gives the devices that must be served as their nodes do not work here.
+fn furnish(places: &mut Places<'_>, root: BorrowedFd<'_>, spec: &RunSpec) -> Result<Vec<PathBuf>, SandboxError> {
+    for path in STANDARD {
+        let place = setup(format!("look up `{path}`"), stubs::locate(root, Path::new(path), &[]))?;
+        match place.kind {
+            Some(FileType::Directory) => {}
+            Some(_) => {
+                let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+                return Err(SandboxError::Setup { what: format!("put `{path}` in"), source });
+            }
+            None => setup(format!("create `{path}`"), stubs::create_directories(root, &place.path, (0, 0)))?,
+        }
+        places.directory(Path::new(path), 0o755)?;
+    }
+    let served = setup("fill /dev", fill_dev(root))?;
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    places.file(Path::new("/etc/resolv.conf"), network::resolv_conf(&host).as_bytes())?;
+    places.file(Path::new("/etc/hosts"), network::hosts(&spec.hostname, &spec.extra_hosts).as_bytes())?;
+    let mut sorted: Vec<_> = spec.mounts.iter().collect();
+    sorted.sort_by(|a, b| a.target.cmp(&b.target));
+    for mount in sorted {
+        places.mount(mount)?;
+    }
+    let cwd = setup("look up the working directory", stubs::locate(root, &spec.cwd, &[]))?;
+    if cwd.kind.is_none() {
+        let what = format!("make the working directory `{}`", spec.cwd.display());
+        setup(what, stubs::create_directories(root, &cwd.path, (spec.user.uid, spec.user.gid)))?;
+    }
+    Ok(served)
+}
+
+fn fill_dev(root: BorrowedFd<'_>) -> std::io::Result<Vec<PathBuf>> {
+    let dev = stubs::open_directory(root, Path::new("/dev"))?;
+    let mut served = Vec::new();
+    for (name, major, minor) in DEVICES {
+        let mode = Mode::from_raw_mode(0o666);
+        let device = rustix::fs::makedev(major, minor);
+        let made = rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, device)
+            .and_then(|()| rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()));
+        // A terminal of our own we need not have.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let opened =
+            if name == "tty" { Ok(()) } else { rustix::fs::openat(&dev, name, flags, Mode::empty()).map(drop) };
+        if made.and(opened).is_err() {
+            served.push(Path::new("/dev").join(name));
+        }
+    }
+    for (name, text) in LINKS {
+        rustix::fs::symlinkat(text, &dev, name)?;
+    }
+    // Terminals are served; the node is for who only looks.
+    _ = rustix::fs::mknodat(
+        &dev,
+        "ptmx",
+        FileType::CharacterDevice,
+        Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(5, 2),
+    );
+    for (name, mode) in [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)] {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(mode))?;
+        rustix::fs::chmodat(&dev, name, Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty())?;
+    }
+    Ok(served)
+}
+
+/// What the parent keeps of the command's pipes.
+struct Ends {
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    report: OwnedFd,
+    /// Over which the filter's listener comes.
+    socket: OwnedFd,
+}
+
+fn perform(
+    root: BorrowedFd<'_>,
+    spec: &RunSpec,
+    devices: Vec<PathBuf>,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
+) -> Result<ExitStatus, SandboxError> {
+    let (program, ends) = program(root, spec)?;
+    let tree = setup("open the tree", root.try_clone_to_owned().and_then(|root| Tree::new(root, devices)))?;
+    let mut kept = setup("start a process", Kept::start(&program))?;
+    let what: Vec<String> = program.steps.iter().map(|step| step.what.clone()).collect();
+    // Our copies of the pipes' other ends: as long as they are open, none of them ends.
+    drop(program);
+    let members = Members { keeper: kept.keeper.pid };
+    let files = Files::new(tree, members, spec.hostname.clone());
+    let (stop, going) = setup("make a pipe", sys::pipe()).inspect_err(|_| kept.end())?;
+    let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| kept.end())?;
+
+    let listener = listener(&ends.socket, &kept, cancel);
+    if listener.is_err() {
+        kept.end();
+    }
+    // Without one it has ended already: what it has reported says why.
+    let listening = listener.as_ref().ok().and_then(Option::as_ref);
+    let server = listening.map(|listener| Server { files: &files, listener, programs: AtomicU32::new(0) });
+    let status = std::thread::scope(|scope| {
+        for (pipe, stream) in [(&ends.stdout, Stream::Stdout), (&ends.stderr, Stream::Stderr)] {
+            let ended = &ended;
+            scope.spawn(move || output::stream(pipe, ended, |line| output(stream, line)));
+        }
+        if let Some(server) = &server {
+            for _ in 0..SERVERS {
+                let stop = &stop;
+                scope.spawn(move || server.serve(stop));
+            }
+            // It waits for this before it executes anything.
+            _ = rustix::io::write(&ends.socket, &[0]);
+        }
+        let status = wait(&mut kept, cancel);
+        drop(going);
+        drop(alive);
+        status
+    });
+    if cancel.is_cancelled() {
+        return Err(SandboxError::Cancelled);
+    }
+    setup("supervise the command", listener.map(drop))?;
+    let status = setup("wait for the command", status)?;
+    match read_report(&ends.report) {
+        None => Ok(status),
+        Some((Program::EXEC, source)) => {
+            Err(SandboxError::Exec { program: spec.argv.first().cloned().unwrap_or_default(), source })
+        }
+        Some((step, source)) => {
+            let what = usize::try_from(step).ok().and_then(|step| what.into_iter().nth(step));
+            Err(SandboxError::Setup { what: what.unwrap_or_else(|| "set the sandbox up".into()), source })
+        }
+    }
+}
+
+/// The listener of the command's filter; `None` if the command ended instead.
+fn listener(socket: &OwnedFd, kept: &Kept, cancel: &Cancel) -> std::io::Result<Option<Listener>> {
+    let started = std::time::Instant::now();
+    let interval = Timespec { tv_sec: 0, tv_nsec: CANCEL_INTERVAL.subsec_nanos().into() };
+    loop {
+        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&kept.keeper.pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&interval)))?;
+        if !fds[0].revents().is_empty() {
+            return Ok(sys::receive_descriptor(socket.as_fd())?.map(Listener::new));
+        }
+        if !fds[1].revents().is_empty() || cancel.is_cancelled() {
+            return Ok(None);
+        }
+        if started.elapsed() > START_LIMIT {
+            return Err(rustix::io::Errno::TIMEDOUT.into());
+        }
+    }
+}
+
+/// Waits until nothing is left of the command; ends it if the build is cancelled.
+fn wait(kept: &mut Kept, cancel: &Cancel) -> std::io::Result<ExitStatus> {
+    let interval = Timespec { tv_sec: 0, tv_nsec: CANCEL_INTERVAL.subsec_nanos().into() };
+    loop {
+        let mut fds = [PollFd::new(&kept.keeper.pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&interval)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return kept.wait(),
+            Err(errno) => {
+                kept.end();
+                return Err(errno.into());
+            }
+        }
+        if cancel.is_cancelled() {
+            kept.end();
+        }
+    }
+}
+
+/// What the child does.
+fn program(root: BorrowedFd<'_>, spec: &RunSpec) -> Result<(Program, Ends), SandboxError> {
+    let mut steps = Vec::new();
+    let mut push = |what: &str, op: Op| steps.push(Step { what: what.to_owned(), op });
+    let pipe = || setup("make a pipe", sys::pipe());
+    let ((stdout, output), (stderr, error), (report, reporter)) = (pipe()?, pipe()?, pipe()?);
+    let (socket, ours) = setup("make a pair of sockets", sys::socket_pair())?;
+
+    push("begin a session of its own", Op::Session);
+    let tree = setup("open the tree", root.try_clone_to_owned())?;
+    push("make the image's tree the root", Op::EnterChroot { tree });
+    for (name, soft, hard) in &spec.ulimits {
+        let resource = limit(name).ok_or_else(|| SandboxError::UnknownLimit { name: name.clone() })?;
+        // -1 is "none", which is all ones for the kernel too.
+        let op = Op::Limit { resource, soft: soft.cast_unsigned(), hard: hard.cast_unsigned() };
+        push(&format!("set the limit {name} to {soft}:{hard}"), op);
+    }
+    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(spec.cwd.as_os_str()));
+    let path = setup("use the working directory", path)?;
+    let enter = format!("enter the working directory `{}`", spec.cwd.display());
+    push(&enter, Op::WorkingDirectory { path: path.clone(), last_try: false });
+    let input = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let input = setup("open /dev/null", input.map_err(std::io::Error::from).and_then(sys::above_stdio))?;
+    push("arrange the output", Op::Standard { input, output, error, uid: spec.user.uid });
+
+    let permitted = setup("read the capabilities", rustix::thread::capabilities(None))?.permitted;
+    push("drop capabilities", Op::BoundingSet(KEPT_CAPABILITIES));
+    push("set no_new_privs", Op::NoNewPrivileges);
+    // Version 1 refuses every rename from one directory to another.
+    if landlock::version() >= 2 {
+        let ruleset = setup("make rules for Landlock", Ruleset::new())?;
+        setup("make rules for Landlock", ruleset.allow(root, landlock::EVERYTHING))?;
+        push("be put under Landlock", Op::Restrict { ruleset: ruleset.into_fd() });
+    }
+    if let Some(filter) = sys::seccomp::filter() {
+        push("install the system call filter", Op::Filter(filter));
+    }
+    let mut groups: Vec<_> = spec.user.groups.clone();
+    groups.sort_unstable();
+    groups.dedup();
+    let groups = Some(groups.into_iter().map(rustix::process::Gid::from_raw).collect());
+    let (uid, gid) = (spec.user.uid, spec.user.gid);
+    let capabilities = permitted & KEPT_CAPABILITIES;
+    push(&format!("become user {uid}:{gid}"), Op::Become { uid, gid, groups, capabilities });
+    push(&enter, Op::WorkingDirectory { path, last_try: true });
+    push("be supervised", Op::Listen { filter: serve::filter(), socket });
+
+    let name = spec.argv.first().cloned().unwrap_or_default();
+    let bad = |source| SandboxError::Exec { program: name.clone(), source };
+    let pair = |(key, value): &(std::ffi::OsString, std::ffi::OsString)| {
+        let mut pair = key.clone();
+        pair.push("=");
+        pair.push(value);
+        pair
+    };
+    let mut program = Program {
+        steps,
+        candidates: candidates(&name, &spec.env).map_err(bad)?,
+        argv: Arguments::new(&spec.argv).map_err(bad)?,
+        env: Arguments::new(spec.env.iter().map(pair)).map_err(bad)?,
+        report: reporter,
+    };
+    program.close_others();
+    Ok((program, Ends { stdout, stderr, report, socket: ours }))
+}

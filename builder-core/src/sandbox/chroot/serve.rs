@@ -1,0 +1,426 @@
+//! Answers the system calls of a RUN that the filter marks.
+//!
+//! A path that leads into the tree is none of our business: the kernel goes on with the call in the command's own chroot, where
+//! whatever another thread makes of the path meanwhile stays within that root. Calls that name processes go on only if
+//! their arguments, which are numbers in registers, name processes of this RUN.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::super::sys::bpf::{self, Action, Rule, When};
+use super::super::sys::notify::{Listener, Notification, Reply};
+use super::super::sys::{memory, raw};
+use super::files::{AsUser, Files};
+use super::members::Identity;
+use super::tree::Place;
+
+/// Longest path in bytes, without its NUL.
+const PATH_BYTES: usize = 4095;
+
+/// Where short names for programs are, of the length of `/proc/self/exe`.
+const PROGRAMS: &str = "/proc/e";
+
+/// Bit of `st_mode` that character and block devices have, and nothing else that mknod(2) makes.
+const DEVICE: u32 = 0x2000;
+
+/// Devices that a command may make: what every container has.
+const HARMLESS: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (0, 0)];
+
+/// Which calls are marked.
+pub fn filter() -> Vec<libc::sock_filter> {
+    let notify = |number| Rule::always(number, Action::Notify);
+    let some = |number, when| Rule::when(number, when, Action::Notify);
+    // What is made anew cannot be a file of /proc.
+    let new = (libc::O_CREAT | libc::O_EXCL) as u32;
+    let empty = libc::AT_EMPTY_PATH as u32;
+    let mut rules = vec![
+        some(libc::SYS_openat, When::Lacks(2, new)),
+        notify(libc::SYS_openat2),
+        some(libc::SYS_newfstatat, When::Lacks(3, empty)),
+        some(libc::SYS_statx, When::Lacks(2, empty)),
+        notify(libc::SYS_faccessat),
+        notify(libc::SYS_faccessat2),
+        notify(libc::SYS_readlinkat),
+        notify(libc::SYS_chdir),
+        notify(libc::SYS_statfs),
+        notify(libc::SYS_execve),
+        notify(libc::SYS_uname),
+        notify(libc::SYS_chroot),
+        some(libc::SYS_mknodat, When::AnyBit(2, DEVICE)),
+        notify(libc::SYS_kill),
+        notify(libc::SYS_tkill),
+        notify(libc::SYS_tgkill),
+        notify(libc::SYS_rt_sigqueueinfo),
+        notify(libc::SYS_rt_tgsigqueueinfo),
+        notify(libc::SYS_pidfd_open),
+        notify(libc::SYS_ptrace),
+        notify(libc::SYS_process_vm_readv),
+        notify(libc::SYS_process_vm_writev),
+        some(libc::SYS_prlimit64, When::NotZero(0)),
+        some(libc::SYS_sched_setaffinity, When::NotZero(0)),
+        some(libc::SYS_sched_setscheduler, When::NotZero(0)),
+        some(libc::SYS_sched_setparam, When::NotZero(0)),
+        some(libc::SYS_sched_setattr, When::NotZero(0)),
+        notify(libc::SYS_setpriority),
+        notify(libc::SYS_ioprio_set),
+    ];
+    #[cfg(target_arch = "x86_64")]
+    rules.extend([
+        some(libc::SYS_open, When::Lacks(1, new)),
+        notify(libc::SYS_creat),
+        notify(libc::SYS_stat),
+        notify(libc::SYS_lstat),
+        notify(libc::SYS_access),
+        notify(libc::SYS_readlink),
+        some(libc::SYS_mknod, When::AnyBit(1, DEVICE)),
+    ]);
+    bpf::filter(&rules, Action::Notify)
+}
+
+/// An answer.
+enum Answer {
+    Reply(Reply),
+    /// The call returns a copy of this descriptor.
+    Descriptor(OwnedFd, bool),
+}
+
+impl From<Result<(), Errno>> for Answer {
+    fn from(result: Result<(), Errno>) -> Self {
+        Self::Reply(result.map_or_else(Reply::Error, |()| Reply::Value(0)))
+    }
+}
+
+const CONTINUE: Answer = Answer::Reply(Reply::Continue);
+
+/// What answering needs.
+pub struct Server<'a> {
+    /// What is shown.
+    pub files: &'a Files,
+    /// Where calls come from.
+    pub listener: &'a Listener,
+    /// How many programs have got a short name.
+    pub programs: AtomicU32,
+}
+
+impl Server<'_> {
+    /// Answers until no process is left under the filter, or `stop` has an event. Several threads may do so at once.
+    pub fn serve(&self, stop: &OwnedFd) {
+        loop {
+            let mut fds = [PollFd::new(self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, None) {
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
+                Ok(_) => {}
+            }
+            if !fds[1].revents().is_empty() || fds[0].revents().contains(PollFlags::HUP) {
+                return;
+            }
+            // Another thread may have been quicker, and then this one waits for the next call.
+            let call = match self.listener.receive() {
+                Ok(Some(call)) => call,
+                Ok(None) => continue,
+                Err(_) => return,
+            };
+            match self.answer(&call) {
+                // Nobody waits any more if these fail, or the command has no descriptor free.
+                Answer::Reply(reply) => _ = self.listener.reply(call.id, reply),
+                Answer::Descriptor(file, cloexec) => {
+                    if let Err(errno) = self.listener.reply_with(call.id, file.as_fd(), cloexec) {
+                        _ = self.listener.reply(call.id, Reply::Error(errno));
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer(&self, call: &Notification) -> Answer {
+        if call.architecture != bpf::NATIVE {
+            return foreign(self, call);
+        }
+        let [a, b, c, d, ..] = call.arguments;
+        let number = libc::c_long::from(call.number);
+        let at = a as i32;
+        match number {
+            libc::SYS_openat => self.open(call, at, b, c, d),
+            libc::SYS_openat2 => self.open2(call, at, b, c, d),
+            libc::SYS_newfstatat => self.stat(call, at, b, c, d as i32 & libc::AT_SYMLINK_NOFOLLOW == 0),
+            libc::SYS_statx => self.statx(call),
+            libc::SYS_faccessat | libc::SYS_faccessat2 => self.access(call, at, b, c),
+            libc::SYS_readlinkat => self.readlink(call, at, b, c, d),
+            libc::SYS_chdir => self.chdir(call, a),
+            libc::SYS_statfs => self.statfs(call, a, b),
+            libc::SYS_execve => self.exec(call, a),
+            libc::SYS_uname => self.uname(call, a),
+            libc::SYS_chroot => self.chroot(call, a),
+            libc::SYS_mknodat => device(d),
+            libc::SYS_ioprio_set => self.priority(call, a, b, 1),
+            libc::SYS_setpriority => self.priority(call, a, b, 0),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open => self.open(call, libc::AT_FDCWD, a, b, c),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_creat => {
+                let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC;
+                self.open(call, libc::AT_FDCWD, a, flags as u64, b)
+            }
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_stat => self.stat(call, libc::AT_FDCWD, a, b, true),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_lstat => self.stat(call, libc::AT_FDCWD, a, b, false),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_access => self.access(call, libc::AT_FDCWD, a, b),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_readlink => self.readlink(call, libc::AT_FDCWD, a, b, c),
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mknod => device(c),
+            libc::SYS_kill => self.kill(call, a as i32, b as i32),
+            libc::SYS_ptrace => self.ptrace(a, b as i32),
+            // The first argument is a process or thread; of tgkill(2) the second one must belong to the first.
+            _ => self.of_ours(a as i32, call.thread),
+        }
+    }
+
+    /// The text at `address`; `None` if the memory cannot be read: a process that has changed its user and executed nothing
+    /// since. It is shown the tree alone.
+    fn text(&self, thread: i32, address: u64) -> Option<Vec<u8>> {
+        match memory::read_string(thread, address, PATH_BYTES) {
+            Ok(text) => Some(text),
+            Err(Errno::PERM) => {
+                let _user = AsUser::new(Identity::of(thread)?).ok()?;
+                memory::read_string(thread, address, PATH_BYTES).ok()
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn write(&self, thread: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        match memory::write(thread, address, bytes) {
+            Err(Errno::PERM) => {
+                let _user = AsUser::new(Identity::of(thread).ok_or(Errno::SRCH)?)?;
+                memory::write(thread, address, bytes)
+            }
+            result => result,
+        }
+    }
+
+    /// The served path that a call names.
+    fn served(&self, call: &Notification, at: i32, path: u64, follow: bool) -> Option<(std::path::PathBuf, Identity)> {
+        let text = self.text(call.thread, path)?;
+        match self.files.tree.place(call.thread, at, &text, follow) {
+            Place::Served(path) => Some((path, Identity::of(call.thread)?)),
+            Place::Native => None,
+        }
+    }
+
+    fn open(&self, call: &Notification, at: i32, path: u64, flags: u64, mode: u64) -> Answer {
+        let flags = OFlags::from_bits_retain(flags as u32 as _);
+        let Some((path, identity)) = self.served(call, at, path, !flags.contains(OFlags::NOFOLLOW)) else {
+            return CONTINUE;
+        };
+        if !self.listener.is_waiting(call.id) {
+            return Answer::Reply(Reply::Error(Errno::INTR));
+        }
+        match self.files.open(&path, identity, call.thread, flags, mode as u32) {
+            Ok(file) => Answer::Descriptor(file, flags.contains(OFlags::CLOEXEC)),
+            Err(errno) => Answer::Reply(Reply::Error(errno)),
+        }
+    }
+
+    /// openat2(2): the flags are in memory. Ways of resolving are kept for paths of the tree alone.
+    fn open2(&self, call: &Notification, at: i32, path: u64, how: u64, size: u64) -> Answer {
+        let mut flags = [0; 16];
+        if size < 24 || memory::read_exact(call.thread, how, &mut flags).is_err() {
+            return CONTINUE;
+        }
+        let [flags, mode] = [0, 8].map(|at| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&flags[at..at + 8]);
+            u64::from_ne_bytes(word)
+        });
+        self.open(call, at, path, flags, mode)
+    }
+
+    fn stat(&self, call: &Notification, at: i32, path: u64, buffer: u64, follow: bool) -> Answer {
+        let Some((path, identity)) = self.served(call, at, path, follow) else { return CONTINUE };
+        let stat = self.files.stat(&path, identity, call.thread, follow);
+        stat.and_then(|bytes| self.write(call.thread, buffer, &bytes)).into()
+    }
+
+    fn statx(&self, call: &Notification) -> Answer {
+        let [at, path, flags, mask, buffer, _] = call.arguments;
+        let follow = flags as i32 & libc::AT_SYMLINK_NOFOLLOW == 0;
+        let Some((path, identity)) = self.served(call, at as i32, path, follow) else { return CONTINUE };
+        let statx = self.files.statx(&path, identity, call.thread, (flags as u32, mask as u32));
+        statx.and_then(|bytes| self.write(call.thread, buffer, &bytes)).into()
+    }
+
+    fn statfs(&self, call: &Notification, path: u64, buffer: u64) -> Answer {
+        let Some((path, identity)) = self.served(call, libc::AT_FDCWD, path, true) else { return CONTINUE };
+        let statfs = self.files.statfs(&path, identity, call.thread);
+        statfs.and_then(|bytes| self.write(call.thread, buffer, &bytes)).into()
+    }
+
+    fn access(&self, call: &Notification, at: i32, path: u64, mode: u64) -> Answer {
+        let Some((path, identity)) = self.served(call, at, path, true) else { return CONTINUE };
+        self.files.access(&path, identity, call.thread, mode as u32).into()
+    }
+
+    fn readlink(&self, call: &Notification, at: i32, path: u64, buffer: u64, size: u64) -> Answer {
+        let Some((path, identity)) = self.served(call, at, path, false) else { return CONTINUE };
+        let text = self.files.readlink(&path, identity, call.thread).and_then(|mut text| {
+            text.truncate(usize::try_from(size).unwrap_or(usize::MAX));
+            self.write(call.thread, buffer, &text)?;
+            Ok(text.len() as i64)
+        });
+        Answer::Reply(text.map_or_else(Reply::Error, Reply::Value))
+    }
+
+    /// The working directory must be a directory of the tree: an empty one of the same name, relative to which served files are
+    /// found again.
+    fn chdir(&self, call: &Notification, path: u64) -> Answer {
+        let Some((path, identity)) = self.served(call, libc::AT_FDCWD, path, true) else { return CONTINUE };
+        match self.files.stat(&path, identity, call.thread, true) {
+            Err(errno) => return Answer::Reply(Reply::Error(errno)),
+            Ok(_) => _ = std::fs::create_dir_all(self.files.tree.outer(&path)),
+        }
+        CONTINUE
+    }
+
+    /// A program that is named by a served path gets a name in the tree that fits where the path is.
+    fn exec(&self, call: &Notification, path: u64) -> Answer {
+        let Some(text) = self.text(call.thread, path) else { return CONTINUE };
+        let Place::Served(served) = self.files.tree.place(call.thread, libc::AT_FDCWD, &text, true) else {
+            return CONTINUE;
+        };
+        let Some(identity) = Identity::of(call.thread) else { return CONTINUE };
+        let Some(program) = self.files.program(&served, identity, call.thread) else { return CONTINUE };
+        let name = format!("{PROGRAMS}/{:06}", self.programs.fetch_add(1, Ordering::Relaxed) % 1_000_000);
+        let link = self.files.tree.outer(Path::new(&name));
+        let made = link.parent().is_some_and(|parent| std::fs::create_dir_all(parent).is_ok());
+        _ = std::fs::remove_file(&link);
+        if !made || name.len() > text.len() || symlink(program, &link).is_err() {
+            return CONTINUE;
+        }
+        let mut bytes = name.into_bytes();
+        bytes.push(0);
+        // The old program's memory goes away with a call that works.
+        let written = memory::write_anywhere(call.thread, path, &bytes).or_else(|error| {
+            let _user = AsUser::new(identity)?;
+            memory::write_anywhere(call.thread, path, &bytes).map_err(|_| error)
+        });
+        _ = written;
+        CONTINUE
+    }
+
+    fn uname(&self, call: &Notification, buffer: u64) -> Answer {
+        let name = raw::uname(self.files.hostname.as_bytes());
+        match name.and_then(|bytes| self.write(call.thread, buffer, &bytes)) {
+            Err(Errno::PERM) => CONTINUE,
+            result => result.into(),
+        }
+    }
+
+    /// A root below the root would be a way out of it: chroot(2). The root itself is what one has already.
+    fn chroot(&self, call: &Notification, path: u64) -> Answer {
+        match self.text(call.thread, path) {
+            Some(text) if text == b"/" => Answer::Reply(Reply::Value(0)),
+            _ => Answer::Reply(Reply::Error(Errno::PERM)),
+        }
+    }
+
+    fn of_ours(&self, id: i32, caller: i32) -> Answer {
+        let ours = id == 0 || id == caller || self.files.members.contains(id);
+        if ours { CONTINUE } else { Answer::Reply(Reply::Error(Errno::SRCH)) }
+    }
+
+    fn kill(&self, call: &Notification, id: i32, signal: i32) -> Answer {
+        match id {
+            // The own group: sessions of a RUN hold nobody else.
+            0 => CONTINUE,
+            // Everybody but the caller, one by one.
+            -1 => {
+                let own = Identity::of(call.thread).map(|identity| identity.process);
+                let others: Vec<i32> = self.files.members.list().into_iter().filter(|id| Some(*id) != own).collect();
+                for id in &others {
+                    signal_to(*id, signal);
+                }
+                let nobody = Answer::Reply(Reply::Error(Errno::SRCH));
+                if others.is_empty() { nobody } else { Answer::Reply(Reply::Value(0)) }
+            }
+            ..-1 => {
+                let ours = self.files.members.have_group(id.checked_neg().unwrap_or(0));
+                if ours { CONTINUE } else { Answer::Reply(Reply::Error(Errno::SRCH)) }
+            }
+            _ => self.of_ours(id, call.thread),
+        }
+    }
+
+    fn ptrace(&self, request: u64, id: i32) -> Answer {
+        if request == u64::from(libc::PTRACE_TRACEME as u32) || self.files.members.contains(id) {
+            return CONTINUE;
+        }
+        Answer::Reply(Reply::Error(Errno::PERM))
+    }
+
+    /// setpriority(2) and ioprio_set(2): `process` is the kind that names one process, the next one a group, the last a user.
+    fn priority(&self, call: &Notification, kind: u64, id: u64, process: u64) -> Answer {
+        let id = id as i32;
+        match kind.wrapping_sub(process) {
+            0 => self.of_ours(id, call.thread),
+            1 if id == 0 || self.files.members.have_group(id) => CONTINUE,
+            _ => Answer::Reply(Reply::Error(Errno::PERM)),
+        }
+    }
+}
+
+fn signal_to(id: i32, signal: i32) {
+    let (Some(pid), Some(signal)) =
+        (rustix::process::Pid::from_raw(id), rustix::process::Signal::from_named_raw(signal))
+    else {
+        return;
+    };
+    // It may be gone.
+    _ = rustix::process::kill_process(pid, signal);
+}
+
+/// mknod(2): the numbers come in a register, so nobody can change them meanwhile.
+fn device(number: u64) -> Answer {
+    let number = u64::from(number as u32);
+    if HARMLESS.contains(&(rustix::fs::major(number), rustix::fs::minor(number))) {
+        CONTINUE
+    } else {
+        Answer::Reply(Reply::Error(Errno::PERM))
+    }
+}
+
+/// Calls of 32-bit programs: what could reach other processes or devices is refused unless it is the caller's own; paths are
+/// the tree's alone.
+fn foreign(server: &Server<'_>, call: &Notification) -> Answer {
+    let numbers = if cfg!(target_arch = "x86_64") { &I386 } else { &ARM };
+    let [a, b, c, d, ..] = call.arguments;
+    let position = numbers.iter().position(|number| i64::from(call.number) == i64::from(*number));
+    match position {
+        Some(0) => server.kill(call, a as i32, b as i32),
+        Some(1) => server.ptrace(a, b as i32),
+        Some(2) => Answer::Reply(Reply::Error(Errno::PERM)),
+        Some(3) if b as u32 & DEVICE != 0 => device(c),
+        Some(4) if c as u32 & DEVICE != 0 => device(d),
+        Some(5) => server.priority(call, a, b, 0),
+        Some(6) => server.priority(call, a, b, 1),
+        Some(7..) => server.of_ours(a as i32, call.thread),
+        _ => CONTINUE,
+    }
+}
+
+/// Numbers of 32-bit calls: kill, ptrace, chroot, mknod, mknodat, setpriority, ioprio_set, and those whose first argument is a
+/// process: tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_open, process_vm_readv, process_vm_writev,
+/// prlimit64, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr.
+const I386: [i32; 19] = [37, 26, 61, 14, 297, 97, 289, 238, 270, 178, 335, 434, 347, 348, 340, 154, 156, 241, 351];
+
+/// The same for arm.
+const ARM: [i32; 19] = [37, 26, 61, 14, 324, 97, 314, 238, 268, 178, 363, 434, 376, 377, 369, 154, 156, 241, 380];

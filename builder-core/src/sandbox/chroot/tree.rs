@@ -1,0 +1,249 @@
+//! Where a path of a command leads: into the tree, where the kernel finds it by itself, or to something that is not there.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::super::stubs;
+
+/// What a path leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A file of the tree, or nothing at all: the kernel's own business.
+    Native,
+    /// This path, absolute and normal, begins with one of the served names.
+    Served(PathBuf),
+}
+
+/// Directories that only the supervisor can show.
+pub const SERVED: [&str; 2] = ["/proc", "/sys"];
+
+/// The terminals; other names of /dev are files of the tree.
+const TERMINALS: [&str; 2] = ["/dev/ptmx", "/dev/pts"];
+
+/// Links of /dev into /proc, which are real but lead nowhere.
+const LINKS: [&str; 4] = ["/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr"];
+
+/// Where listings of served directories lie in the tree.
+const LISTINGS: &str = "/proc/.listing";
+
+/// A tree that a command has as its root.
+#[derive(Debug)]
+pub struct Tree {
+    root: OwnedFd,
+    /// Its path for this process.
+    outside: PathBuf,
+    mounts: Vec<PathBuf>,
+    /// Devices that must be served because nodes cannot be opened where the tree lies.
+    pub devices: Vec<PathBuf>,
+    /// Which directory each listing shows.
+    listings: Mutex<Vec<PathBuf>>,
+}
+
+impl Tree {
+    /// The tree `root`; `devices` are paths below /dev that do not work as nodes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new(root: OwnedFd, devices: Vec<PathBuf>) -> std::io::Result<Self> {
+        let outside = super::places::path_of(root.as_fd())?;
+        let mounts = SERVED.iter().map(PathBuf::from).collect();
+        Ok(Self { root, outside, mounts, devices, listings: Mutex::default() })
+    }
+
+    /// Where `path` leads for `thread`, relative to `directory` (`AT_FDCWD` or a descriptor of it).
+    pub fn place(&self, thread: i32, directory: i32, path: &[u8], follow: bool) -> Place {
+        if path.is_empty() {
+            return Place::Native;
+        }
+        let path = Path::new(OsStr::from_bytes(path));
+        let absolute = if path.has_root() {
+            path.to_owned()
+        } else {
+            match self.base(thread, directory) {
+                Some(base) => base.join(path),
+                None => return Place::Native,
+            }
+        };
+        self.lead(&absolute, follow)
+    }
+
+    /// The same for an absolute path of the tree.
+    pub fn lead(&self, path: &Path, follow: bool) -> Place {
+        let plain = !path.components().any(|part| part == Component::ParentDir);
+        if plain && let Some(place) = self.served(path, follow) {
+            return place;
+        }
+        let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+        flags.set(OFlags::NOFOLLOW, !follow);
+        match self.open(path, flags, 0) {
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            _ => return Place::Native,
+        }
+        // Mostly there is just nothing of that name in a directory that is there.
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Place::Native };
+        if let Ok(parent) = self.open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)
+            && rustix::fs::readlinkat(&parent, name, Vec::new()).is_err()
+        {
+            return Place::Native;
+        }
+        let mut mounts = self.mounts.clone();
+        mounts.extend(self.devices.iter().cloned());
+        mounts.extend(TERMINALS.iter().map(PathBuf::from));
+        match stubs::locate(self.root.as_fd(), path, &mounts) {
+            Ok(place) if place.covered => Place::Served(normal(&place.path)),
+            _ => Place::Native,
+        }
+    }
+
+    /// What the text alone tells.
+    fn served(&self, path: &Path, follow: bool) -> Option<Place> {
+        let path = if follow && LINKS.iter().any(|link| path.starts_with(link)) {
+            let text = |name: &str| path.strip_prefix(name).ok().map(Path::to_owned);
+            let fd = |rest: PathBuf| Path::new("/proc/self/fd").join(rest);
+            let numbered = |number: &str| Path::new("/proc/self/fd").join(number);
+            text("/dev/fd")
+                .map(fd)
+                .or_else(|| text("/dev/stdin").map(|_| numbered("0")))
+                .or_else(|| text("/dev/stdout").map(|_| numbered("1")))
+                .or_else(|| text("/dev/stderr").map(|_| numbered("2")))?
+        } else {
+            path.to_owned()
+        };
+        let is = |top: &Path| path.starts_with(top);
+        let served = self.mounts.iter().any(|top| is(top))
+            || TERMINALS.iter().any(|top| is(Path::new(top)))
+            || self.devices.iter().any(|device| path == *device);
+        if !served {
+            return None;
+        }
+        Some(Place::Served(normal(&self.unlisted(&path))))
+    }
+
+    /// The directory that a listing shows, for a path in one.
+    fn unlisted(&self, path: &Path) -> PathBuf {
+        let Ok(rest) = path.strip_prefix(LISTINGS) else { return path.to_owned() };
+        let mut parts = rest.components();
+        let number = parts.next().and_then(|part| part.as_os_str().to_str()?.parse::<usize>().ok());
+        let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        match number.and_then(|number| listings.get(number)) {
+            Some(directory) => directory.join(parts.as_path()),
+            None => path.to_owned(),
+        }
+    }
+
+    /// Where the path of a directory descriptor, or of the working directory, is in the tree.
+    fn base(&self, thread: i32, directory: i32) -> Option<PathBuf> {
+        let link = if directory == libc::AT_FDCWD {
+            format!("/proc/{thread}/cwd")
+        } else {
+            format!("/proc/{thread}/fd/{directory}")
+        };
+        self.inner(&fs::read_link(link).ok()?)
+    }
+
+    /// The path in the tree of a path of this process; `None` for what lies elsewhere.
+    pub fn inner(&self, outer: &Path) -> Option<PathBuf> {
+        outer.strip_prefix(&self.outside).ok().map(|rest| Path::new("/").join(rest))
+    }
+
+    /// Opens a path of the tree, every link followed within it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn open(&self, path: &Path, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
+        let mode = if flags.intersects(OFlags::CREATE | OFlags::TMPFILE) { mode & 0o7777 } else { 0 };
+        loop {
+            let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(&self.root, path, flags, Mode::from_raw_mode(mode), how) {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// A new directory of the tree in which the names of `directory` are going to be shown.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn listing(&self, directory: &Path) -> Result<PathBuf, Errno> {
+        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = Path::new(LISTINGS).join(listings.len().to_string());
+        listings.push(directory.to_owned());
+        drop(listings);
+        let outer = self.outer(&path);
+        fs::create_dir_all(&outer).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        Ok(path)
+    }
+
+    /// Where a path of ours in the tree lies for this process.
+    pub fn outer(&self, path: &Path) -> PathBuf {
+        self.outside.join(path.strip_prefix("/").unwrap_or(path))
+    }
+}
+
+/// Without `.`, and with `..` taken literally: the served directories have no links that lead up.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => normal.push(name),
+            Component::ParentDir => _ = normal.pop(),
+            _ => {}
+        }
+    }
+    normal
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn paths_lead_somewhere() {
+        let directory = tempfile::tempdir().expect("directory");
+        let at = |path: &str| directory.path().join(path);
+        for path in ["etc", "proc", "sys", "dev", "var"] {
+            fs::create_dir(at(path)).expect(path);
+        }
+        symlink("../proc/self/mounts", at("etc/mtab")).expect("link");
+        symlink("/dev/stdout", at("var/log")).expect("link");
+        symlink("/proc/self/fd/1", at("dev/stdout")).expect("link");
+        symlink("/proc/self/fd", at("dev/fd")).expect("link");
+        symlink("nowhere", at("var/broken")).expect("link");
+        fs::write(at("etc/passwd"), "").expect("write");
+        let root = OwnedFd::from(fs::File::open(directory.path()).expect("open"));
+        let tree = Tree::new(root, vec!["/dev/null".into()]).expect("tree");
+        #[track_caller]
+        fn check(tree: &Tree, path: &str, follow: bool, expected: Option<&str>) {
+            let expected = expected.map_or(Place::Native, |path| Place::Served(path.into()));
+            assert_eq!(tree.lead(Path::new(path), follow), expected, "{path}");
+        }
+        check(&tree, "/etc/passwd", true, None);
+        check(&tree, "/etc/none", true, None);
+        check(&tree, "/none/at/all", true, None);
+        check(&tree, "/proc", true, Some("/proc"));
+        check(&tree, "/proc/self/./fd//3", true, Some("/proc/self/fd/3"));
+        check(&tree, "/etc/../proc/cpuinfo", true, Some("/proc/cpuinfo"));
+        check(&tree, "/etc/mtab", true, Some("/proc/self/mounts"));
+        check(&tree, "/etc/mtab", false, None);
+        check(&tree, "/var/log", true, Some("/proc/self/fd/1"));
+        check(&tree, "/var/broken", true, None);
+        check(&tree, "/dev/stdout", true, Some("/proc/self/fd/1"));
+        check(&tree, "/dev/stdout", false, None);
+        check(&tree, "/dev/fd/7", true, Some("/proc/self/fd/7"));
+        check(&tree, "/dev/null", true, Some("/dev/null"));
+        check(&tree, "/dev/zero", true, None);
+        check(&tree, "/processes", true, None);
+        let listing = tree.listing(Path::new("/proc/7/fd")).expect("listing");
+        check(&tree, listing.join("3").to_str().expect("UTF-8"), true, Some("/proc/7/fd/3"));
+    }
+}

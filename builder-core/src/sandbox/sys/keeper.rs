@@ -1,0 +1,259 @@
+//! A process between the builder and a command that has no pid namespace: all that the command leaves behind becomes its
+//! child, and it ends them, when the command has ended and when the builder is gone.
+//!
+//! It is a copy of the builder, made by `clone`, so the module's rule holds for all of it: nothing is allocated or locked.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use super::program::gaps;
+use super::{Child, Program, SignalsBlocked, child, clone, pipe};
+use crate::sandbox::ExitStatus;
+
+/// A command that is kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// The keeper. When it has ended, nothing is left of the command.
+    pub keeper: Child,
+    /// Closed, it makes the keeper end everything.
+    lifeline: Option<OwnedFd>,
+    messages: OwnedFd,
+}
+
+/// What the keeper says: kind and value, each `u32`.
+const STARTED: u32 = 0;
+const EXITED: u32 = 1;
+const KILLED: u32 = 2;
+const FAILED: u32 = 3;
+
+impl Kept {
+    /// Starts `program`, whose descriptors must be in order ([`Program::close_others`]), below a new keeper.
+    ///
+    /// # Errors
+    /// `EMFILE`, `EAGAIN` and the like.
+    pub fn start(program: &Program) -> io::Result<Self> {
+        let (messages, message) = pipe()?;
+        let (end, lifeline) = pipe()?;
+        let (closed, open) = pipe()?;
+        let own = [message.as_raw_fd().cast_unsigned(), end.as_raw_fd().cast_unsigned()];
+        // What the keeper closes before, and what after it has started the command.
+        let mut both = program.descriptors();
+        both.extend(own);
+        let task = Task { program, before: gaps(both), after: gaps(own.to_vec()), message: &message, end: &end };
+        let gate = super::START.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mask = SignalsBlocked::new();
+        // SAFETY: the child runs `keep`, which neither allocates nor locks and never returns.
+        let keeper = match unsafe { clone(0)? } {
+            Some(keeper) => keeper,
+            None => keep(&task),
+        };
+        drop(mask);
+        drop(open);
+        // The end of the pipe: the keeper has closed what it does not need, see `START`.
+        _ = rustix::io::retry_on_intr(|| rustix::io::read(&closed, &mut [0; 1]));
+        drop(gate);
+        drop((message, end));
+        let kept = Self { keeper, lifeline: Some(lifeline), messages };
+        match kept.message() {
+            Some((STARTED, _)) => Ok(kept),
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(errno.cast_signed())),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Makes the keeper end the command and everything that came of it.
+    pub fn end(&mut self) {
+        drop(self.lifeline.take());
+    }
+
+    /// How the command ended, once the keeper has; its end is waited for.
+    ///
+    /// # Errors
+    /// If somebody else waited for the keeper.
+    pub fn wait(&self) -> io::Result<ExitStatus> {
+        let status = match self.message() {
+            Some((EXITED, code)) => Some(ExitStatus::Code(code.cast_signed())),
+            Some((KILLED, signal)) => Some(ExitStatus::Signal(signal.cast_signed())),
+            _ => None,
+        };
+        let keeper = self.keeper.wait()?;
+        Ok(status.unwrap_or(keeper))
+    }
+
+    fn message(&self) -> Option<(u32, u32)> {
+        let mut bytes = [0; 8];
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&self.messages, &mut bytes[..]));
+        let [kind, value] =
+            [0, 4].map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+        (length == Ok(8)).then_some((kind, value))
+    }
+}
+
+/// What the keeper reads.
+struct Task<'a> {
+    program: &'a Program,
+    before: Vec<(u32, u32)>,
+    after: Vec<(u32, u32)>,
+    message: &'a OwnedFd,
+    end: &'a OwnedFd,
+}
+
+/// The keeper.
+fn keep(task: &Task<'_>) -> ! {
+    match keep_or_fail(task) {
+        Ok(()) => exit(0),
+        Err(errno) => {
+            say(task, FAILED, errno.raw_os_error().cast_unsigned());
+            end_all();
+            exit(1)
+        }
+    }
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: ends the process without running anything of the builder's.
+    unsafe { libc::_exit(code) }
+}
+
+fn say(task: &Task<'_>, kind: u32, value: u32) {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&kind.to_ne_bytes());
+    bytes[4..].copy_from_slice(&value.to_ne_bytes());
+    // If the builder is gone there is nobody to tell.
+    _ = rustix::io::write(task.message, &bytes);
+}
+
+fn keep_or_fail(task: &Task<'_>) -> Result<(), Errno> {
+    child::close_descriptors(&task.before)?;
+    // Away from the group and terminal that a Ctrl-C goes to: the builder cancels in order.
+    rustix::process::setsid()?;
+    // SAFETY: prctl with plain numbers. Orphans of the command become children of this process.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
+        return Err(super::last_errno());
+    }
+    // SAFETY: the child runs `child::run`, which neither allocates nor locks and never returns.
+    let command = match unsafe { clone(0) } {
+        Ok(Some(command)) => command,
+        // SAFETY: this is the child of the clone above.
+        Ok(None) => unsafe { child::run(task.program) },
+        Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)),
+    };
+    say(task, STARTED, command.pid.cast_unsigned());
+    let pidfd = command.pidfd.as_raw_fd().cast_unsigned();
+    for &(first, last) in &task.after {
+        // Its own number lies somewhere in the gaps.
+        for part in [(first, last.min(pidfd.wrapping_sub(1))), (first.max(pidfd + 1), last)] {
+            if part.0 <= part.1 && !(part.0..=part.1).contains(&pidfd) {
+                child::close_descriptors(&[part])?;
+            }
+        }
+    }
+    // 0, 1 and 2 are the builder's own.
+    child::close_descriptors(&[(0, 2)])?;
+    loop {
+        let mut fds = [PollFd::new(&command.pidfd, PollFlags::IN), PollFd::new(task.end, PollFlags::IN)];
+        let interval = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        match rustix::event::poll(&mut fds, Some(&interval)) {
+            // Orphans that have ended wait to be asked.
+            Ok(0) => reap_orphans(command.pid),
+            Err(Errno::INTR) => {}
+            Ok(_) if !fds[0].revents().is_empty() => {
+                match command.wait() {
+                    Ok(ExitStatus::Code(code)) => say(task, EXITED, code.cast_unsigned()),
+                    Ok(ExitStatus::Signal(signal)) => say(task, KILLED, signal.cast_unsigned()),
+                    Err(_) => {}
+                }
+                break;
+            }
+            Ok(_) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    end_all();
+    Ok(())
+}
+
+/// Waits for children that have ended, but not for the command, whose end is told by its descriptor.
+fn reap_orphans(command: i32) {
+    each_child(|pid| {
+        if pid.as_raw_nonzero().get() != command {
+            _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    });
+}
+
+/// Kills all children until there are none: those of a killed one become this process's own.
+fn end_all() {
+    loop {
+        each_child(|pid| _ = rustix::process::kill_process(pid, Signal::KILL));
+        let mut status = 0;
+        // SAFETY: the number is valid for writing.
+        let waited = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
+        if waited == -1 && super::last_errno() == Errno::CHILD {
+            return;
+        }
+        // SAFETY: as above.
+        while unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::WNOHANG) } > 0 {}
+    }
+}
+
+/// Every process whose parent this one is: proc(5).
+fn each_child(mut act: impl FnMut(Pid)) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(proc) = rustix::fs::open(c"/proc", flags, Mode::empty()) else { return };
+    let own = rustix::process::getpid();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
+    let mut directory = RawDir::new(proc.as_fd(), &mut buffer);
+    while let Some(Ok(entry)) = directory.next() {
+        let name = entry.file_name().to_bytes();
+        let Some(pid) = number(name).and_then(Pid::from_raw) else { continue };
+        // "PID/stat": ten digits at most.
+        let mut path = [0_u8; 16];
+        path[..name.len()].copy_from_slice(name);
+        path[name.len()..name.len() + 5].copy_from_slice(b"/stat");
+        let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else { continue };
+        let Ok(file) = rustix::fs::openat(&proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+            continue;
+        };
+        let mut text = [0; 512];
+        let Ok(length) = rustix::io::read(&file, &mut text[..]) else { continue };
+        if parent(&text[..length]) == Some(own.as_raw_nonzero().get()) {
+            act(pid);
+        }
+    }
+}
+
+fn number(text: &[u8]) -> Option<i32> {
+    if text.is_empty() || text.len() > 10 {
+        return None;
+    }
+    text.iter().try_fold(0_i32, |sum, digit| {
+        digit.is_ascii_digit().then(|| sum.checked_mul(10)?.checked_add(i32::from(digit - b'0'))).flatten()
+    })
+}
+
+/// The parent in a line of /proc/PID/stat. The name before it may hold anything.
+fn parent(stat: &[u8]) -> Option<i32> {
+    let after = stat.iter().rposition(|&byte| byte == b')')?;
+    // ") S PARENT …"
+    let mut fields = stat[after + 1..].split(|&byte| byte == b' ').filter(|field| !field.is_empty());
+    number(fields.nth(1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_read() {
+        assert_eq!(parent(b"12 (a) b) S 7 12 12 0 -1 x"), Some(7));
+        assert_eq!(parent(b"12 (sh"), None);
+        assert_eq!(number(b"2147483648"), None);
+        assert_eq!(number(b"self"), None);
+    }
+}
