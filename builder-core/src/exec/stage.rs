@@ -243,9 +243,13 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                 }
             };
             let mut tree_step = tree.begin()?;
+            if let Action::Run(_) = &step.action {
+                tree_step.prepare_command(&shared.cancel)?;
+            }
+            phases.done("tree", begun);
+            let begun = Instant::now();
             match &step.action {
                 Action::Run(action) => {
-                    tree_step.prepare_command(&shared.cancel)?;
                     running::run(shared, self.stage, action, tree_step.rootfs(), id)?;
                 }
                 Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,

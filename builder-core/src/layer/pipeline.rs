@@ -16,9 +16,8 @@ use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use flate2::Crc;
 
-use super::compress::{self, BlockCompressor};
+use super::compress::{self, BlockCompressor, Check};
 use super::{Compression, LayerError};
 use crate::cancel::Cancel;
 use crate::oci::{BlobDigest, DiffId, Hasher};
@@ -84,7 +83,7 @@ impl Block {
 
 /// A block after a worker had it.
 enum Done {
-    Compressed { bytes: Vec<u8>, crc: Crc },
+    Compressed { bytes: Vec<u8>, check: Check },
     Plain(Arc<Block>),
 }
 
@@ -207,7 +206,8 @@ impl<'scope, 'env> BlockWriter<'scope, 'env> {
                 for Job { block, done } in jobs {
                     let mut bytes: Vec<u8> = spare.try_recv().unwrap_or_default();
                     bytes.clear();
-                    let result = compressor.block(block.data(), &mut bytes).map(|crc| Done::Compressed { bytes, crc });
+                    let result =
+                        compressor.block(block.data(), &mut bytes).map(|check| Done::Compressed { bytes, check });
                     recycle(block, &release);
                     // Nobody waits any more when the writer has failed.
                     _ = done.send(result);
@@ -294,7 +294,7 @@ fn write_blob(
     spent: &Sender<Vec<u8>>,
 ) -> Result<(BlobDigest, u64), LayerError> {
     blob.write_all(compress::header(compression)).map_err(LayerError::Write)?;
-    let mut whole = Crc::new();
+    let mut whole = Check::default();
     for next in order {
         let Next::Block(block) = next else {
             let mut end = Vec::new();
@@ -304,9 +304,9 @@ fn write_blob(
         };
         // A worker that is gone has panicked; the scope reports that.
         match block.recv().map_err(|_| broken())?.map_err(LayerError::Write)? {
-            Done::Compressed { bytes, crc } => {
+            Done::Compressed { bytes, check } => {
                 blob.write_all(&bytes).map_err(LayerError::Write)?;
-                whole.combine(&crc);
+                whole.combine(&check);
                 _ = spent.send(bytes);
             }
             Done::Plain(block) => {
@@ -321,10 +321,10 @@ fn write_blob(
 /// A whole layer of one block, on the caller's thread.
 fn write_alone(compression: Compression, mut blob: BlobWriter, data: &[u8]) -> Result<Totals, LayerError> {
     let mut bytes = compress::header(compression).to_vec();
-    let crc = BlockCompressor::new(compression)
+    let check = BlockCompressor::new(compression)
         .and_then(|mut compressor| compressor.block(data, &mut bytes))
         .map_err(LayerError::Write)?;
-    compress::trailer(compression, &crc, &mut bytes);
+    compress::trailer(compression, &check, &mut bytes);
     blob.write_all(&bytes).map_err(LayerError::Write)?;
     let (digest, blob_bytes) = blob.publish(None)?;
     let mut hasher = Hasher::default();
