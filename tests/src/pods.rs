@@ -56,6 +56,7 @@ impl Kind {
 #[derive(Debug)]
 pub struct Pod {
     id: String,
+    kind: Kind,
     /// The volume, at the same path inside and outside.
     pub volume: PathBuf,
     settings: PathBuf,
@@ -131,7 +132,18 @@ impl Pod {
             .map_err(|errno| errno.to_string())?;
         command.arg("--rootfs").arg(&root).args([SLIPWAY, "build", "--check", "--file"]).arg(&waiting).arg(volume);
         let id = process::output(&mut command, LIMIT)?;
-        Ok(Self { id, volume: volume.to_owned(), settings, _image: image })
+        Ok(Self { id, kind, volume: volume.to_owned(), settings, _image: image })
+    }
+
+    /// Makes everything below `directory` belong to the container's user.
+    ///
+    /// # Errors
+    /// What chown(1) says.
+    pub fn give(&self, directory: &Path) -> Result<(), String> {
+        if self.kind != Kind::E6 {
+            return Ok(());
+        }
+        process::output(Command::new("chown").args(["-hR", ARBITRARY]).arg(directory), LIMIT).map(drop)
     }
 
     /// A command that runs `program` inside, with this environment.

@@ -6,13 +6,14 @@
 //!
 //! | Variable | Meaning |
 //! |---|---|
-//! | `CONFORMANCE_MODES` | comma-separated: `root-overlay`, `root-directory`, `user-overlay`, `user-directory`, `single-directory` |
+//! | `CONFORMANCE_MODES` | comma-separated: `root-overlay`, `root-directory`, `user-overlay`, `user-directory`, `single-directory`; `E4`, `E5`, `E6` for containers confined like pods |
 //! | `CONFORMANCE_RESULTS` | file for the results as JSON, with all differences |
 //! | `CONFORMANCE_PYTHON` | `1`: ask the corpus' own comparer too, and fail where it disagrees |
 //! | `CONFORMANCE_BUILDER` | another builder's command line, in the words of `run.py`; the list is then not consulted |
 //! | `CONFORMANCE_KEEP` | a directory for inputs, results and outputs of the builder, which then stay |
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::json;
 use tests::conformance::{Case, Comparer, Expect, FileServer, Golden, Level, Mode, Prepared, Status, all_cases};
+use tests::pods::{Kind, Pod, SLIPWAY};
 use tests::registry::Registry;
 use tests::{process, slipway, user};
 
@@ -59,6 +61,12 @@ fn main() -> ExitCode {
     }
     // Modes of copied files must not depend on who calls.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let (in_pods, mut modes): (Vec<Mode>, Vec<Mode>) = modes.into_iter().partition(|mode| mode.trees == "pod");
+    match Pod::possible() {
+        Ok(()) => modes.extend(in_pods),
+        Err(reason) if !in_pods.is_empty() => println!("skipped: builds in containers: {reason}"),
+        Err(_) => {}
+    }
     let (bench, trials) = match prepare(&modes, arguments.list) {
         Ok(ready) => ready,
         Err(error) => {
@@ -79,10 +87,11 @@ fn modes() -> Result<Vec<Mode>, String> {
     let default = if user::is_root() { "root-overlay" } else { "user-overlay" };
     let text = std::env::var("CONFORMANCE_MODES").unwrap_or_else(|_| default.to_owned());
     let modes: Vec<Mode> = text.split(',').map(|mode| mode.trim().parse()).collect::<Result<_, _>>()?;
-    if modes.iter().any(|mode| mode.user != modes[0].user) {
+    let who = |mode: &Mode| if mode.trees == "pod" { "root".to_owned() } else { mode.user.clone() };
+    if modes.iter().any(|mode| who(mode) != who(&modes[0])) {
         return Err("modes of root and of a user need a call each".to_owned());
     }
-    if !user::is_root() && modes[0].user == "root" {
+    if !user::is_root() && who(&modes[0]) == "root" {
         return Err("only root can run the modes of root".to_owned());
     }
     Ok(modes)
@@ -103,6 +112,7 @@ struct Bench {
     keep: bool,
     results: Mutex<BTreeMap<String, Outcomes>>,
     registry: Registry,
+    pods: BTreeMap<String, Pod>,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -143,6 +153,10 @@ fn prepare(modes: &[Mode], list: bool) -> Result<(Arc<Bench>, Vec<Trial>), Strin
         Ok(template) => Builder::Template(template.split_whitespace().map(str::to_owned).collect()),
         Err(_) => Builder::Slipway { binary: slipway::binary()? },
     };
+    let mut pods = BTreeMap::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| !list && modes.iter().any(|mode| mode.user == kind.name())) {
+        pods.insert(kind.name().to_owned(), Pod::start(kind, &work, false)?);
+    }
     let bench = Arc::new(Bench {
         status: matches!(builder, Builder::Slipway { .. }).then_some(status),
         comparer: if list { Comparer::default() } else { Comparer::new(&bases).map_err(|e| e.to_string())? },
@@ -152,6 +166,7 @@ fn prepare(modes: &[Mode], list: bool) -> Result<(Arc<Bench>, Vec<Trial>), Strin
         keep: keep.is_some(),
         results: Mutex::default(),
         registry,
+        pods,
         _temporary: temporary,
         corpus,
         work,
@@ -210,7 +225,17 @@ impl Bench {
         if case.http {
             self.server.add(&case.name, &prepared.http);
         }
-        let mut command = self.command(mode, case, &prepared);
+        let mut command = match self.pods.get(&mode.user) {
+            Some(pod) => {
+                pod.give(work)?;
+                let environment: Vec<_> =
+                    case.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+                let mut command = pod.command(SLIPWAY, &environment);
+                command.args(self.arguments(mode, case, &prepared));
+                command
+            }
+            None => self.command(mode, case, &prepared),
+        };
         command.envs(&case.env);
         let ended = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
         let output = ended.text();
@@ -292,21 +317,24 @@ impl Bench {
         match &self.builder {
             Builder::Slipway { binary } => {
                 let mut command = Command::new(binary);
-                command
-                    .args(["build", "--no-cache", "--progress", "plain", "--work-dir"])
-                    .arg(self.work.join(format!("state-{mode}")))
-                    .args(["--registry-map", &format!("docker.io={}", self.registry.address())])
-                    .arg("--output")
-                    .arg(format!("type=oci,tar=false,dest={}", prepared.out.display()))
-                    .arg("--file")
-                    .arg(&prepared.dockerfile)
-                    .args(lists(case, prepared).into_values().flatten())
-                    .arg(&prepared.context)
-                    .env("SLIPWAY_TREES", &mode.trees);
+                command.args(self.arguments(mode, case, prepared)).env("SLIPWAY_TREES", &mode.trees);
                 command
             }
             Builder::Template(words) => template(words, case, prepared, self.registry.address()),
         }
+    }
+
+    /// What slipway is called with.
+    fn arguments(&self, mode: &Mode, case: &Case, prepared: &Prepared) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            ["build", "--no-cache", "--progress", "plain", "--work-dir"].map(Into::into).into();
+        arguments.push(self.work.join(format!("state-{mode}")).into());
+        arguments.extend(["--registry-map".into(), format!("docker.io={}", self.registry.address()).into()]);
+        arguments.extend(["--output".into(), format!("type=oci,tar=false,dest={}", prepared.out.display()).into()]);
+        arguments.extend(["--file".into(), prepared.dockerfile.clone().into()]);
+        arguments.extend(lists(case, prepared).into_values().flatten().map(Into::into));
+        arguments.push(prepared.context.clone().into());
+        arguments
     }
 
     /// How many cases agree, by mode; writes the results file if one is asked for.

@@ -132,7 +132,7 @@ fn document(
             "overlay_refused": found.overlay_refused,
             "reflink": found.volume.reflink,
             "user_xattrs": found.volume.user_xattrs,
-            "real_owners": found.ownership == Ownership::Real,
+            "real_owners": found.ownership != Ownership::Recorded,
             "free_bytes": found.volume.free_bytes,
             "free_files": found.volume.free_files,
         }),
@@ -173,6 +173,7 @@ fn trees(found: &WorkDir) -> String {
     };
     match found.ownership {
         Ownership::Real => kept,
+        Ownership::RealFiles => format!("{kept}; files stand for devices"),
         Ownership::Recorded => format!("{kept}; owners are recorded beside them"),
     }
 }

@@ -56,8 +56,7 @@ pub(super) fn build_prepared(
     if request.docker_media_types() && request.all_annotations().next().is_some() {
         observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
     }
-    let ownership = maintain::ownership(&request.work_dir, &request.environment);
-    let trees = Trees::open(&request.work_dir, request.tree_mode, ownership)?;
+    let (trees, _) = maintain::open_trees(&request.work_dir, request.tree_mode, &request.environment)?;
     if prepared.plans.iter().any(|planned| has_commands(&planned.plan)) {
         commands_can_run(request, &trees)?;
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::mounts::CacheMountId;
 use crate::hint::Hint;
 use crate::rootfs::{Ownership, TreeError, TreeMode, Trees, Volume};
-use crate::sandbox::{Environment, IdMapping};
+use crate::sandbox::{Environment, IdMapping, Tier};
 
 /// What is kept, by kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -174,8 +174,7 @@ pub fn probe_work_dir(
     mode: Option<TreeMode>,
     environment: &Environment,
 ) -> Result<WorkDir, TreeError> {
-    let ownership = ownership(work_dir, environment);
-    let trees = Trees::open(work_dir, mode, ownership)?;
+    let (trees, ownership) = open_trees(work_dir, mode, environment)?;
     let failed = |source| TreeError::Io { action: "probe", path: work_dir.to_owned(), source };
     Ok(WorkDir {
         volume: Volume::probe(work_dir).map_err(failed)?,
@@ -185,15 +184,42 @@ pub fn probe_work_dir(
     })
 }
 
+/// The trees of a work dir as the sandbox can use them, and whose files belong to whom.
+///
+/// # Errors
+/// [`TreeError::NoOverlay`] if overlayfs is demanded where the sandbox cannot mount.
+pub(super) fn open_trees(
+    work_dir: &Path,
+    mode: Option<TreeMode>,
+    environment: &Environment,
+) -> Result<(Trees, Ownership), TreeError> {
+    let mode = match environment.tier {
+        Some(tier @ (Tier::Chroot | Tier::Traced)) => {
+            if mode == Some(TreeMode::Overlay) {
+                let reason = format!("the sandbox tier {tier} mounts nothing");
+                return Err(TreeError::NoOverlay { path: work_dir.to_owned(), reason });
+            }
+            Some(TreeMode::Directory)
+        }
+        _ => mode,
+    };
+    let ownership = ownership(work_dir, environment);
+    Ok((Trees::open(work_dir, mode, ownership)?, ownership))
+}
+
 /// Whether owners can be made real where the process is, on the volume of `work_dir`.
-pub(super) fn ownership(work_dir: &Path, environment: &Environment) -> Ownership {
+fn ownership(work_dir: &Path, environment: &Environment) -> Ownership {
     match environment.ids {
         IdMapping::Single | IdMapping::Played | IdMapping::None => Ownership::Recorded,
         // Every map with more than one id has these. Not being able to write at all is told when the trees are opened.
         IdMapping::Root | IdMapping::Identity | IdMapping::Subordinate => {
             match Volume::keeps_owners(work_dir, (1, 1)) {
                 Ok(false) => Ownership::Recorded,
-                Ok(true) | Err(_) => Ownership::Real,
+                // Nothing hides device nodes of the tree from a command in a chroot.
+                _ if environment.tier == Some(Tier::Chroot) && !Volume::confines_devices(work_dir) => {
+                    Ownership::RealFiles
+                }
+                _ => Ownership::Real,
             }
         }
     }

@@ -50,6 +50,8 @@ pub enum TreeMode {
 pub enum Ownership {
     /// Any id can be given to a file (root, or a user namespace with subordinate ids).
     Real,
+    /// The same, but nobody may open a device by a node in a tree: empty files with an attribute stand for devices.
+    RealFiles,
     /// Only one id exists: others, devices and privileged attributes are recorded beside the tree.
     Recorded,
 }
@@ -242,15 +244,15 @@ impl Trees {
         let probed = match (mode, ownership) {
             (Some(TreeMode::Directory), _) => None,
             (_, Ownership::Recorded) => Some(Err("owners are recorded, which overlayfs cannot show".to_owned())),
-            (_, Ownership::Real) => {
+            (_, Ownership::Real | Ownership::RealFiles) => {
                 let temp = dir.temp()?;
                 Some(probe(temp.path()))
             }
         };
-        let pretence = if ownership == Ownership::Real && !devices_work(&dir)? {
-            Pretence::Marked(StandIn::here().map(Arc::new))
-        } else {
-            Pretence::Nothing
+        let pretence = match ownership {
+            Ownership::Real if devices_work(&dir)? => Pretence::Nothing,
+            Ownership::Real | Ownership::RealFiles => Pretence::Marked(StandIn::here().map(Arc::new)),
+            Ownership::Recorded => Pretence::Nothing,
         };
         let (kind, overlay_refused) = match probed {
             None => (Kind::Directory(Arc::new(dir)), None),
@@ -318,7 +320,7 @@ impl Trees {
             Kind::Directory(dir) => State::Directory(PlainTree::checkout(
                 dir,
                 match self.ownership {
-                    Ownership::Real => Some(self.pretence.clone()),
+                    Ownership::Real | Ownership::RealFiles => Some(self.pretence.clone()),
                     Ownership::Recorded => None,
                 },
                 layers,

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{Gid, Mode, OFlags, StatVfsMountFlags, Uid, XattrFlags};
+use rustix::io::Errno;
 
 /// Attribute that is set and read again.
 const PROBE_ATTRIBUTE: &str = "user.slipway.probe";
@@ -72,7 +73,36 @@ impl Volume {
         };
         Ok(kept && usable())
     }
+
+    /// Whether a disk of this machine stays shut although root makes a node for it in `directory`: container runtimes see to
+    /// that by a control group, and a volume that is mounted nodev does. Also where nothing can be made at all.
+    pub fn confines_devices(directory: &Path) -> bool {
+        let Ok(disks) = std::fs::read_dir("/sys/dev/block") else { return false };
+        let mut confined = false;
+        for disk in disks.flatten().take(DISKS) {
+            let name = disk.file_name();
+            let numbers = name.to_str().and_then(|name| name.split_once(':'));
+            let Some((major, minor)) = numbers.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?))) else {
+                continue;
+            };
+            let Ok(scratch) = scratch(directory) else { return false };
+            let node = scratch.path().join("disk");
+            let device = rustix::fs::makedev(major, minor);
+            let kind = rustix::fs::FileType::BlockDevice;
+            let made = rustix::fs::mknodat(rustix::fs::CWD, &node, kind, Mode::from_raw_mode(0o600), device);
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            match made.and_then(|()| rustix::fs::open(&node, flags, Mode::empty())) {
+                Err(Errno::PERM | Errno::ACCESS) => confined = true,
+                // Open, or nothing there today: nobody stands between.
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        confined
+    }
 }
+
+/// How many disks are tried.
+const DISKS: usize = 4;
 
 fn scratch(directory: &Path) -> io::Result<tempfile::TempDir> {
     std::fs::create_dir_all(directory)?;

@@ -9,9 +9,9 @@ use std::str::FromStr;
 /// Who builds and how trees are kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mode {
-    /// `root`, `user` (with subordinate ids) or `single` (a user without any).
+    /// `root`, `user` (with subordinate ids) or `single` (a user without any); for a container its kind: `E4`, `E5`, `E6`.
     pub user: String,
-    /// `overlay` or `directory`.
+    /// `overlay` or `directory`; `pod` for containers, which choose themselves.
     pub trees: String,
 }
 
@@ -24,8 +24,9 @@ impl FromStr for Mode {
             | Some((user @ "single", trees @ "directory")) => {
                 Ok(Self { user: user.to_owned(), trees: trees.to_owned() })
             }
+            None if matches!(text, "E4" | "E5" | "E6") => Ok(Self { user: text.to_owned(), trees: "pod".to_owned() }),
             _ => Err(format!(
-                "`{text}` is no mode: it is root or user, a `-`, and overlay or directory; or single-directory"
+                "`{text}` is no mode: it is root or user, a `-`, and overlay or directory; or single-directory; or E4, E5, E6"
             )),
         }
     }
@@ -33,6 +34,9 @@ impl FromStr for Mode {
 
 impl std::fmt::Display for Mode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.trees == "pod" {
+            return f.write_str(&self.user);
+        }
         write!(f, "{}-{}", self.user, self.trees)
     }
 }
@@ -99,7 +103,9 @@ impl FromStr for Status {
             let (mut level, mut scope) = (Level::Nothing, String::new());
             for word in words {
                 match word.strip_prefix('@') {
-                    Some(mode @ ("root" | "user" | "single" | "overlay" | "directory")) => mode.clone_into(&mut scope),
+                    Some(mode @ ("root" | "user" | "single" | "overlay" | "directory" | "pod")) => {
+                        mode.clone_into(&mut scope)
+                    }
                     Some(mode) => scope = mode.parse::<Mode>().map_err(|e| format!("line {number}: {e}"))?.to_string(),
                     None if word == "details" => level = Level::Image,
                     None => return Err(format!("line {number}: `{word}` is neither `details` nor `@mode`")),

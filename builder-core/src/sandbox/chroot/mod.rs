@@ -13,7 +13,7 @@
 //! - Landlock, where the kernel has it, allows nothing but the tree, lets no signal out and no tracing.
 //! - Signals, tracing and scheduling of other processes are calls whose arguments are numbers; they are answered by who asks
 //!   for whom. The builder cannot be traced anyway, as it is not dumpable and nobody here has CAP_SYS_PTRACE.
-//! - Device nodes other than harmless ones are neither made nor kept in the tree.
+//! - Device nodes other than harmless ones are neither made nor kept in the tree, unless a control group keeps them shut.
 //!
 //! # Limitations
 //!
@@ -47,6 +47,7 @@ use super::sys::{self, Arguments, Kept, Op, Program, Step};
 use super::{Environment, ExitStatus, RunSpec, SandboxError, network, output, setup, stubs};
 use crate::cancel::Cancel;
 use crate::event::Stream;
+use crate::rootfs::Volume;
 use files::Files;
 use members::Members;
 use places::Places;
@@ -98,10 +99,11 @@ pub fn run(
         return Err(SandboxError::NoNetworkNamespace);
     }
     let mut places = Places::new(root)?;
-    let result = places
-        .claim(&spec.mounts, cancel)
-        .and_then(|()| furnish(&mut places, root, spec))
-        .and_then(|devices| perform(root, spec, devices, output, cancel));
+    let result =
+        places.claim(&spec.mounts, cancel).and_then(|()| furnish(&mut places, root, spec)).and_then(|devices| {
+            let confined = Volume::confines_devices(places.aside());
+            perform(root, spec, devices, confined, output, cancel)
+        });
     let restored = places.restore();
     let status = result?;
     restored?;
@@ -186,6 +188,7 @@ fn perform(
     root: BorrowedFd<'_>,
     spec: &RunSpec,
     devices: Vec<PathBuf>,
+    devices_confined: bool,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
@@ -206,7 +209,8 @@ fn perform(
     }
     // Without one it has ended already: what it has reported says why.
     let listening = listener.as_ref().ok().and_then(Option::as_ref);
-    let server = listening.map(|listener| Server { files: &files, listener, programs: AtomicU32::new(0) });
+    let server =
+        listening.map(|listener| Server { files: &files, listener, devices_confined, programs: AtomicU32::new(0) });
     let status = std::thread::scope(|scope| {
         for (pipe, stream) in [(&ends.stdout, Stream::Stdout), (&ends.stderr, Stream::Stderr)] {
             let ended = &ended;

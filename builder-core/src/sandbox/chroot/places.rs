@@ -52,6 +52,11 @@ impl<'a> Places<'a> {
         Ok(Self { root, stubs: Stubs::default(), aside, swaps: Vec::new(), locks: Vec::new() })
     }
 
+    /// A directory for files of ours, on the tree's file system and outside of the tree.
+    pub fn aside(&self) -> &Path {
+        self.aside.path()
+    }
+
     /// Waits until no other RUN uses the directories that are going to be moved, and keeps them from others: a directory can
     /// be in one tree at a time. In one order for all, so that nobody waits for each other.
     ///
