@@ -119,7 +119,7 @@ impl Tree {
         let is = |top: &Path| path.starts_with(top);
         let served = self.mounts.iter().any(|top| is(top))
             || TERMINALS.iter().any(|top| is(Path::new(top)))
-            || self.devices.iter().any(|device| path == *device);
+            || self.devices.contains(&path);
         if !served {
             return None;
         }
