@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use builder_core::cache::CachePlace;
 use builder_core::cancel::Cancel;
 use builder_core::event::Observer;
 use builder_core::exec::{self, BeforeOutputs, BuildError, DockerfileSource, ErrorClass};
 use builder_core::hint::Hint;
 use builder_core::http;
-use builder_core::oci::Descriptor;
+use builder_core::oci::{Descriptor, Reference};
 use builder_core::output::{Exporter, Target};
 use builder_core::registry::{Credentials, Registry, RegistryError};
 use builder_core::sandbox;
@@ -16,7 +17,6 @@ use builder_core::sandbox;
 use super::grammar::{self, Definition, Parsed};
 use super::lines::Lines;
 use super::log::{Format, Level, Logger};
-use super::names::Destination;
 use super::refusal::Refusal;
 use super::settings::{self, Task};
 use super::{complain, feature, flags, say, usage};
@@ -92,9 +92,6 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
         Ok(task) => task,
         Err(refusal) => return refuse(&refusal, &table),
     };
-    for notice in &task.notices {
-        logger.warn(notice);
-    }
     let cancel = Cancel::default();
     if let Err(error) = commands::build::listen_for_signals(&cancel) {
         return complain(&format!("error building image: cannot listen for signals: {error}"));
@@ -151,7 +148,7 @@ impl Failure {
 }
 
 fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Failure> {
-    let observer: Arc<dyn Observer> = Arc::new(Lines::new(Arc::clone(logger), task.cache));
+    let observer: Arc<dyn Observer> = Arc::new(Lines::new(Arc::clone(logger), cache_name(&task)));
     let failed = |error: &BuildError, dockerfile: &DockerfileSource| Failure {
         text: told(error, dockerfile),
         code: exit_code(error),
@@ -166,13 +163,13 @@ fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Fa
     if task.dry_run {
         return Ok(());
     }
-    if task.check_permission {
+    if !task.permissions.is_empty() {
         let request = &task.request;
         let client = request.push.client.clone().unwrap_or_else(|| request.client.clone());
         let options = request.push.registry.clone().unwrap_or_else(|| request.registry.clone());
         let credentials = Credentials::new(request.credentials.clone());
         let registry = Registry::new(http::Client::new(client), credentials, options);
-        check_permission(&registry, &task.destinations, cancel)?;
+        check_permission(&registry, &task.permissions, cancel)?;
     }
     for target in &task.other_targets {
         let mut request = task.request.clone();
@@ -195,6 +192,14 @@ fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Fa
     Ok(())
 }
 
+/// Where steps are looked up, for the log.
+fn cache_name(task: &Task) -> Option<String> {
+    task.request.cache.from.first().map(|place| match place {
+        CachePlace::Registry(repository) => super::names::repository(repository.reference()),
+        CachePlace::Layout(path) => path.display().to_string(),
+    })
+}
+
 /// Writes the files that wrappers read when the digest is known and nothing is pushed yet.
 fn before_outputs(task: &Task, logger: &Arc<Logger>, cancel: &Cancel) -> BeforeOutputs {
     let (files, destinations, report_as) = (task.files.clone(), task.destinations.clone(), task.report_as.clone());
@@ -215,20 +220,20 @@ fn before_outputs(task: &Task, logger: &Arc<Logger>, cancel: &Cancel) -> BeforeO
 ///
 /// # Errors
 /// In Kaniko's words, with what the registry says.
-pub fn check_permission(registry: &Registry, destinations: &[Destination], cancel: &Cancel) -> Result<(), Failure> {
+pub fn check_permission(registry: &Registry, names: &[(String, Reference)], cancel: &Cancel) -> Result<(), Failure> {
     let mut checked: Vec<(&str, &str)> = Vec::new();
-    for destination in destinations {
-        let place = (destination.reference.registry(), destination.reference.repository());
+    for (typed, reference) in names {
+        let place = (reference.registry(), reference.repository());
         if checked.contains(&place) {
             continue;
         }
         checked.push(place);
-        registry.check_push(&destination.reference, cancel).map_err(|error| match error {
+        registry.check_push(reference, cancel).map_err(|error| match error {
             RegistryError::Cancelled => cancelled(),
             error => Failure::new(format!(
                 "error checking push permissions: make sure you entered the correct tag name, and that you are \
                  authenticated correctly, and try again: checking push permission for \"{}\": {}",
-                destination.typed,
+                typed,
                 with_hint(diagnostics::chain(&error), &error)
             )),
         })?;

@@ -13,8 +13,8 @@ use super::names;
 /// Writes log lines for events, and the output of commands to where the commands wrote it.
 pub struct Lines {
     logger: Arc<Logger>,
-    /// Whether hits and misses of a cache are told.
-    cache: bool,
+    /// Where steps are looked up; hits and misses are told then.
+    cache: Option<String>,
     state: Mutex<State>,
 }
 
@@ -28,7 +28,7 @@ struct State {
 
 impl Lines {
     /// Writes through `logger`.
-    pub fn new(logger: Arc<Logger>, cache: bool) -> Self {
+    pub fn new(logger: Arc<Logger>, cache: Option<String>) -> Self {
         Self { logger, cache, state: Mutex::default() }
     }
 
@@ -88,9 +88,16 @@ impl Observer for Lines {
             Event::Notice { message } => logger.warn(message),
             Event::StepStarted { step, title } => self.started(step, title),
             Event::CacheMiss { step, reason } => {
-                let level = if self.cache { Level::Info } else { Level::Debug };
+                let level = if self.cache.is_some() { Level::Info } else { Level::Debug };
+                if let Some(place) = &self.cache {
+                    logger.info(&format!("Checking for cached layer {place}..."));
+                }
                 logger.log(level, &format!("No cached layer found for cmd {}", self.command(step)));
                 logger.debug(&format!("not cached: {reason}"));
+            }
+            Event::CacheFound { place, .. } => logger.info(&format!("Checking for cached layer {place}...")),
+            Event::CachePut { place, key, .. } => {
+                logger.info(&format!("Pushing layer {place}:{} to cache now", key.to_hex()));
             }
             Event::Output { stream, line, .. } => self.output(stream, line),
             Event::StepFinished { step, cached: true, .. } => {
@@ -154,7 +161,7 @@ mod tests {
     fn events_are_told_in_the_words_that_people_search_for() {
         let written = Written::default();
         let logger = Arc::new(Logger::new(Format::Json, Level::Info, false, Box::new(written.clone())));
-        let lines = Lines::new(logger, true);
+        let lines = Lines::new(logger, Some("r/cache".to_owned()));
         let digest: builder_core::oci::BlobDigest =
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".parse().expect("a digest");
         let elapsed = Duration::from_secs(1);
@@ -187,6 +194,7 @@ mod tests {
                 "Using caching version of cmd: COPY a b",
                 "Unpacking rootfs as cmd RUN make requires it.",
                 "RUN make",
+                "Checking for cached layer r/cache...",
                 "No cached layer found for cmd RUN make",
                 "Taking snapshot of full filesystem...",
                 &format!("Pushed index.docker.io/a/b@{digest}"),

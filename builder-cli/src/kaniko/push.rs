@@ -100,7 +100,9 @@ fn push(work: &Work, logger: &Arc<Logger>, ambient: &Ambient, cancel: &Cancel) -
     let credentials = Credentials::new(work.reached.pull.credentials.clone());
     let registry = Registry::new(http::Client::new(client), credentials, options);
     if work.check {
-        check_permission(&registry, &work.destinations, cancel)?;
+        let names: Vec<(String, Reference)> =
+            work.destinations.iter().map(|known| (known.typed.clone(), known.reference.clone())).collect();
+        check_permission(&registry, &names, cancel)?;
     }
     let names: Vec<Reference> = work.destinations.iter().map(|destination| destination.reference.clone()).collect();
     let images = [saved.image.clone()];
@@ -112,7 +114,7 @@ fn push(work: &Work, logger: &Arc<Logger>, ambient: &Ambient, cancel: &Cancel) -
     for destination in &work.destinations {
         logger.info(&format!("Pushing image to {}", destination.typed));
     }
-    let lines = Lines::new(Arc::clone(logger), false);
+    let lines = Lines::new(Arc::clone(logger), None);
     let pusher = Pusher::new(&registry, &saved, limits, &lines).with(work.reached.push.options);
     pusher.publish(&export, false, cancel).map_err(|error| {
         let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));

@@ -6,13 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use builder_core::cache::{CacheOptions, CachePlace, CacheRepository, CacheTarget};
 use builder_core::cancel::Cancel;
 use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache};
 use builder_core::http::{self, ClientOptions, Request, Url};
 use builder_core::layer::Compression;
-use builder_core::oci::Platform;
+use builder_core::oci::{Platform, Reference};
 use builder_core::output::{Annotation, AnnotationLevel, Destination as To, Exporter, Target};
 use builder_core::sandbox::Environment;
+use builder_core::snapshot::Ignored;
 use builder_core::source::Warmed;
 use clap::Parser as _;
 
@@ -49,16 +51,12 @@ pub struct Task {
     pub builder_output: Option<PathBuf>,
     /// Whether the destinations are pushed to.
     pub push: bool,
-    /// Whether to find out before the build that pushing is allowed.
-    pub check_permission: bool,
-    /// Whether a cache repository is used.
-    pub cache: bool,
+    /// What must be allowed to be pushed to, found out before the build: as given, and as a name.
+    pub permissions: Vec<(String, Reference)>,
     /// Print the plan.
     pub plan: bool,
     /// Do nothing else.
     pub dry_run: bool,
-    /// Things to tell before the build.
-    pub notices: Vec<String>,
 }
 
 /// Reads a command line; `environment` is what this process may do.
@@ -66,7 +64,7 @@ pub struct Task {
 /// # Errors
 /// [`Refusal`]
 pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Result<Task, Refusal> {
-    let mut notices = Vec::new();
+    let mut cache_repository = None;
     let push = !no_push(parsed, ambient)?;
     let report_as = report_as(parsed, ambient)?;
     let destinations = parsed
@@ -132,31 +130,45 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
         });
     }
     if cache {
-        notices.push(
-            "--cache: steps are found in this work directory; cache repositories are not supported yet".to_owned(),
-        );
-    }
-    for (given, flag) in [
-        (parsed.is(&flags::SINGLE_SNAPSHOT), "--single-snapshot"),
-        (!parsed.list(&flags::IGNORE_PATH).is_empty(), "--ignore-path"),
-    ] {
-        if given {
-            return Err(UsageError::NotYet { what: flag.to_owned() }.into());
+        let (options, repository) = cache_options(parsed, &destinations)?;
+        if let Some(repository) = repository.as_ref().filter(|_| parsed.is(&flags::INSECURE)) {
+            request.registry.insecure.insert(repository.registry().to_owned());
         }
+        request.cache = options;
+        cache_repository = repository;
     }
+    request.ignored = Ignored::new(
+        parsed
+            .list(&flags::IGNORE_PATH)
+            .iter()
+            .map(String::as_str)
+            .chain(parsed.is(&flags::IGNORE_VAR_RUN).then_some("/var/run")),
+    );
+    if parsed.is(&flags::SINGLE_SNAPSHOT) {
+        return Err(UsageError::NotYet { what: "--single-snapshot".to_owned() }.into());
+    }
+    let check = !parsed.is(&flags::SKIP_PUSH_PERMISSION_CHECK);
+    let permissions = match cache_repository {
+        _ if !check => Vec::new(),
+        _ if push => {
+            destinations.iter().map(|destination| (destination.typed.clone(), destination.reference.clone())).collect()
+        }
+        Some(repository) if !no_push_cache => {
+            vec![(super::names::repository(repository.reference()), repository.reference().clone())]
+        }
+        _ => Vec::new(),
+    };
     Ok(Task {
         other_targets,
         report_as,
         files: files(parsed, ambient)?,
         builder_output: ambient.var("BUILDER_OUTPUT").map(|dir| ambient.cwd.join(dir)),
         push,
-        check_permission: push && !parsed.is(&flags::SKIP_PUSH_PERMISSION_CHECK),
-        cache,
+        permissions,
         plan: parsed.is(&flags::DRYRUN) || variable(ambient, "KANIKO_PRINT_PLAN")?.unwrap_or(false),
         dry_run: parsed.is(&flags::DRYRUN),
         destinations,
         request,
-        notices,
     })
 }
 
@@ -167,6 +179,41 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
 pub fn report_as(parsed: &Parsed, ambient: &Ambient) -> Result<ReportAs, Refusal> {
     let of_variable: Vec<String> = ambient.text("SLIPWAY_REPORT_AS").map(str::to_owned).into_iter().collect();
     ReportAs::parse(&[parsed.list(&flags::REPORT_AS), &of_variable].concat())
+}
+
+/// `--cache` and what goes with it; the repository, if it is one of a registry.
+fn cache_options(
+    parsed: &Parsed,
+    destinations: &[Destination],
+) -> Result<(CacheOptions, Option<CacheRepository>), Refusal> {
+    let flag = "--cache-repo";
+    let given = parsed.text(&flags::CACHE_REPO);
+    let place = match (given.strip_prefix("oci:"), destinations.first()) {
+        // As Kaniko, which is in `/` when it looks.
+        (Some(path), _) => CachePlace::Layout(Path::new("/").join(path)),
+        (None, _) if !given.is_empty() => {
+            CachePlace::Registry(CacheRepository::parse(given).map_err(|error| Refusal::value(flag, given, error))?)
+        }
+        (None, Some(first)) => {
+            let name = format!("{}/{}/cache", first.reference.registry(), first.reference.repository());
+            CachePlace::Registry(CacheRepository::parse(&name).map_err(|error| Refusal::value(flag, &name, error))?)
+        }
+        // With --no-push-cache there need not be any.
+        (None, None) => return Ok((CacheOptions::default(), None)),
+    };
+    let repository = match &place {
+        CachePlace::Registry(repository) => Some(repository.clone()),
+        CachePlace::Layout(_) => None,
+    };
+    let to = if parsed.is(&flags::NO_PUSH_CACHE) { Vec::new() } else { vec![CacheTarget::new(place.clone())] };
+    let options = CacheOptions {
+        from: vec![place],
+        to,
+        ttl: values::duration(parsed.text(&flags::CACHE_TTL)).ok(),
+        copy_layers: parsed.is(&flags::CACHE_COPY_LAYERS),
+        run_layers: parsed.is(&flags::CACHE_RUN_LAYERS),
+    };
+    Ok((options, repository))
 }
 
 /// A boolean variable of the environment.

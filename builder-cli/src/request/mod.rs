@@ -24,6 +24,7 @@ use builder_core::plan::{NetworkMode, PlanOptions, RunDefaults};
 use builder_core::registry::RegistryOptions;
 use builder_core::rootfs::TreeMode;
 use builder_core::sandbox::{Environment, Tier, Wish};
+use builder_core::snapshot::Ignored;
 
 use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees, Unpack};
 use values::{bytes, host, name_values, ulimit};
@@ -121,6 +122,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         registry_client: None,
         registry: RegistryOptions { upload_chunk_bytes: max_chunk(flags)?, ..registries.registry },
         credentials: registries.credentials,
+        ignored: Ignored::default(),
         warmed: None,
         limits: limits(flags)?,
         no_cache: match (flags.no_cache, flags.no_cache_filter.as_slice()) {

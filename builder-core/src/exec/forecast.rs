@@ -94,7 +94,9 @@ pub(super) fn components(
     below: StateKey,
     inputs: &BTreeMap<String, Sha256>,
 ) -> Components {
-    Components::new(step, &stage.platform, below, inputs).clamped_to(shared.request.clamp_mtime(shared.plan))
+    Components::new(step, &stage.platform, below, inputs)
+        .clamped_to(shared.request.clamp_mtime(shared.plan))
+        .ignoring(shared.request.ignored.patterns())
 }
 
 /// What a step reads, known without building any stage; `None` if a stage has no key.

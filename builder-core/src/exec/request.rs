@@ -18,6 +18,7 @@ use crate::plan::{Plan, PlanOptions};
 use crate::registry::{CredentialOptions, RegistryOptions};
 use crate::rootfs::TreeMode;
 use crate::sandbox::Environment;
+use crate::snapshot::Ignored;
 use crate::source::Warmed;
 
 /// Everything that decides a build. Time, environment variables and the current directory enter here and nowhere else.
@@ -51,6 +52,8 @@ pub struct BuildRequest {
     pub registry: RegistryOptions,
     /// Where credentials for registries are.
     pub credentials: CredentialOptions,
+    /// Paths whose changes do not get into layers.
+    pub ignored: Ignored,
     /// Images that were fetched beforehand.
     pub warmed: Option<Warmed>,
     /// How much may be done at once.

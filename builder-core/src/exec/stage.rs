@@ -443,6 +443,7 @@ impl StepKey<'_> {
         Components::new(self.step, &self.stage.platform, below, &self.inputs.items)
             .on_base(base)
             .clamped_to(self.shared.request.clamp_mtime(self.shared.plan))
+            .ignoring(self.shared.request.ignored.patterns())
     }
 
     /// Notes the layer that the step made on `below`, so that another build finds it.
@@ -511,7 +512,8 @@ impl Shared<'_> {
         let limits = &self.request.limits;
         let index = self.trees.indexes().record_new();
         let index = index.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok();
-        let input = LayerInput { changes, tree, index };
+        let changes = self.request.ignored.leave_out(changes);
+        let input = LayerInput { changes: &changes, tree, index };
         Ok(layer::write(input, self.store, &options, limits, &self.cancel, &progress)?)
     }
 }

@@ -116,6 +116,16 @@ impl Components {
         self
     }
 
+    /// Says which paths are left out of the step's layer, if any.
+    #[must_use]
+    pub fn ignoring(mut self, patterns: impl Iterator<Item = String>) -> Self {
+        let patterns: Vec<String> = patterns.collect();
+        if !patterns.is_empty() {
+            self.settings = hash(&json!({ "settings": self.settings, "ignored": patterns })).to_string();
+        }
+        self
+    }
+
     /// The key under which the step's result is kept.
     pub fn key(&self) -> Sha256 {
         hash(&json!({

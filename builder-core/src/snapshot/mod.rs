@@ -15,10 +15,13 @@
 //!   (checklist T-01, T-03).
 
 mod directory;
+mod ignored;
 mod index;
 mod overlay;
 #[cfg(test)]
 mod tests;
+
+pub use ignored::Ignored;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

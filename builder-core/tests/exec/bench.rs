@@ -171,6 +171,7 @@ impl Bench {
             registry_client: None,
             registry: RegistryOptions { maps, ..RegistryOptions::default() },
             credentials: Default::default(),
+            ignored: Default::default(),
             warmed: None,
             limits: Default::default(),
             no_cache: NoCache::Off,

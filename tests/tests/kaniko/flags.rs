@@ -478,6 +478,131 @@ pub const ROWS: &[Row] = &[
         says: &["gs://name"],
         ..ROW
     },
+    Row {
+        name: "flags::ignore-path",
+        arguments: &["--ignore-path", "/out/*.log", "--ignore-path=/dev/x"],
+        dockerfile: "FROM BASE\nRUN mkdir -p /out /var/run/x && echo 1 > /out/a.log && echo 2 > /out/b && echo 3 > /var/run/x/y\n",
+        check: |case, _| {
+            let names = case.files("out:1")?.concat();
+            that(
+                &format!("{names:?}"),
+                names.contains(&"out/b".to_owned())
+                    && !names.iter().any(|name| name.ends_with(".log") || name.starts_with("var/run")),
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "flags::ignore-var-run-off",
+        arguments: &["--ignore-var-run=false"],
+        dockerfile: "FROM BASE\nRUN mkdir -p /var/run/x && echo 3 > /var/run/x/y\n",
+        check: |case, _| that("it is there", case.files("out:1")?.concat().contains(&"var/run/x/y".to_owned())),
+        ..ROW
+    },
+    Row {
+        name: "flags::cache",
+        arguments: &["--cache", "--cache-copy-layers", "--no-push-cache=false"],
+        says: &[
+            "Checking for cached layer REGISTRY/out/cache...",
+            "No cached layer found for cmd COPY one /one",
+            "Pushing layer REGISTRY/out/cache:",
+        ],
+        check: |case, _| {
+            again_from_cache(case, &["--cache", "--cache-copy-layers"], "Using caching version of cmd: COPY one /one")
+        },
+        ..ROW
+    },
+    Row {
+        name: "flags::cache-repo",
+        arguments: &["--cache=true", "--cache-repo", "REGISTRY/steps", "--cache-copy-layers=true", "--cache-ttl=1h"],
+        says: &["Pushing layer REGISTRY/steps:"],
+        check: |case, _| {
+            again_from_cache(
+                case,
+                &["--cache", "--cache-copy-layers", "--cache-repo=REGISTRY/steps"],
+                "Using caching version of cmd: COPY one /one",
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "flags::cache-repo-of-a-layout",
+        arguments: &["--cache", "--cache-repo=oci:DIR/steps", "--cache-copy-layers"],
+        check: |case, _| {
+            again_from_cache(
+                case,
+                &["--cache", "--cache-copy-layers", "--cache-repo=oci:DIR/steps"],
+                "Using caching version of cmd: COPY one /one",
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "flags::cache-copy-layers-is-off",
+        arguments: &["--cache"],
+        check: |case, ended| {
+            that(
+                "nothing is put",
+                !plain(&ended.stderr).contains("Pushing layer")
+                    && !case.registry.lines().iter().any(|line| line.starts_with("PUT") && line.contains("/cache/")),
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "flags::cache-run-layers",
+        arguments: &["--cache"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        says: &["Pushing layer REGISTRY/out/cache:"],
+        check: |case, _| again_from_cache(case, &["--cache"], "Using caching version of cmd: RUN echo 1 > /x"),
+        ..ROW
+    },
+    Row {
+        name: "flags::cache-run-layers-off",
+        arguments: &["--cache", "--cache-run-layers=false"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        check: |_, ended| that("nothing is put", !plain(&ended.stderr).contains("Pushing layer")),
+        ..ROW
+    },
+    Row {
+        name: "flags::no-push-cache",
+        arguments: &["--cache", "--no-push-cache"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        check: |_, ended| that("nothing is put", !plain(&ended.stderr).contains("Pushing layer")),
+        ..ROW
+    },
+    Row {
+        name: "flags::a-cache-that-refuses-is-a-warning",
+        arguments: &["--cache"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        prepare: |case| {
+            case.registry.fault(fixtures::registry::Fault::always(
+                "",
+                "/out/cache/",
+                fixtures::registry::Effect::status(403),
+            ));
+            Ok(())
+        },
+        says: &["WARN"],
+        check: pushed,
+        ..ROW
+    },
+    Row {
+        name: "flags::the-cache-is-checked-when-nothing-is-pushed",
+        bare: true,
+        arguments: &["-c=context", "--no-push", "--cache", "--cache-repo=REGISTRY/cache"],
+        prepare: |case| {
+            case.registry.fault(fixtures::registry::Fault::always(
+                "POST",
+                "/cache/blobs/uploads/",
+                fixtures::registry::Effect::status(403),
+            ));
+            Ok(())
+        },
+        code: 1,
+        says: &["error checking push permissions: ", "REGISTRY/cache"],
+        ..ROW
+    },
 ];
 
 fn pushed(case: &Case, _: &Ended) -> Result<(), String> {
@@ -594,4 +719,21 @@ fn all_lines(ended: &Ended, matches: impl Fn(&str) -> bool) -> Result<(), String
         Some(line) => Err(format!("an odd line: {line:?}")),
         None => Ok(()),
     }
+}
+
+/// A second build in an empty work directory takes its steps from the cache.
+fn again_from_cache(case: &Case, arguments: &[&str], says: &str) -> Result<(), String> {
+    case.registry.clear_log();
+    let fixed =
+        ["--context=context", "--destination=REGISTRY/out:1", "--kaniko-dir=empty", "--skip-push-permission-check"];
+    let arguments: Vec<String> = fixed.iter().chain(arguments).map(|argument| case.filled(argument)).collect();
+    let first = case.manifest("out:1")?["layers"].clone();
+    let ended = case.run("executor", &arguments, &[])?;
+    that(&ended.text(), ended.success() && plain(&ended.stderr).contains(says))?;
+    let lines = case.registry.lines();
+    that(
+        &format!("no layer of the base is fetched: {lines:#?}"),
+        lines.iter().filter(|line| line.starts_with("GET") && line.contains("/base/blobs/")).count() < 2,
+    )?;
+    same("layers", case.manifest("out:1")?["layers"].clone(), first)
 }

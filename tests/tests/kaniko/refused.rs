@@ -49,5 +49,4 @@ pub const ROWS: &[Row] = refused! {
     "git-depth-is-no-number" &["--git=depth=x"], &[] => &["Error: invalid argument \"depth=x\" for \"--git\" flag"];
     "report-as-without-value" &["-c=context", "-d=REGISTRY/out", "--report-as=x"], &[] => &["HOST[/PREFIX]=OTHER[/PREFIX]"];
     "single-snapshot" &["-c=context", "-d=REGISTRY/out", "--single-snapshot"], &[] => &["not supported yet"];
-    "ignore-path" &["-c=context", "-d=REGISTRY/out", "--ignore-path=/x"], &[] => &["not supported yet"];
 };
