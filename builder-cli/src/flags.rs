@@ -326,6 +326,10 @@ pub struct BuildFlags {
     #[arg(long, help_heading = "What is shown")]
     pub plan: bool,
 
+    /// Keep compressed layers under the work directory when every registry has them; they are removed else, and fetched
+    /// again where they are needed
+    #[arg(long, env = "SLIPWAY_KEEP_LAYERS", help_heading = "State and limits")]
+    pub keep_layers: bool,
     /// End the build when more than this is in use under the work directory, such as 10g; what earlier builds left counts
     #[arg(long, value_name = "BYTES", env = "SLIPWAY_MAX_DISK", help_heading = "State and limits")]
     pub max_disk: Option<String>,

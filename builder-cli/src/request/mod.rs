@@ -125,6 +125,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         ignored: Ignored::default(),
         warmed: None,
         limits: limits(flags)?,
+        keep_layers: flags.keep_layers,
         no_cache: match (flags.no_cache, flags.no_cache_filter.as_slice()) {
             (true, _) => NoCache::All,
             (false, []) => NoCache::Off,

@@ -3,6 +3,7 @@
 //! ```text
 //! <work>/cache/steps/<key>.json    result of a step: its layer and when it was made
 //! <work>/cache/inputs/<key>.json   content hash of what a step reads from an immutable tree
+//! <work>/cache/places/<digest>.json  where a layer was pushed to, see `exec::released`
 //! <work>/cache/sizes/<key>.json    space that a finished tree takes, see `exec::meter`
 //! <work>/cache/last/<place>.json   what the step at this place of this Dockerfile was made from last time
 //! ```
@@ -18,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::SealedLayer;
-use crate::oci::Sha256;
+use crate::oci::{BlobDigest, Sha256};
 use crate::plan::key::Components;
 
 /// The result of a step.
@@ -49,7 +50,7 @@ impl StepCache {
     /// Opens or creates the cache.
     pub(super) fn open(work_dir: &Path) -> io::Result<Self> {
         let root = work_dir.join("cache");
-        for part in ["steps", "inputs", "last", "sizes"] {
+        for part in ["steps", "inputs", "last", "sizes", "places"] {
             fs::create_dir_all(root.join(part))?;
         }
         Ok(Self { root })
@@ -77,6 +78,19 @@ impl StepCache {
 
     pub(super) fn put_last(&self, place: Sha256, components: &Components) -> io::Result<()> {
         self.write("last", place, components)
+    }
+
+    /// Repositories that a layer's blob was pushed to, see `exec::released`.
+    pub(super) fn places(&self, digest: BlobDigest) -> Vec<String> {
+        self.read("places", digest.0).unwrap_or_default()
+    }
+
+    pub(super) fn put_places(&self, digest: BlobDigest, places: &[String]) -> io::Result<()> {
+        self.write("places", digest.0, &places)
+    }
+
+    pub(super) fn remove_places(&self, digest: BlobDigest) -> io::Result<()> {
+        fs::remove_file(self.path("places", digest.0))
     }
 
     /// Space of a directory that does not change, in bytes.
@@ -119,7 +133,7 @@ impl StepCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{BlobDigest, Descriptor, DiffId, MediaType};
+    use crate::oci::{Descriptor, DiffId, MediaType};
 
     #[test]
     fn records_survive_and_damage_is_a_miss() {

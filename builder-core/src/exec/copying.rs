@@ -143,7 +143,7 @@ pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) ->
     let clamp = shared.request.clamp_mtime(shared.plan);
     let key = Sha256::of(format!("context as base {:?} {clamp:?}", inputs.items).as_bytes());
     if let Some(record) = shared.cache.step(key)
-        && shared.store.size(record.layer.blob.digest).is_some()
+        && shared.blobs.released.knows(record.layer.blob.digest)
     {
         return Ok(LayerRef { diff_id: record.layer.diff_id, blob: record.layer.blob });
     }

@@ -124,6 +124,12 @@ pub enum BuildError {
         /// Bytes that came since that step began.
         grown: u64,
     },
+    /// A layer that an earlier build made, pushed and did not keep is no longer where it was pushed to.
+    #[error("a layer of an earlier build is gone from the registry that it was pushed to")]
+    LayerGone {
+        /// What needed it.
+        source: Box<BuildError>,
+    },
     /// The step cache cannot be written.
     #[error("cannot write the step cache")]
     Cache {
@@ -261,7 +267,7 @@ impl BuildError {
     /// What kind of thing failed.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Step { source, .. } => source.class(),
+            Self::Step { source, .. } | Self::LayerGone { source } => source.class(),
             Self::Exit { code, .. } | Self::NotExecutable { code, .. } => ErrorClass::Command(*code),
             // Pulling, copying and writing a result all end so, whatever else they may fail of.
             _ if fills_the_disk(self) => ErrorClass::Disk,

@@ -10,9 +10,10 @@ use super::elsewhere::Elsewhere;
 use super::known::Known;
 use super::meter::Meter;
 use super::prepare::{PlatformPlan, Prepared};
+use super::released::Released;
 use super::report::{Recorder, Report};
 use super::request::BuildRequest;
-use super::shared::{BlobAccess, Places, Shared, Slot, StageResult};
+use super::shared::{BlobAccess, Keeping, Places, Shared, Slot, StageResult};
 use super::uploads::Uploads;
 use super::{BuildError, maintain, stage};
 use crate::cancel::Cancel;
@@ -67,12 +68,14 @@ pub(super) fn build_prepared(
         steps: prepared.plans.iter().map(|planned| steps(&planned.plan)).sum(),
         stages: prepared.plans.iter().map(|planned| planned.plan.stages.len()).sum(),
     });
+    let released = Released::new(request, &cache, &prepared.store);
     let blobs = BlobAccess::new(
         &prepared.store,
         &prepared.sources,
         Arc::clone(&observer),
         cancel.clone(),
         prepared.plans.iter().flat_map(|planned| planned.images.values()),
+        (&released, keeping(request, &trees)),
     );
 
     let own = request.outputs.iter().map(|output| push_registry(request, &prepared, output));
@@ -86,7 +89,7 @@ pub(super) fn build_prepared(
             _ => None,
         })
         .collect();
-    let uploads = Uploads::new(request, &registries, &blobs, &*observer);
+    let uploads = Uploads::new(request, &registries, &blobs, &released, &*observer);
     let elsewhere = Elsewhere::new(request, prepared.sources.registry(), Arc::clone(&observer));
     let stop = cancel.child();
     let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
@@ -123,9 +126,23 @@ pub(super) fn build_prepared(
         Ok((images, written))
     };
     let with_records = || elsewhere.with_uploads(&blobs, &uploads, &stop, build);
-    let (images, written) = meter.during(&stop, || uploads.during(&stop, with_records))?;
+    let ended = meter.during(&stop, || uploads.during(&stop, with_records));
+    let (images, written) = ended.map_err(|error| match error {
+        error if released.forgot() => BuildError::LayerGone { source: Box::new(error) },
+        error => error,
+    })?;
     if let Some(error) = elsewhere.failure() {
         return Err(error.into());
+    }
+
+    let repositories = uploads.repositories();
+    for layer in images.iter().flat_map(|image| &image.layers) {
+        match (blobs.origins.contains_key(&layer.blob.digest), trees.mode()) {
+            (false, _) => released.arrived_at_last(&layer.blob, &repositories),
+            (true, TreeMode::Overlay) => released.base_arrived(&layer.blob),
+            // The only form in which the base is kept: its tree is that of the result by now.
+            (true, TreeMode::Directory) => {}
+        }
     }
 
     let mut report = recorder.report();
@@ -380,17 +397,33 @@ fn push_registry(request: &BuildRequest, prepared: &Prepared, output: &Target) -
     })
 }
 
+/// Which blobs of bases stay in the store.
+fn keeping(request: &BuildRequest, trees: &Trees) -> Keeping {
+    let to_files = |output: &Target| {
+        !matches!(output.exporter, Exporter::Registry { .. } | Exporter::CacheOnly) && !output.is_files()
+    };
+    // A directory is changed in place by steps, so further trees are made from blobs. An archive needs them each time.
+    if request.keep_layers || trees.mode() == TreeMode::Directory || request.outputs.iter().any(to_files) {
+        return Keeping::All;
+    }
+    let registries = request.outputs.iter().filter(|output| matches!(output.exporter, Exporter::Registry { .. }));
+    let names = registries.flat_map(|output| request.tags.iter().chain(&output.names));
+    Keeping::ForOtherRegistries(names.map(|name| name.registry().to_owned()).collect())
+}
+
 impl Blobs for BlobAccess<'_> {
     fn open(&self, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send + '_>> {
-        let stream = self.open_blob(descriptor).map_err(io::Error::other)?;
+        let stream = self.open_blob(descriptor, false).map_err(io::Error::other)?;
         Ok(stream)
     }
 
     fn origin(&self, descriptor: &Descriptor) -> Option<Reference> {
         let base = self.origins.get(&descriptor.digest).map(|image| image.origin.clone());
-        base.into_iter().chain(self.elsewhere(descriptor.digest)).find_map(|origin| match origin {
+        let pushed = self.released.places(descriptor.digest).into_iter().next();
+        let found = base.into_iter().chain(self.elsewhere(descriptor.digest)).find_map(|origin| match origin {
             Origin::Registry(locations) => locations.first().cloned(),
             Origin::Layout(_) => None,
-        })
+        });
+        found.or(pushed)
     }
 }

@@ -24,6 +24,7 @@ mod maintain;
 mod meter;
 mod mounts;
 mod prepare;
+mod released;
 mod report;
 mod request;
 mod running;
@@ -47,13 +48,32 @@ pub use request::{
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
-use crate::event::Observer;
+use crate::event::{Event, Observer};
 
 /// Builds what `request` asks for.
 ///
 /// # Errors
 /// [`BuildError`]; nothing that is not whole has then been pushed or published, and the work dir can be used again.
 pub fn build(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
+    let mut attempts = 1;
+    loop {
+        match build_once(request, Arc::clone(&observer), cancel) {
+            Err(BuildError::LayerGone { .. }) if attempts < MOST_ATTEMPTS && !cancel.is_cancelled() => {
+                observer.event(Event::Notice {
+                    message: "a layer of an earlier build is gone from the registry that it was pushed to: it is made again",
+                });
+                attempts += 1;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// How often a build is begun. Each time at least one record of a layer that is gone has been removed, and with it all
+/// that stands on it.
+const MOST_ATTEMPTS: u32 = 8;
+
+fn build_once(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
     let prepared = prepare(request, &*observer, cancel)?;
     if request.inherit_media_types {
         let settled = request.with_media_types_of(prepared.base_media_type(), &*observer);

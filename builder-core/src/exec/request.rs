@@ -58,6 +58,8 @@ pub struct BuildRequest {
     pub warmed: Option<Warmed>,
     /// How much may be done at once.
     pub limits: Limits,
+    /// Keep the blobs of layers and bases in the work dir although every destination has them.
+    pub keep_layers: bool,
     /// Which steps must not come from the cache.
     pub no_cache: NoCache,
     /// Results of steps in other places.

@@ -9,6 +9,7 @@ use super::cache::StepCache;
 use super::elsewhere::{Elsewhere, Trail};
 use super::forecast::Forecast;
 use super::known::Known;
+use super::released::Released;
 use super::request::BuildRequest;
 use super::uploads::Uploads;
 use crate::cancel::Cancel;
@@ -257,6 +258,18 @@ pub(super) struct BlobAccess<'a> {
     pub(super) origins: BTreeMap<BlobDigest, Arc<ResolvedImage>>,
     /// Where blobs of steps are in other places.
     elsewhere: Mutex<BTreeMap<BlobDigest, Vec<Origin>>>,
+    /// Layers that are only where they were pushed to.
+    pub(super) released: &'a Released<'a>,
+    /// Which blobs of bases stay in the store.
+    keeping: Keeping,
+}
+
+/// Which blobs of bases stay in the store when they are unpacked or passed on.
+pub(super) enum Keeping {
+    /// All of them.
+    All,
+    /// Those that will be needed once more, because a registry of these gets them and cannot have them from a neighbour.
+    ForOtherRegistries(Vec<String>),
 }
 
 impl<'a> BlobAccess<'a> {
@@ -267,19 +280,21 @@ impl<'a> BlobAccess<'a> {
         observer: Arc<dyn Observer>,
         cancel: Cancel,
         images: impl Iterator<Item = &'i Arc<ResolvedImage>>,
+        (released, keeping): (&'a Released<'a>, Keeping),
     ) -> Self {
         let origins =
             images.flat_map(|image| image.layers.iter().map(|layer| (layer.blob.digest, Arc::clone(image)))).collect();
-        Self { store, sources, observer, cancel, origins, elsewhere: Mutex::default() }
+        Self { store, sources, observer, cancel, origins, elsewhere: Mutex::default(), released, keeping }
     }
 
-    /// A blob as a verified stream; one of a base is fetched where it is not kept, and kept then.
-    pub(super) fn open_blob(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>, BlobError> {
+    /// A blob as a verified stream. One that is not in the store is fetched from where it is; `again` says whether it may be
+    /// needed once more when it was read.
+    pub(super) fn open_blob(&self, blob: &Descriptor, again: bool) -> Result<Box<dyn Read + Send>, BlobError> {
         if self.store.contains(blob) {
             return Ok(Box::new(self.store.blob(blob.digest)?));
         }
         let inner = match self.origins.get(&blob.digest) {
-            Some(image) => self.sources.open_blob(image, blob, Keep::InStore, &self.cancel)?,
+            Some(image) => self.sources.open_blob(image, blob, self.keep(image, again), &self.cancel)?,
             None => self.open_elsewhere(blob)?,
         };
         Ok(Box::new(Counted {
@@ -290,6 +305,19 @@ impl<'a> BlobAccess<'a> {
             told: 0,
             total: blob.size,
         }))
+    }
+
+    fn keep(&self, image: &ResolvedImage, again: bool) -> Keep {
+        let kept = match (&self.keeping, &image.origin) {
+            (Keeping::All, _) => true,
+            // What lies in a directory of this machine needs no copy.
+            (_, Origin::Layout(_)) => false,
+            (Keeping::ForOtherRegistries(to), Origin::Registry(locations)) => {
+                let is_near = |registry: &String| locations.iter().any(|location| location.registry() == registry);
+                again && !to.iter().all(is_near)
+            }
+        };
+        if kept { Keep::InStore } else { Keep::Nothing }
     }
 }
 
@@ -317,6 +345,22 @@ impl BlobAccess<'_> {
                 Err(error) => last = error.into(),
             }
         }
+        // Where earlier builds pushed it.
+        let places = self.released.places(blob.digest);
+        let mut gone = !places.is_empty();
+        for place in places {
+            let origin = Origin::Registry(vec![place]);
+            match self.sources.open_blob_of(&origin, blob, Keep::Nothing, &self.cancel) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    gone &= error.lacks_blob();
+                    last = error.into();
+                }
+            }
+        }
+        if gone {
+            self.released.forget(blob.digest);
+        }
         Err(last)
     }
 }
@@ -340,7 +384,7 @@ pub enum BlobError {
 
 impl LayerSource for BlobAccess<'_> {
     fn open(&self, layer: &LayerRef) -> Result<Box<dyn Read + Send>, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.open_blob(&layer.blob)?)
+        Ok(self.open_blob(&layer.blob, true)?)
     }
 }
 

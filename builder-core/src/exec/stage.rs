@@ -193,7 +193,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         if !shared.request.no_cache.applies_to(&self.stage.name) {
             if let Some(hash) = components.as_ref().map(Components::key)
                 && let Some(record) = shared.cache.step(hash)
-                && shared.store.size(record.layer.blob.digest).is_some()
+                && shared.blobs.released.knows(record.layer.blob.digest)
                 && !shared.is_expired(record.created)
             {
                 self.tree = None;

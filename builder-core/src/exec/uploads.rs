@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::BuildError;
+use super::released::Released;
 use super::request::BuildRequest;
 use super::shared::lock;
 use crate::cancel::Cancel;
@@ -28,6 +29,7 @@ pub(super) struct Uploads<'a> {
     open: Mutex<Option<Sender<()>>>,
     ended: Receiver<()>,
     refused: Mutex<Option<OutputError>>,
+    released: &'a Released<'a>,
     workers: usize,
 }
 
@@ -45,6 +47,7 @@ impl<'a> Uploads<'a> {
         request: &BuildRequest,
         registries: &[Option<&'a Registry>],
         blobs: &'a dyn Blobs,
+        released: &'a Released<'a>,
         observer: &'a dyn Observer,
     ) -> Self {
         let destinations =
@@ -59,6 +62,7 @@ impl<'a> Uploads<'a> {
             open: Mutex::new(Some(open)),
             ended,
             refused: Mutex::default(),
+            released,
             workers: request.limits.connections.get(),
         }
     }
@@ -135,19 +139,33 @@ impl<'a> Uploads<'a> {
                 return;
             }
             let Ok(layer) = layer else { return };
-            for destination in &self.destinations {
-                for repository in &destination.repositories {
-                    match destination.pusher.blob(repository, &layer, stop) {
-                        Ok(()) => {}
-                        Err(error) if is_refusal(&error) => {
-                            lock(&self.refused).get_or_insert(error);
-                            stop.cancel();
-                        }
-                        Err(error) => tracing::debug!(%error, digest = %layer.digest, "an early upload failed"),
-                    }
+            self.bring_everywhere(&layer, stop);
+        }
+    }
+
+    /// Brings a layer to every destination, and lets go of it if all have it.
+    fn bring_everywhere(&self, layer: &Descriptor, stop: &Cancel) {
+        let mut everywhere = true;
+        for destination in &self.destinations {
+            for repository in &destination.repositories {
+                let Err(error) = destination.pusher.blob(repository, layer, stop) else { continue };
+                everywhere = false;
+                if is_refusal(&error) {
+                    lock(&self.refused).get_or_insert(error);
+                    stop.cancel();
+                } else {
+                    tracing::debug!(%error, digest = %layer.digest, "an early upload failed");
                 }
             }
         }
+        if everywhere {
+            self.released.arrived(layer, &self.repositories());
+        }
+    }
+
+    /// All repositories that layers go to.
+    pub(super) fn repositories(&self) -> Vec<&Reference> {
+        self.destinations.iter().flat_map(|destination| &destination.repositories).collect()
     }
 }
 

@@ -193,6 +193,11 @@ impl SourceError {
         }
     }
 
+    /// Whether the place that was asked answers, and does not have the blob.
+    pub fn lacks_blob(&self) -> bool {
+        matches!(self, Self::Registry(RegistryError::BlobNotFound { .. } | RegistryError::NotFound { .. }))
+    }
+
     /// Whether the image does not exist, as opposed to being out of reach.
     pub fn is_not_found(&self) -> bool {
         match self {

@@ -174,6 +174,7 @@ impl Bench {
             ignored: Default::default(),
             warmed: None,
             limits: Default::default(),
+            keep_layers: false,
             no_cache: NoCache::Off,
             cache: Default::default(),
             compression: Compression::DEFAULT,

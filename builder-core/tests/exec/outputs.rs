@@ -28,6 +28,8 @@ pub const CASES: &[Case] = &[
     Case { name: "files_in_a_tar", items: "X-05", run: tar },
     Case { name: "pushed_under_each_name", items: "X-01", run: pushed },
     Case { name: "layers_leave_before_the_build_ends", items: "X-01", run: early },
+    Case { name: "pushed_layers_leave_the_work_dir", items: "X-01", run: released },
+    Case { name: "a_layer_that_left_and_is_gone_is_made_again", items: "X-01 X-14", run: gone },
     Case { name: "a_refusing_registry_ends_the_build_early", items: "X-01", run: refused },
 ];
 
@@ -310,5 +312,74 @@ fn refused(bench: &Bench) -> Outcome {
     });
     let error = built.result.expect_err("nobody may push there");
     assert!(error.to_string().starts_with("cannot push "), "{error}");
+    Outcome::Passed
+}
+
+const TWO_STAGES: &str = "FROM base:1 AS made\nRUN echo made > /made\nFROM base:1\nCOPY f /f\nRUN echo ran > /ran\n\
+                          COPY --from=made /made /made\n";
+
+/// Digests of layers in the store of the work dir.
+fn stored(bench: &Bench, layers: &[builder_core::image::ImageLayer]) -> usize {
+    let there = |layer: &&builder_core::image::ImageLayer| {
+        bench.path("work/blobs/sha256").join(layer.blob.digest.to_hex()).exists()
+    };
+    layers.iter().filter(there).count()
+}
+
+fn released(bench: &Bench) -> Outcome {
+    bench.file("f", "content");
+    let registry = FakeRegistry::start();
+    let build = |dockerfile: &str, repository: &str, keep| {
+        bench.build(dockerfile, |request| {
+            request.outputs = vec![Target::push()];
+            request.tags = vec![format!("{}/{repository}:1", registry.host()).parse().expect("a name")];
+            request.keep_layers = keep;
+        })
+    };
+    let first = build(TWO_STAGES, "a", false);
+    let layers = &first.ok().images[0].layers;
+    assert_eq!(stored(bench, &layers[1..]), 0);
+    let again = build(TWO_STAGES, "a", false);
+    assert!(again.steps.values().all(|state| state == "CACHED"), "{:?}", again.steps);
+    assert_eq!(first.digest(), again.digest());
+    // Another repository gets them from the first one.
+    let log = registry.log().len();
+    assert_eq!(build(TWO_STAGES, "b", false).digest(), first.digest());
+    let requests = registry.log();
+    let mounted = |request: &&Logged| request.query.iter().any(|(key, _)| key == "mount") && request.status == 201;
+    assert!(requests[log..].iter().filter(mounted).count() >= 3, "{:?}", &requests[log..]);
+    // A step more stands on the tree that is here; an archive fetches what it needs.
+    let more = build(&format!("{TWO_STAGES}RUN cat /made /ran > /both\n"), "a", false);
+    assert_eq!(more.steps.values().filter(|state| *state == "CACHED").count(), 4, "{:?}", more.steps);
+    let archive = bench.build(TWO_STAGES, |request| {
+        request.outputs = vec![bench.output("type=oci,dest=out,tar=false")];
+    });
+    assert_eq!(archive.digest(), first.digest());
+    bench.build(TWO_STAGES, |request| {
+        request.outputs = vec![Target::push()];
+        request.no_cache = NoCache::All;
+        request.keep_layers = true;
+        request.tags = vec![format!("{}/kept:1", registry.host()).parse().expect("a name")];
+    });
+    let kept = build(TWO_STAGES, "a", true);
+    assert_eq!(stored(bench, &kept.ok().images[0].layers[1..]), 3);
+    Outcome::Passed
+}
+
+fn gone(bench: &Bench) -> Outcome {
+    bench.file("f", "content");
+    let registry = FakeRegistry::start();
+    let first = bench.build(TWO_STAGES, |request| {
+        request.outputs = vec![Target::push()];
+        request.tags = vec![format!("{}/a:1", registry.host()).parse().expect("a name")];
+    });
+    let lost = first.ok().images[0].layers[2].blob.digest;
+    registry.fault(Fault::always("", &format!("/v2/a/blobs/{lost}"), Effect::status(404)));
+    let archive = bench.build(TWO_STAGES, |request| {
+        request.outputs = vec![bench.output("type=oci,dest=out,tar=false")];
+    });
+    archive.ok();
+    assert_eq!(archive.step("RUN echo ran > /ran"), "its result was pruned");
+    assert_eq!(archive.step("COPY f /f"), "CACHED");
     Outcome::Passed
 }
