@@ -170,9 +170,12 @@ impl Tree for Rootfs {
         Self::read_link(self, path)
     }
 
-    fn capability(&self, path: &Path, _file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
-        let mut all = self.xattrs(path)?;
-        Ok(all.iter().position(|(name, _)| name == "security.capability").map(|index| all.swap_remove(index).1))
+    fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
+        let name = OsStr::new("security.capability");
+        match file {
+            Some(file) => self.xattr_of(file, name),
+            None => self.xattr(path, name),
+        }
     }
 }
 
@@ -435,7 +438,7 @@ impl<S: Sink> TarWriter<S> {
                 return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: position });
             }
         }
-        if position < size {
+        if sparse && position < size {
             rustix::fs::seek(file, SeekFrom::Start(position)).map_err(|error| read_error(error.into()))?;
         }
         // One byte more than is left: that it does not come says that the file is not longer.

@@ -281,6 +281,20 @@ impl Rootfs {
         handle.target().xattr(name)
     }
 
+    /// As [`Rootfs::xattr`], of a file of this tree that is open.
+    pub(crate) fn xattr_of(&self, file: &File, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        if is_internal(name) {
+            return Ok(None);
+        }
+        if let Pretence::Recorded(owners) = &self.pretence {
+            let recorded = owners.xattrs(Key::of(&Stat::of(file)?));
+            if let Some(value) = recorded.get(name) {
+                return Ok(Some(value.clone()));
+            }
+        }
+        Target::Open(file.as_fd()).xattr(name)
+    }
+
     fn handle(&self, path: &Path) -> io::Result<Handle> {
         let (dir, name) = self.place(path)?;
         let kind = if name.is_empty() { FileKind::Directory } else { Stat::entry(&dir, &name)?.kind };

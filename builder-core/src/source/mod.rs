@@ -309,7 +309,7 @@ impl Sources {
         };
         match keep {
             Keep::Nothing => Ok(stream),
-            Keep::InStore => Ok(Box::new(Keeping::new(stream, self.store.writer()?, descriptor))),
+            Keep::InStore => Ok(Box::new(Keeping::new(stream, &self.store, descriptor)?)),
         }
     }
 

@@ -7,7 +7,7 @@ use super::LayerProgress;
 use super::error::LayoutError;
 use crate::cancel::Cancel;
 use crate::oci::{BlobDigest, Descriptor, Hasher};
-use crate::store::BlobWriter;
+use crate::store::{BlobWriter, Store, StoreError};
 
 /// Verifies size and digest; fails before the last byte is handed out.
 pub(super) struct Verified<R> {
@@ -60,7 +60,8 @@ impl<R: Read> Read for Verified<R> {
     }
 }
 
-/// Writes what passes into the store, and publishes it once it is whole. A stream that is dropped earlier leaves nothing there.
+/// Writes what passes into the store, and publishes it once it is whole. `inner` verifies size and digest before it hands
+/// out the last byte, so nothing is hashed here. A stream that is dropped earlier leaves nothing in the store.
 pub(super) struct Keeping<R> {
     inner: R,
     writer: Option<BlobWriter>,
@@ -68,8 +69,9 @@ pub(super) struct Keeping<R> {
 }
 
 impl<R: Read> Keeping<R> {
-    pub(super) fn new(inner: R, writer: BlobWriter, descriptor: &Descriptor) -> Self {
-        Self { inner, writer: Some(writer), descriptor: descriptor.clone() }
+    pub(super) fn new(inner: R, store: &Store, descriptor: &Descriptor) -> Result<Self, StoreError> {
+        let writer = store.verified_writer(descriptor.digest)?;
+        Ok(Self { inner, writer: Some(writer), descriptor: descriptor.clone() })
     }
 }
 
@@ -78,8 +80,10 @@ impl<R: Read> Read for Keeping<R> {
         let count = self.inner.read(buf)?;
         if let Some(writer) = &mut self.writer {
             writer.write_all(&buf[..count])?;
-            let at_end = count == 0 && !buf.is_empty();
-            if (at_end || writer.bytes() >= self.descriptor.size)
+            // An empty blob is whole only when its end was read.
+            let ended = self.descriptor.size > 0 || (count == 0 && !buf.is_empty());
+            if ended
+                && writer.bytes() == self.descriptor.size
                 && let Some(writer) = self.writer.take()
             {
                 writer.publish(Some(self.descriptor.digest))?;

@@ -58,9 +58,17 @@ struct Inner {
 #[derive(Debug)]
 pub struct BlobWriter {
     file: BufWriter<NamedTempFile>,
-    hasher: Hasher,
+    identity: Identity,
     bytes: u64,
     store: Store,
+}
+
+/// How a blob being written gets its digest.
+#[derive(Debug)]
+enum Identity {
+    Hashed(Hasher),
+    /// Whoever writes it has it from a stream that verifies itself.
+    Verified(BlobDigest),
 }
 
 impl Write for BlobWriter {
@@ -68,7 +76,9 @@ impl Write for BlobWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self.file.write(buf) {
             Ok(written) => {
-                self.hasher.update(&buf[..written]);
+                if let Identity::Hashed(hasher) = &mut self.identity {
+                    hasher.update(&buf[..written]);
+                }
                 self.bytes += written as u64;
                 Ok(written)
             }
@@ -96,8 +106,11 @@ impl BlobWriter {
         if let Err(error) = self.file.flush() {
             return Err(self.typed("write", error));
         }
-        let Self { file, hasher, bytes, store } = self;
-        let actual = BlobDigest(hasher.finish());
+        let Self { file, identity, bytes, store } = self;
+        let actual = match identity {
+            Identity::Hashed(hasher) => BlobDigest(hasher.finish()),
+            Identity::Verified(digest) => digest,
+        };
         if let Some(expected) = expected
             && expected != actual
         {
@@ -189,12 +202,25 @@ impl Store {
     /// # Errors
     /// If no file can be made.
     pub fn writer(&self) -> Result<BlobWriter, StoreError> {
+        self.start(Identity::Hashed(Hasher::default()))
+    }
+
+    /// Starts a blob from a stream that fails before its last byte unless it is `digest`. It is not hashed a second time,
+    /// so it must be published only when that stream has ended well.
+    ///
+    /// # Errors
+    /// If no file can be made.
+    pub(crate) fn verified_writer(&self, digest: BlobDigest) -> Result<BlobWriter, StoreError> {
+        self.start(Identity::Verified(digest))
+    }
+
+    fn start(&self, identity: Identity) -> Result<BlobWriter, StoreError> {
         let directory = self.inner.temp.path();
         let file =
             NamedTempFile::new_in(directory).map_err(|error| StoreError::io("create a file in", directory, error))?;
         Ok(BlobWriter {
             file: BufWriter::with_capacity(SPILL_BUFFER_BYTES, file),
-            hasher: Hasher::default(),
+            identity,
             bytes: 0,
             store: self.clone(),
         })
