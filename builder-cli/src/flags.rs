@@ -206,10 +206,17 @@ pub struct RegistryFlags {
 /// `slipway build`
 #[derive(Debug, Args)]
 pub struct BuildFlags {
-    /// Where COPY and ADD read from: a directory, `-` (a tar on standard input), a git or http(s) URL
+    /// Where COPY and ADD read from: a directory, `-` (a tar on standard input), a git or http(s) URL, an archive as
+    /// tar://FILE, s3://BUCKET/KEY, gs://BUCKET/OBJECT or the URL of an Azure blob
     #[arg(default_value = ".")]
     pub context: String,
 
+    /// Use this directory of the context as the context
+    #[arg(long, value_name = "DIR")]
+    pub context_sub_path: Option<PathBuf>,
+    /// How a git context is fetched: branch=NAME, depth=N, recurse-submodules=true, insecure-skip-tls=true
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub git: Vec<String>,
     /// The Dockerfile; `-` reads standard input [default: CONTEXT/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<String>,

@@ -62,7 +62,7 @@
 //! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
 //! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `hint` |
-//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `http`, `git`, `oci`, `cancel`, `hint` |
+//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `cloud`, `http`, `git`, `oci`, `cancel`, `hint` |
 //! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
 //! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci` |

@@ -6,6 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheTarget};
+use builder_core::cloud::Bucket;
+use builder_core::context::GitOptions;
 use builder_core::exec::{ContextSource, DockerfileSource};
 use builder_core::output::Annotation;
 use builder_core::plan::NamedContext;
@@ -25,15 +27,20 @@ pub enum SecretSource {
     Variable(String),
 }
 
-/// Schemes of object stores, which come with the drop-in.
-const BUCKETS: [&str; 5] = ["s3://", "gs://", "az://", "https+azblob://", "tar://"];
-
 pub(super) fn context(text: &str, ambient: &Ambient) -> Result<ContextSource, UsageError> {
     if text == "-" {
         return Ok(ContextSource::Stdin);
     }
-    if BUCKETS.iter().any(|scheme| text.starts_with(scheme)) {
-        return Err(UsageError::not_yet(format!("a context at `{text}`")));
+    if let Some(bucket) = Bucket::parse(text) {
+        return bucket
+            .map(ContextSource::Bucket)
+            .map_err(|error| UsageError::value("CONTEXT", &error.text, error.reason));
+    }
+    match text.split_once("://") {
+        Some(("tar", "stdin")) => return Ok(ContextSource::Stdin),
+        Some(("tar", path)) => return Ok(ContextSource::Archive(ambient.cwd.join(path))),
+        Some(("dir", path)) => return Ok(ContextSource::Directory(ambient.cwd.join(path))),
+        _ => {}
     }
     Ok(match remote(text) {
         Some(NamedContext::Git(url)) => ContextSource::Git(url),
@@ -89,6 +96,7 @@ fn remote(text: &str) -> Option<NamedContext> {
 pub(super) fn dockerfile(
     file: Option<&str>,
     context: &ContextSource,
+    sub_path: Option<&Path>,
     ambient: &Ambient,
 ) -> Result<DockerfileSource, UsageError> {
     match (file, context) {
@@ -101,10 +109,26 @@ pub(super) fn dockerfile(
             })?;
             Ok(DockerfileSource::Text(text))
         }
-        (None, ContextSource::Directory(dir)) => Ok(DockerfileSource::File(default_dockerfile(dir))),
+        (None, ContextSource::Directory(dir)) => {
+            let dir = sub_path.map_or_else(|| dir.clone(), |part| dir.join(part.strip_prefix("/").unwrap_or(part)));
+            Ok(DockerfileSource::File(default_dockerfile(&dir)))
+        }
         (Some(path), ContextSource::Directory(_)) => Ok(DockerfileSource::File(ambient.cwd.join(path))),
         (path, _) => Ok(DockerfileSource::InContext(path.unwrap_or("Dockerfile").into())),
     }
+}
+
+/// Reads `--git`.
+pub(super) fn git(texts: &[String]) -> Result<GitOptions, UsageError> {
+    let mut options = GitOptions::default();
+    for text in texts {
+        let known = options.set(text).map_err(|error| UsageError::value("--git", text, error))?;
+        if !known {
+            let keys = "branch, single-branch, depth, recurse-submodules and insecure-skip-tls";
+            return Err(UsageError::value("--git", text, format!("the keys are {keys}")));
+        }
+    }
+    Ok(options)
 }
 
 /// Refuses two readers of standard input: the second would find it empty.

@@ -94,7 +94,7 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
     refuse_what_comes_later(flags)?;
     let context = inputs::context(&flags.context, ambient)?;
     inputs::one_reads_standard_input(flags)?;
-    let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, ambient)?;
+    let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, flags.context_sub_path.as_deref(), ambient)?;
     let tags: Vec<Reference> = flags.tag.iter().map(|name| tag(name)).collect::<Result<_, _>>()?;
     let state = state(&flags.state, ambient)?;
     let mut registries = registries(&flags.registries, ambient)?;
@@ -109,6 +109,8 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         plan: plan_options(flags, ambient)?,
         dockerfile,
         context,
+        context_sub_path: flags.context_sub_path.clone(),
+        git: inputs::git(&flags.git)?,
         platforms: platforms(&flags.platform)?,
         tags,
         work_dir: state.work_dir,

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::hint::Hint;
 use crate::rootfs::{Attributes, FileKind, NewFile, TarError, TarReader, View};
 
-pub(crate) use unpack::unpack;
+pub(crate) use unpack::{unpack, unpack_context};
 
 /// Buffer between decompressor and tar reader, in bytes.
 const BUFFER_BYTES: usize = 128 * 1024;
@@ -45,6 +45,12 @@ pub enum ArchiveError {
     #[error("open {}: not a directory", entry.display())]
     ParentNotADirectory {
         /// The entry, `/` being the destination.
+        entry: PathBuf,
+    },
+    /// An entry of a context that climbs out of it.
+    #[error("`{}` lies outside of the archive", entry.display())]
+    Outside {
+        /// As the archive names it.
         entry: PathBuf,
     },
     /// A hard link to what is not there.
@@ -90,6 +96,9 @@ impl Hint for ArchiveError {
         match self {
             Self::Malformed(_) | Self::Truncated => {
                 Some("`--unpack=false` adds the file as it is, without looking into it".to_owned())
+            }
+            Self::Outside { .. } => {
+                Some("make the archive in the directory itself: tar -C DIRECTORY -czf FILE .".to_owned())
             }
             _ => None,
         }

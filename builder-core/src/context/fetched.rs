@@ -8,8 +8,11 @@ use tempfile::TempDir;
 use super::archive::{self, ArchiveError};
 use super::git::Reference;
 use super::remote::{Remote, RemoteError, shown, subdirectory};
+use super::repository::Repository;
 use crate::cancel::Cancel;
-use crate::git::Commit;
+use crate::cloud::{Bucket, CloudEnvironment};
+use crate::git::{self, Commit, GitError, GitRequest};
+use crate::http::{Client, ClientOptions};
 use crate::rootfs::{Attributes, FileKind, Rootfs, TarKind};
 
 /// So many bytes of a stream decide whether it is an archive: a whole block of any compression fits.
@@ -116,7 +119,7 @@ impl Remote {
         let whole = archive::open(Cursor::new(prefix).chain(stream)).map_err(|error| failed(error.into()))?;
         // Owners of a context do not count, and without privileges only our own can be given.
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        archive::unpack(whole, &tree, Path::new("/"), Some(owner), cancel).map_err(failed)?;
+        archive::unpack_context(whole, &tree, owner, cancel).map_err(failed)?;
         Ok(FetchedContext::Tree(FetchedTree { path, commit: None, last_modified: None, _temp: temp }))
     }
 
@@ -166,8 +169,69 @@ impl Remote {
     /// [`RemoteError`]
     pub fn time_of_commit(&self, text: &str, checksum: Option<&str>, cancel: &Cancel) -> Result<i64, RemoteError> {
         let reference = Reference::parse(text)?;
-        let reference = reference.ok_or_else(|| RemoteError::NotAUrl { text: shown(text) })?;
+        let mut reference = reference.ok_or_else(|| RemoteError::NotAUrl { text: shown(text) })?;
+        if self.git.branch.is_some() {
+            reference.reference.clone_from(&self.git.branch);
+        }
+        if self.git.recurse_submodules {
+            reference.submodules = Some(true);
+        }
         Ok(self.checkout(&reference, false, checksum, cancel)?.commit.time)
+    }
+
+    /// Takes an archive from an object store.
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn bucket_context(
+        &self,
+        bucket: &Bucket,
+        environment: &CloudEnvironment,
+        cancel: &Cancel,
+    ) -> Result<FetchedContext, RemoteError> {
+        let reader = bucket.open(environment, &self.client, cancel)?;
+        self.stream_context(reader, &bucket.to_string(), cancel)
+    }
+
+    /// Takes the files of a repository's commit, with `.git`.
+    ///
+    /// # Errors
+    /// [`RemoteError`]
+    pub fn repository_context(&self, context: &Repository, cancel: &Cancel) -> Result<FetchedTree, RemoteError> {
+        let client = match context.skip_tls_verify {
+            true => Client::new(ClientOptions { skip_tls_verify: true, ..self.client.options().clone() }),
+            false => self.client.clone(),
+        };
+        let request = |reference: Option<&String>, commit: Option<&String>, depth| GitRequest {
+            url: context.url.clone(),
+            reference: reference.cloned(),
+            commit: commit.cloned(),
+            depth,
+            keep_git_dir: context.keep_git_dir,
+            submodules: context.submodules,
+            authorization: context.authorization.clone(),
+        };
+        let fetch = |request: &GitRequest| -> Result<FetchedTree, RemoteError> {
+            let temp = self.temporary_directory()?;
+            let path = temp.path().join("tree");
+            std::fs::create_dir(&path).map_err(|source| self.io("create a directory in", source))?;
+            let commit = git::checkout(request, &path, &client, cancel).map_err(|error| match error {
+                GitError::Cancelled => RemoteError::Cancelled,
+                error => error.into(),
+            })?;
+            Ok(FetchedTree { path, commit: Some(commit), last_modified: None, _temp: temp })
+        };
+        let Some(commit) = &context.commit else {
+            return fetch(&request(context.reference.as_ref(), None, context.depth));
+        };
+        match fetch(&request(Some(commit), None, context.depth)) {
+            // Servers need not give a commit that no reference names; then it is looked for in the history of one.
+            Err(RemoteError::Git(error)) => {
+                tracing::debug!(%error, "the commit alone cannot be had");
+                fetch(&request(context.reference.as_ref(), Some(commit), None))
+            }
+            fetched => fetched,
+        }
     }
 
     /// Takes the files of a commit. `github.com/owner/repository` is git here (checklist C-58). With `dated` the files have
@@ -214,7 +278,6 @@ mod tests {
     use super::*;
     use crate::context::archive::tests::{compressed, tar};
     use crate::context::testing::show;
-    use crate::http::{Client, ClientOptions};
 
     #[test]
     fn contexts_from_streams() {
@@ -226,7 +289,7 @@ mod tests {
             FetchedContext::Dockerfile { text, .. } => assert_eq!(text, "FROM scratch\n"),
             FetchedContext::Tree(_) => panic!("it is no archive"),
         }
-        let tar = tar("Dockerfile=FROM d/f@600#7:8=f ../up=u l->/etc");
+        let tar = tar("Dockerfile=FROM d/f@600#7:8=f d/../up=u l->/etc");
         for (name, bytes) in compressed(&tar).into_iter().chain([("plain", tar.clone())]) {
             let FetchedContext::Tree(tree) = remote.stream_context(io::Cursor::new(bytes), name, &cancel).expect(name)
             else {
@@ -240,6 +303,9 @@ mod tests {
         let error =
             remote.stream_context(io::Cursor::new(vec![0xff; 100]), "standard input", &cancel).expect_err("binary");
         assert_eq!(error.to_string(), "standard input is neither an archive nor a Dockerfile");
+        let outside = crate::context::archive::tests::tar("Dockerfile=FROM d/../../up=u");
+        let error = remote.stream_context(io::Cursor::new(outside), "standard input", &cancel).expect_err("climbs out");
+        assert!(error.to_string().ends_with("`d/../../up` lies outside of the archive"), "{error}");
         let cut = tar[..600].to_vec();
         let error = remote.stream_context(io::Cursor::new(cut), "standard input", &cancel).expect_err("cut");
         assert!(error.to_string().contains("unexpected EOF"), "{error}");

@@ -18,6 +18,7 @@ pub(crate) mod glob;
 mod hashes;
 mod ignore;
 mod remote;
+mod repository;
 mod walk;
 
 pub use archive::ArchiveError;
@@ -31,6 +32,8 @@ pub(crate) use ignore::clean;
 pub use ignore::{IgnoreError, IgnoreFile, IgnoreFileError, Patterns, find_ignore_file};
 pub(crate) use remote::{Checkout, Download, shown as shown_url};
 pub use remote::{Remote, RemoteError, SecretLookup};
+pub(crate) use repository::login as git_login;
+pub use repository::{GitOptions, GitOptionsError, Repository, RepositoryError};
 pub(crate) use walk::{Selection, TreeEntry};
 
 #[cfg(test)]

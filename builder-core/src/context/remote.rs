@@ -11,6 +11,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,10 +21,12 @@ use tempfile::{NamedTempFile, TempDir};
 use super::files::Files;
 use super::git::{Reference, ReferenceError, is_full_id};
 use super::ignore::{Patterns, clean};
+use super::repository::GitOptions;
 use crate::cancel::Cancel;
+use crate::cloud::CloudError;
 use crate::git::{self, Commit, GitError, GitRequest};
 use crate::hint::Hint;
-use crate::http::{self, Client, HttpError, Request, Secret, Url};
+use crate::http::{self, Client, ClientOptions, HttpError, Request, Secret, Url};
 use crate::oci::{Hasher, Sha256};
 
 /// One read of a download, in bytes.
@@ -38,10 +41,14 @@ pub type SecretLookup = dyn Fn(&str) -> Option<Secret> + Send + Sync;
 /// How to reach what is not on this machine. Cheap to clone.
 #[derive(Clone)]
 pub struct Remote {
-    client: Client,
+    pub(super) client: Client,
     directory: PathBuf,
     temporary: PathBuf,
     secrets: Arc<SecretLookup>,
+    /// How git contexts are fetched.
+    pub(super) git: GitOptions,
+    /// What is sent where no secret is given for a repository.
+    git_login: Option<Secret>,
 }
 
 impl fmt::Debug for Remote {
@@ -95,6 +102,9 @@ pub enum RemoteError {
         /// What came then.
         second: Sha256,
     },
+    /// An object store or the cloud that it belongs to.
+    #[error(transparent)]
+    Cloud(#[from] CloudError),
     /// The commit could not be had.
     #[error(transparent)]
     Git(#[from] GitError),
@@ -170,6 +180,8 @@ impl Hint for RemoteError {
         match self {
             Self::Http(error) => error.hint(),
             Self::Git(error) => error.hint(),
+            Self::Cloud(error) => error.hint(),
+            Self::Archive { source, .. } => source.hint(),
             Self::Status { status: 401 | 403, .. } => {
                 Some("give a token with `--secret id=HTTP_AUTH_TOKEN_<host>,env=NAME`".to_owned())
             }
@@ -214,7 +226,26 @@ impl Remote {
     /// `directory` keeps what servers said, `temporary` takes downloads while they are used. `secrets` is asked for
     /// `HTTP_AUTH_HEADER`, `HTTP_AUTH_TOKEN`, `GIT_AUTH_HEADER` and `GIT_AUTH_TOKEN`, with and without a host name.
     pub fn new(client: Client, directory: &Path, temporary: &Path, secrets: Arc<SecretLookup>) -> Self {
-        Self { client, directory: directory.to_owned(), temporary: temporary.to_owned(), secrets }
+        Self {
+            client,
+            directory: directory.to_owned(),
+            temporary: temporary.to_owned(),
+            secrets,
+            git: GitOptions::default(),
+            git_login: None,
+        }
+    }
+
+    /// The same with other ways of fetching from git; `login` is sent where no secret is given for the host.
+    #[must_use]
+    pub fn with_git(mut self, options: GitOptions, login: Option<Secret>) -> Self {
+        if options.insecure_skip_tls {
+            let options = self.client.options().clone();
+            self.client = Client::new(ClientOptions { skip_tls_verify: true, ..options });
+        }
+        self.git = options;
+        self.git_login = login;
+        self
     }
 
     /// Asks for a URL; the bytes come only if they are not known from an earlier build. With a checksum that is known
@@ -366,9 +397,13 @@ impl Remote {
         let request = GitRequest {
             url: reference.url.clone(),
             reference: by_commit.or(reference.reference.as_deref()).map(str::to_owned),
+            commit: None,
+            depth: self.git.depth.or(NonZeroU32::new(1)),
             keep_git_dir: keep_git_dir && reference.subdir.is_none(),
             submodules: reference.submodules.unwrap_or(true),
-            authorization: host.and_then(|host| self.authorization("GIT_AUTH", &host)),
+            authorization: host
+                .and_then(|host| self.authorization("GIT_AUTH", &host))
+                .or_else(|| self.git_login.clone()),
         };
         let temp = self.temporary_directory()?;
         let root = temp.path().join("tree");

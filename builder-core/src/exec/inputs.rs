@@ -85,6 +85,14 @@ pub enum InputError {
         /// Why.
         source: std::io::Error,
     },
+    /// The part of the context that is meant is no directory of it.
+    #[error("the context has no directory `{}`", path.display())]
+    SubPath {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A context cannot be fetched.
     #[error("cannot fetch the context")]
     Fetch(#[from] RemoteError),
@@ -124,8 +132,30 @@ pub(super) fn open(request: &BuildRequest, client: &http::Client, cancel: &Cance
         ContextSource::Stdin => {
             keep(remote.stream_context(std::io::stdin(), "standard input", cancel).map_err(InputError::from)?)
         }
-        ContextSource::Git(url) => keep(git_context(request, &remote, url, cancel)?),
+        ContextSource::Archive(path) => {
+            let failed = |source| InputError::Context { path: path.clone(), source };
+            let file = fs::File::open(path).map_err(failed)?;
+            let name = format!("`{}`", path.display());
+            keep(remote.stream_context(file, &name, cancel).map_err(InputError::from)?)
+        }
+        ContextSource::Bucket(bucket) => {
+            let environment = &request.credentials.environment;
+            keep(remote.bucket_context(bucket, environment, cancel).map_err(InputError::from)?)
+        }
+        ContextSource::Repository(repository) => {
+            let tree = remote.repository_context(repository, cancel).map_err(InputError::from)?;
+            keep(FetchedContext::Tree(tree))
+        }
+        ContextSource::Git(url) => {
+            let login = crate::context::git_login(&request.credentials.environment);
+            let remote = remote.clone().with_git(request.git.clone(), login);
+            keep(git_context(request, &remote, url, cancel)?)
+        }
         ContextSource::Url(url) => keep(remote.url_context(url, cancel).map_err(InputError::from)?),
+    };
+    let root = match &request.context_sub_path {
+        Some(part) => root.part(part)?,
+        None => root,
     };
     let (dockerfile, path) = match (&request.dockerfile, &root) {
         (DockerfileSource::Text(text), _) | (DockerfileSource::InContext(_), Root::Dockerfile(text)) => {
@@ -222,6 +252,23 @@ impl Root {
         };
         keep.push(fetched);
         root
+    }
+
+    /// A directory below the top. Links in its path stay inside.
+    fn part(self, part: &Path) -> Result<Self, InputError> {
+        let missing = |source| InputError::SubPath { path: part.to_owned(), source };
+        let below = |top: &Path| -> Result<PathBuf, InputError> {
+            let tree = crate::rootfs::Rootfs::open(top).map_err(missing)?;
+            let resolved = tree.resolve(part, true).map_err(missing)?;
+            let path = top.join(resolved.strip_prefix("/").unwrap_or(&resolved));
+            fs::read_dir(&path).map_err(missing)?;
+            Ok(path)
+        };
+        match &self {
+            Self::Local(top) => below(top).map(Self::Local),
+            Self::Fetched(top) => below(top).map(Self::Fetched),
+            Self::Dockerfile(_) | Self::Nothing => Err(missing(std::io::ErrorKind::NotFound.into())),
+        }
     }
 
     fn path(&self) -> Option<&Path> {

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use super::BuildError;
 use crate::cache::CacheOptions;
+use crate::cloud::Bucket;
+use crate::context::{GitOptions, Repository};
 use crate::event::{Event, Observer};
 use crate::http::ClientOptions;
 use crate::layer::Compression;
@@ -28,6 +30,10 @@ pub struct BuildRequest {
     pub dockerfile: DockerfileSource,
     /// Where COPY and ADD read from.
     pub context: ContextSource,
+    /// The part of the context that is meant, relative to its top.
+    pub context_sub_path: Option<PathBuf>,
+    /// How git contexts are fetched.
+    pub git: GitOptions,
     /// Arguments, target, labels, named contexts. `ignore_file` and `platform` are filled in by [`super::build`].
     pub plan: PlanOptions,
     /// Platforms to build; none means that of the builder or of the base.
@@ -125,6 +131,12 @@ pub enum ContextSource {
     Directory(PathBuf),
     /// A tar, compressed or not, on standard input.
     Stdin,
+    /// A tar, compressed or not, in a file.
+    Archive(PathBuf),
+    /// A tar, compressed or not, in an object store.
+    Bucket(Bucket),
+    /// A commit of a repository, with `.git`.
+    Repository(Repository),
     /// A git URL.
     Git(String),
     /// An http(s) URL of an archive or a Dockerfile.

@@ -49,8 +49,8 @@ pub(super) fn fetch(
         .remote_at(url.clone())
         .and_then(|remote| remote.with_refspecs(specs.iter().map(|spec| spec.as_bytes().as_bstr()), Direction::Fetch))
         .map_err(|error| failed(&error))?
-        .with_fetch_tags(Tags::None);
-    let depth = Shallow::DepthAtRemote(std::num::NonZeroU32::MIN);
+        .with_fetch_tags(if request.depth.is_some() { Tags::None } else { Tags::Included });
+    let depth = request.depth.map_or(Shallow::NoChange, Shallow::DepthAtRemote);
     let missing = || GitError::NoSuchReference {
         url: shown.clone(),
         reference: request.reference.clone().unwrap_or_else(|| "HEAD".to_owned()),
@@ -93,7 +93,12 @@ pub(super) fn fetch(
     let found = ["exact", "branch", "tag", "commit"]
         .iter()
         .find_map(|name| repository.try_find_reference(&format!("{LOCAL}/{name}")).ok().flatten());
-    let id = found.ok_or_else(missing)?.peel_to_id().map_err(|error| failed(&error))?.detach();
+    let mut id = found.ok_or_else(missing)?.peel_to_id().map_err(|error| failed(&error))?.detach();
+    if let Some(commit) = &request.commit {
+        let absent = || GitError::NoSuchReference { url: shown.clone(), reference: commit.clone() };
+        id = gix::ObjectId::from_hex(commit.as_bytes()).map_err(|_| absent())?;
+        repository.find_object(id).map_err(|_| absent())?;
+    }
     let time = {
         let object = repository.find_object(id).map_err(|error| failed(&error))?;
         let commit = object.try_into_commit().map_err(|error| failed(&error))?;

@@ -19,6 +19,7 @@ mod write;
 
 pub use error::GitError;
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -32,6 +33,10 @@ pub struct GitRequest {
     pub url: String,
     /// Branch, tag, full reference or commit; `None` is the remote's `HEAD`.
     pub reference: Option<String>,
+    /// Instead of what the reference names, this commit of its history.
+    pub commit: Option<String>,
+    /// How many commits of the history are fetched; `None` for all, with the tags on them.
+    pub depth: Option<NonZeroU32>,
     /// Also leave a `.git` directory, shallow and detached at the commit.
     pub keep_git_dir: bool,
     /// Fetch submodules too, each at the commit that the tree names.
@@ -47,6 +52,11 @@ pub struct Commit {
     pub id: String,
     /// Committer's time in seconds since 1970.
     pub time: i64,
+}
+
+/// Whether the text is the whole id of a commit.
+pub(crate) fn is_full_id(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Submodules within submodules; deeper ones are an error, since a repository may contain itself.
@@ -106,6 +116,8 @@ fn checkout_at(
             let inner = GitRequest {
                 url: fetch::relative_url(&request.url, url),
                 reference: Some(link.commit),
+                commit: None,
+                depth: request.depth,
                 keep_git_dir: false,
                 submodules: true,
                 authorization: same_host(&request.url, url).then(|| request.authorization.clone()).flatten(),

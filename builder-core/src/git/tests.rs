@@ -50,6 +50,8 @@ fn request(url: &str, reference: Option<&str>) -> GitRequest {
     GitRequest {
         url: url.to_owned(),
         reference: reference.map(str::to_owned),
+        commit: None,
+        depth: std::num::NonZeroU32::new(1),
         keep_git_dir: false,
         submodules: false,
         authorization: None,

@@ -159,6 +159,8 @@ impl Bench {
         BuildRequest {
             dockerfile: DockerfileSource::Text(dockerfile.to_owned()),
             context: ContextSource::Directory(self.path("context")),
+            context_sub_path: None,
+            git: Default::default(),
             plan: Default::default(),
             platforms: Vec::new(),
             tags: Vec::new(),

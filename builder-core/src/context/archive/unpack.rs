@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Archive, ArchiveError, make_directories};
 use crate::cancel::Cancel;
@@ -26,12 +26,53 @@ pub(crate) fn unpack(
     owner: Option<(u32, u32)>,
     cancel: &Cancel,
 ) -> Result<(), ArchiveError> {
+    unpack_checked(&mut archive, target, destination, owner, cancel, |_| Ok(()))
+}
+
+/// Unpacks a context: as [`unpack`], but a name that climbs out of the archive is an error, because whoever made it meant
+/// something else.
+///
+/// # Errors
+/// [`ArchiveError`]; the target then holds a part.
+pub(crate) fn unpack_context(
+    mut archive: Archive,
+    target: &dyn View<'_>,
+    owner: (u32, u32),
+    cancel: &Cancel,
+) -> Result<(), ArchiveError> {
+    unpack_checked(&mut archive, target, Path::new("/"), Some(owner), cancel, |entry| {
+        let mut depth = 0_i64;
+        for part in Path::new(&entry.name).components() {
+            depth += match part {
+                Component::Normal(_) => 1,
+                Component::ParentDir => -1,
+                _ => 0,
+            };
+            if depth < 0 {
+                return Err(ArchiveError::Outside { entry: entry.name.clone().into() });
+            }
+        }
+        Ok(())
+    })
+}
+
+fn unpack_checked(
+    archive: &mut Archive,
+    target: &dyn View<'_>,
+    destination: &Path,
+    owner: Option<(u32, u32)>,
+    cancel: &Cancel,
+    check: impl Fn(&TarEntry) -> Result<(), ArchiveError>,
+) -> Result<(), ArchiveError> {
     let mut unpacking = Unpacking { target, cancel, destination, owner, directories: BTreeMap::new() };
     unpacking.make_directories(destination, owner)?;
     loop {
         unpacking.check_cancel()?;
         match archive.next_entry() {
-            Ok(Some(entry)) => unpacking.entry(&entry, &mut archive)?,
+            Ok(Some(entry)) => {
+                check(&entry)?;
+                unpacking.entry(&entry, archive)?;
+            }
             Ok(None) => return unpacking.finish(),
             Err(error) => return Err(unpacking.unreadable(error.into())),
         }
