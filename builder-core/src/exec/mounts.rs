@@ -4,6 +4,7 @@
 //! <work>/mounts/<hash>/data       content of a cache mount
 //! <work>/mounts/<hash>/lock       held (shared or exclusive) while a RUN uses it
 //! <work>/mounts/<hash>/meta.json  id, owner, mode: for `slipway cache ls`
+//! <work>/mounts/<hash>/owners.json  owners and the like that cannot be made real (tier `traced`)
 //! ```
 
 use std::ffi::OsString;
@@ -23,8 +24,8 @@ use super::shared::{Shared, SourceTree};
 use super::ssh::SshForward;
 use crate::oci::{Sha256, canonical_json};
 use crate::plan::{FileSource, Mount, MountKind, Sharing};
-use crate::rootfs::{Attributes, LayerRef, NewFile, Rootfs, TreeStep};
-use crate::sandbox::{MountSource, SandboxError, SandboxMount};
+use crate::rootfs::{Attributes, LayerRef, NewFile, Owners, Rootfs, TreeStep};
+use crate::sandbox::{IdMapping, MountSource, SandboxError, SandboxMount};
 
 /// What must live until the RUN has ended.
 #[derive(Default)]
@@ -33,7 +34,23 @@ pub(super) struct Held {
     roots: Vec<Rootfs>,
     sources: Vec<SourceTree>,
     agents: Vec<SshForward>,
+    /// What is recorded of files in caches, and where it is kept.
+    records: Vec<(PathBuf, Arc<Owners>)>,
 }
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The locks are still held: fields go after this.
+        for (path, owners) in &self.records {
+            if let Err(error) = owners.save_over(path) {
+                tracing::warn!(path = %path.display(), %error, "owners of files in a cache mount are not kept");
+            }
+        }
+    }
+}
+
+/// Records of a cache mount whose files cannot really belong to others.
+const RECORDS: &str = "owners.json";
 
 /// One mount, ready.
 pub(super) struct PreparedMount {
@@ -90,8 +107,8 @@ pub(super) fn prepare(
             just(Some(SandboxMount { owners, ..sandbox_mount(source) }))
         }
         MountKind::Cache { .. } => {
-            let directory = caches.acquire(shared, mount, held)?;
-            just(Some(sandbox_mount(MountSource::Host(directory))))
+            let (directory, owners) = caches.acquire(shared, mount, held)?;
+            just(Some(SandboxMount { owners, ..sandbox_mount(MountSource::Host(directory)) }))
         }
         MountKind::Secret { id, file, env, required, mode, uid, gid } => {
             let secret = shared.request.secrets.get(id);
@@ -172,7 +189,12 @@ impl CacheMounts {
     }
 
     /// The directory to mount, locked as `sharing` says until `held` is dropped.
-    fn acquire(&self, shared: &Shared<'_>, mount: &Mount, held: &mut Held) -> Result<PathBuf, BuildError> {
+    fn acquire(
+        &self,
+        shared: &Shared<'_>,
+        mount: &Mount,
+        held: &mut Held,
+    ) -> Result<(PathBuf, Option<Arc<Owners>>), BuildError> {
         let MountKind::Cache { id, sharing, from, source, mode, uid, gid } = &mount.kind else {
             unreachable!("called for cache mounts only")
         };
@@ -224,7 +246,13 @@ impl CacheMounts {
                 self.fill(shared, mount, &directory, &identity)?;
             }
             held.locks.push(lock);
-            return Ok(data);
+            if shared.request.environment.ids != IdMapping::Played {
+                return Ok((data, None));
+            }
+            let records = directory.join(RECORDS);
+            let owners = Arc::new(Owners::load(&records).map_err(failed)?);
+            held.records.push((records, Arc::clone(&owners)));
+            return Ok((data, Some(owners)));
         }
         unreachable!("the loop ends by returning")
     }
@@ -242,7 +270,10 @@ impl CacheMounts {
         };
         let failed = |source| BuildError::CacheMount { id: id.clone(), source };
         let temp = tempfile::tempdir_in(directory).map_err(failed)?;
-        let rootfs = Rootfs::open(temp.path()).map_err(failed)?;
+        let mut rootfs = Rootfs::open(temp.path()).map_err(failed)?;
+        if shared.request.environment.ids == IdMapping::Played {
+            rootfs = rootfs.recording(Arc::default());
+        }
         if let Some(from) = from {
             let copy = copying::whole(from.clone(), source, "/data/");
             Prepared::new(shared, &copy)?.apply(&rootfs)?;
@@ -264,6 +295,9 @@ impl CacheMounts {
         })?;
         let meta = canonical_json(identity).map_err(io::Error::from).map_err(failed)?;
         fs::write(directory.join("meta.json"), meta).map_err(failed)?;
+        if let Some(owners) = rootfs.owners() {
+            owners.save(&directory.join(RECORDS)).map_err(failed)?;
+        }
         match fs::rename(temp.path().join("data"), directory.join("data")) {
             Err(error) if !directory.join("data").exists() => Err(failed(error)),
             // Another build filled it in the same moment.

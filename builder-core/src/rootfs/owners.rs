@@ -222,7 +222,10 @@ impl Owners {
     }
 
     /// Reads records; a file that is not there has none.
-    pub(super) fn load(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the kernel says; `InvalidData` for what [`Owners::save`] has not written.
+    pub fn load(path: &Path) -> io::Result<Self> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -237,8 +240,26 @@ impl Owners {
         Ok(Self(Mutex::new(records)))
     }
 
+    /// Writes records in the place of those in the file, but keeps those of files of which nothing is recorded here: somebody
+    /// else may have added them since.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn save_over(&self, path: &Path) -> io::Result<()> {
+        let others = Self::load(path)?.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut records = self.lock();
+        for (key, record) in others {
+            records.entry(key).or_insert(record);
+        }
+        drop(records);
+        self.save(path)
+    }
+
     /// Writes records in the place of those in the file.
-    pub(super) fn save(&self, path: &Path) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
         let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         {

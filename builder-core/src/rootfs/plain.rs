@@ -14,6 +14,7 @@ use super::fetch::{Stop, open, unpack_blob};
 use super::links::Separated;
 use super::owners::{Key, Owners};
 use super::pretend::Pretence;
+use super::stat::Stat;
 use super::unpack::Whiteouts;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{LayerRef, LayerSource, Listing, Rootfs, TreeError};
@@ -159,6 +160,9 @@ impl PlainTree {
         self.dirty = false;
         if let (Pretence::Recorded(owners), Some(now)) = (&self.pretence, &now) {
             let mut alive: Vec<Key> = now.keys().collect();
+            // Which the listing leaves out.
+            let root = self.rootfs().ok().and_then(|rootfs| Stat::of(rootfs.root_fd()).ok());
+            alive.extend(root.as_ref().map(Key::of));
             alive.sort_unstable();
             owners.retain(&alive);
         }

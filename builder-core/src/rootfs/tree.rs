@@ -114,6 +114,11 @@ impl Rootfs {
         Ok(Self::from_fd(rustix::fs::open(directory, flags, Mode::empty())?))
     }
 
+    /// The same tree, with owners, devices and privileged attributes recorded instead of made real.
+    pub fn recording(self, owners: std::sync::Arc<Owners>) -> Self {
+        self.pretending(Pretence::Recorded(owners))
+    }
+
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
         Self { root: Root::new(fd), pretence: Pretence::Nothing }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 pub struct Mode {
     /// `root`, `user` (with subordinate ids) or `single` (a user without any); for a container its kind: `E4`, `E5`, `E6`.
     pub user: String,
-    /// `overlay` or `directory`; `pod` for containers, which choose themselves.
+    /// `overlay` or `directory`; `traced` is directory in the sandbox of that name; `pod` for containers, which choose themselves.
     pub trees: String,
 }
 
@@ -20,13 +20,13 @@ impl FromStr for Mode {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('-') {
-            Some((user @ ("root" | "user"), trees @ ("overlay" | "directory")))
+            Some((user @ ("root" | "user"), trees @ ("overlay" | "directory" | "traced")))
             | Some((user @ "single", trees @ "directory")) => {
                 Ok(Self { user: user.to_owned(), trees: trees.to_owned() })
             }
             None if matches!(text, "E4" | "E5" | "E6") => Ok(Self { user: text.to_owned(), trees: "pod".to_owned() }),
             _ => Err(format!(
-                "`{text}` is no mode: it is root or user, a `-`, and overlay or directory; or single-directory; or E4, E5, E6"
+                "`{text}` is no mode: it is root or user, a `-`, and overlay, directory or traced; or single-directory; or E4, E5, E6"
             )),
         }
     }
@@ -103,7 +103,7 @@ impl FromStr for Status {
             let (mut level, mut scope) = (Level::Nothing, String::new());
             for word in words {
                 match word.strip_prefix('@') {
-                    Some(mode @ ("root" | "user" | "single" | "overlay" | "directory" | "pod")) => {
+                    Some(mode @ ("root" | "user" | "single" | "overlay" | "directory" | "traced" | "pod")) => {
                         mode.clone_into(&mut scope)
                     }
                     Some(mode) => scope = mode.parse::<Mode>().map_err(|e| format!("line {number}: {e}"))?.to_string(),

@@ -37,6 +37,8 @@ impl Reached<'_> {
         match self.mount {
             Some(mount) if mount.readonly || mount.kind == Kind::Sys => Err(Errno::ROFS),
             Some(mount) if mount.kind == Kind::Proc => Err(Errno::PERM),
+            // Pipes, sockets and files in memory have no other names; what has is not the caller's to change.
+            None if matches!(self.kind(), libc::S_IFREG | libc::S_IFDIR) && self.real.stx_nlink > 0 => Err(Errno::PERM),
             _ => Ok(()),
         }
     }

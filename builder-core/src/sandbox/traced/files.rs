@@ -14,6 +14,9 @@ use super::{layout, procfs};
 
 type Answered = Result<Answer, Errno>;
 
+/// `TMPFS_MAGIC`, linux/magic.h.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
 /// Largest `struct open_how` that is understood, in bytes.
 const OPEN_HOW_BYTES: u64 = 24;
 
@@ -180,7 +183,10 @@ impl Caller<'_> {
 
     pub fn statfs(&self) -> Answered {
         let file = self.reach_path(0, true)?;
-        let found = rustix::fs::fstatfs(&file.fd)?;
+        let mut found = rustix::fs::fstatfs(&file.fd)?;
+        if file.mount.is_some_and(|mount| mount.kind == Kind::Temporary) {
+            found.f_type = TMPFS_MAGIC;
+        }
         self.write(self.word(1), &layout::statfs(&found))?;
         DONE
     }
@@ -236,6 +242,9 @@ impl Caller<'_> {
         let me = self.me();
         let opened = self.at_with(descriptor, path, follow, resolve, |place| {
             if let Some(file) = self.magic(place, follow)? {
+                if place_only {
+                    return handable(&file, |flags| reopen(file.as_fd(), flags, Mode::empty()));
+                }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
                 return Ok(self.non_blocking(
                     reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?,
@@ -246,10 +255,10 @@ impl Caller<'_> {
             if place.slash && making {
                 return Err(Errno::ISDIR);
             }
-            let flags = if place.slash { flags | OFlags::DIRECTORY } else { flags };
+            let flags = if place.slash { flags.difference(OFlags::NOFOLLOW) | OFlags::DIRECTORY } else { flags };
             if place_only {
                 let fd = place.open(flags.difference(OFlags::NOCTTY), Mode::empty())?;
-                return Ok(Answer::Give(fd, false));
+                return handable(&fd, |flags| place.open(flags, Mode::empty()));
             }
             let readonly = place.mount.readonly || matches!(place.mount.kind, Kind::Sys);
             if nameless {
@@ -399,6 +408,18 @@ impl Caller<'_> {
         let wanted = if reading { may::READ } else { 0 } | if writing { may::WRITE } else { 0 };
         self.allow(&shown, wanted, me)
     }
+}
+
+/// A descriptor that can be given to the caller for one with `O_PATH`, which the kernel lets nobody give away
+/// (seccomp_unotify(2), `EBADF`).
+fn handable(place: &OwnedFd, open: impl FnOnce(OFlags) -> Result<OwnedFd, Errno>) -> Answered {
+    let flags = match FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode) {
+        FileType::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
+        FileType::Symlink => return Err(Errno::LOOP),
+        FileType::Socket => return Err(Errno::NXIO),
+        _ => OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
+    };
+    Ok(Answer::Give(open(flags)?, false))
 }
 
 /// Text of a link behind an `O_PATH` descriptor.

@@ -172,7 +172,7 @@ fn rules(places: &Places) -> io::Result<OwnedFd> {
     const MAKE_SOCKETS: u64 = 1 << 9;
     let rules = Ruleset::new()?;
     for mount in places.view().mounts() {
-        if mount.directory && matches!(mount.kind, view::Kind::Tree | view::Kind::Plain) {
+        if mount.directory && matches!(mount.kind, view::Kind::Tree | view::Kind::Plain | view::Kind::Temporary) {
             rules.allow(mount.fd.as_fd(), landlock::EXECUTE | if mount.readonly { 0 } else { MAKE_SOCKETS })?;
         }
     }

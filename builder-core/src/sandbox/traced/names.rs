@@ -320,6 +320,9 @@ impl Caller<'_> {
             None => [b"(unreachable)", path.as_slice()].concat(),
         };
         seen.push(0);
+        if seen.len() > super::view::MAX_PATH + 1 {
+            return Err(Errno::NAMETOOLONG);
+        }
         if (self.word(1) as usize) < seen.len() {
             return Err(Errno::RANGE);
         }

@@ -156,7 +156,7 @@ impl Places {
         self.standard("/dev")?;
         let (path, fd) = self.fresh(0o755)?;
         let played = || Some(Arc::clone(&self.played));
-        self.view.cover(Mount::new(b"/dev", fd, Kind::Plain, false, played())?);
+        self.view.cover(Mount::new(b"/dev", fd, Kind::Temporary, false, played())?);
         for (name, text) in LINKS {
             std::os::unix::fs::symlink(text, path.join(name))?;
         }
@@ -176,7 +176,7 @@ impl Places {
         }
         std::fs::create_dir(path.join("shm"))?;
         let (_, fd) = self.fresh(0o1777)?;
-        self.view.cover(Mount::new(b"/dev/shm", fd, Kind::Plain, false, Some(Arc::clone(&self.played)))?);
+        self.view.cover(Mount::new(b"/dev/shm", fd, Kind::Temporary, false, Some(Arc::clone(&self.played)))?);
         Ok(())
     }
 
@@ -199,7 +199,7 @@ impl Places {
     fn make_in_mount(&self, path: &[u8], directory: bool) -> io::Result<()> {
         let mount = self.view.mount(path);
         let mut at = mount.target.len();
-        if !mount.directory || mount.kind != Kind::Plain {
+        if !mount.directory || !matches!(mount.kind, Kind::Plain | Kind::Temporary) {
             return Ok(());
         }
         while at < path.len() {
@@ -272,7 +272,8 @@ impl Places {
             MountSource::Tmpfs(_) => Arc::clone(&self.played),
             _ => mount.owners.clone().unwrap_or_default(),
         };
-        self.view.cover(Mount::new(&physical, fd, Kind::Plain, readonly, Some(owners))?);
+        let kind = if matches!(mount.source, MountSource::Tmpfs(_)) { Kind::Temporary } else { Kind::Plain };
+        self.view.cover(Mount::new(&physical, fd, kind, readonly, Some(owners))?);
         Ok(())
     }
 

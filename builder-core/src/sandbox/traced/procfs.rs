@@ -217,7 +217,7 @@ fn described(world: &World) -> Vec<(String, &'static str, &'static str)> {
         Kind::Proc => "proc",
         Kind::Sys => "sysfs",
         Kind::Device if target == b"/dev/pts" => "devpts",
-        Kind::Plain if target == b"/dev" || target == b"/dev/shm" => "tmpfs",
+        Kind::Temporary => "tmpfs",
         Kind::Device | Kind::Plain => "ext4",
     };
     let flags = |readonly: bool| if readonly { "ro,relatime" } else { "rw,relatime" };

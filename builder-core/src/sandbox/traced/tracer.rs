@@ -59,9 +59,9 @@ enum Change {
     /// An address at `pointer`, its length at `length`; `name` comes behind the descriptor.
     Address { pointer: usize, length: usize, name: Vec<u8> },
     /// A path at argument 1, flags of which some are taken away at argument 2.
-    Watch,
+    Watch { name: Vec<u8> },
     /// The name in a `struct msghdr` at argument 1.
-    Message,
+    Message { name: Vec<u8> },
 }
 
 /// One RUN's tracer.
@@ -256,8 +256,8 @@ impl<'a> Tracer<'a> {
             Rewrite::Watch => {
                 let path = caller.path(1)?;
                 let follow = registers.argument(2) as u32 & libc::IN_DONT_FOLLOW == 0;
-                let file = caller.reach(super::world::HERE, &path, follow, false)?;
-                Ok(Some((file.fd, Change::Watch, None)))
+                let (directory, name, _) = self.beside(caller, &path, follow, |_, _| Ok(()))?;
+                Ok(Some((directory, Change::Watch { name }, None)))
             }
             Rewrite::Connect | Rewrite::Bind => {
                 let sends = registers.number() == libc::SYS_sendto;
@@ -266,27 +266,21 @@ impl<'a> Tracer<'a> {
                     return Ok(None);
                 };
                 if rewrite == Rewrite::Connect {
-                    let file = caller.reach(super::world::HERE, &path, true, false)?;
-                    let me = caller.me();
-                    let shown = caller.world.shown(&file.real, file.mount, &me);
-                    caller.allow(&shown, super::world::may::WRITE, &me)?;
-                    return Ok(Some((file.fd, Change::Address { pointer, length, name: Vec::new() }, None)));
+                    let (directory, name) = self.socket(caller, &path)?;
+                    return Ok(Some((directory, Change::Address { pointer, length, name }, None)));
                 }
                 let me = caller.me();
-                let (parent, name, mount) = caller
-                    .at(super::world::HERE, &path, false, |place| {
-                        let (parent, name) = place.parent(&caller.world.view)?;
+                let (directory, name, mount) = self
+                    .beside(caller, &path, false, |place, parent| {
                         if place.mount.readonly {
                             return Err(Errno::ROFS);
                         }
-                        caller.change(place.mount, &parent, None, &me)?;
-                        let name = std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec();
-                        Ok((parent, name, place.mount.target.clone()))
+                        caller.change(place.mount, parent, None, &me)
                     })
                     .map_err(|errno| if errno == Errno::EXIST { Errno::ADDRINUSE } else { errno })?;
-                let directory = super::view::reopen(parent.as_fd(), OFlags::PATH, Mode::empty())?;
+                let again = super::view::reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?;
                 let change = Change::Address { pointer, length, name: name.clone() };
-                Ok(Some((parent, change, Some((directory, name, mount)))))
+                Ok(Some((directory, change, Some((again, name, mount)))))
             }
             Rewrite::Message => {
                 let many = registers.number() == libc::SYS_sendmmsg;
@@ -301,17 +295,62 @@ impl<'a> Tracer<'a> {
                         if many {
                             return Err(Errno::ACCESS);
                         }
-                        let file = caller.reach(super::world::HERE, &path, true, false)?;
-                        let me = caller.me();
-                        let shown = caller.world.shown(&file.real, file.mount, &me);
-                        caller.allow(&shown, super::world::may::WRITE, &me)?;
-                        return Ok(Some((file.fd, Change::Message, None)));
+                        let (directory, name) = self.socket(caller, &path)?;
+                        return Ok(Some((directory, Change::Message { name }, None)));
                     }
                 }
                 Ok(None)
             }
             Rewrite::Exec => Ok(None),
         }
+    }
+
+    /// The directory that a path's last name is in, to be given away (which `O_PATH` descriptors cannot be); the name, empty
+    /// if the path is the directory itself; and what it is mounted on.
+    fn beside(
+        &self,
+        caller: &Caller<'_>,
+        path: &[u8],
+        follow: bool,
+        check: impl Fn(&super::view::Place<'_>, &OwnedFd) -> Result<(), Errno>,
+    ) -> Result<(OwnedFd, Vec<u8>, Vec<u8>), Errno> {
+        caller.at(super::world::HERE, path, follow, |place| {
+            if follow {
+                // A link at the end is an error here, so that it is followed.
+                place.open(OFlags::PATH, Mode::empty())?;
+            }
+            let target = place.mount.target.clone();
+            let (directory, name) = match place.parent(&caller.world.view) {
+                Ok((parent, name)) => {
+                    check(place, &parent)?;
+                    (parent, std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec())
+                }
+                Err(Errno::BUSY) => (place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?, Vec::new()),
+                Err(errno) => return Err(errno),
+            };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            Ok((super::view::reopen(directory.as_fd(), flags, Mode::empty())?, name, target))
+        })
+    }
+
+    /// A socket that may be written to.
+    fn socket(&self, caller: &Caller<'_>, path: &[u8]) -> Result<(OwnedFd, Vec<u8>), Errno> {
+        let file = caller.reach(super::world::HERE, path, true, false)?;
+        let me = caller.me();
+        let shown = caller.world.shown(&file.real, file.mount, &me);
+        caller.allow(&shown, super::world::may::WRITE, &me)?;
+        let mounted = file.mount.filter(|mount| !mount.directory);
+        if let Some(mount) = mounted {
+            // A socket that is mounted by itself, such as an agent's: its own directory on the host is given for the moment.
+            let host =
+                std::path::PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&mount.host));
+            let (directory, name) = host.parent().zip(host.file_name()).ok_or(Errno::NOENT)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+            return Ok((directory, std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec()));
+        }
+        let (directory, name, _) = self.beside(caller, path, true, |_, _| Ok(()))?;
+        Ok((directory, name))
     }
 
     /// Entry to or return from a call.
@@ -444,24 +483,28 @@ impl Change {
     fn apply(&self, task: &Task, registers: &mut Registers, descriptor: i64) -> Result<(), Errno> {
         let room = exec::room(task, registers)?;
         let mut path = format!("/proc/self/fd/{descriptor}").into_bytes();
+        let (Self::Address { name, .. } | Self::Watch { name } | Self::Message { name }) = self;
+        if !name.is_empty() {
+            path.push(b'/');
+            path.extend(name);
+        }
         match self {
-            Self::Watch => {
+            Self::Watch { .. } => {
                 path.push(0);
                 memory::write(task.thread, room, &path)?;
                 registers.set_argument(1, room);
-                registers.set_argument(2, registers.argument(2) & !u64::from(libc::IN_DONT_FOLLOW));
-            }
-            Self::Address { pointer, length, name } => {
-                if !name.is_empty() {
-                    path.push(b'/');
-                    path.extend(name);
+                if name.is_empty() {
+                    // The path ends in a link of /proc.
+                    registers.set_argument(2, registers.argument(2) & !u64::from(libc::IN_DONT_FOLLOW));
                 }
+            }
+            Self::Address { pointer, length, .. } => {
                 let address = unix_address(&path)?;
                 memory::write(task.thread, room, &address)?;
                 registers.set_argument(*pointer, room);
                 registers.set_argument(*length, address.len() as u64);
             }
-            Self::Message => {
+            Self::Message { .. } => {
                 let address = unix_address(&path)?;
                 let mut header = [0; 56];
                 memory::read_exact(task.thread, registers.argument(1), &mut header)?;

@@ -35,6 +35,8 @@ pub enum Kind {
     Tree,
     /// Other files of ours.
     Plain,
+    /// Files of ours that stand for a tmpfs.
+    Temporary,
     /// The host's /proc, seen through `procfs`.
     Proc,
     /// The host's /sys.

@@ -94,11 +94,10 @@ impl World {
             Err(Errno::NOENT) => return Err(Errno::BADF),
             Err(errno) => return Err(errno),
         };
-        if host.starts_with(b"/")
-            && !host.ends_with(b" (deleted)")
-            && let Some(path) = self.view.inside(&host)
-        {
-            return Ok(Base::Path(path));
+        let gone = host.ends_with(b" (deleted)");
+        if host.starts_with(b"/") && !gone {
+            // What is not in here is nothing to start from.
+            return self.view.inside(&host).map(Base::Path).ok_or(Errno::ACCESS);
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
@@ -291,6 +290,22 @@ impl Caller<'_> {
         } else {
             self.world.base(&self.task, descriptor)?
         };
+        let mut base = base;
+        let mut path = path;
+        // Where the path of a directory is too long to be had, it has a parent that is not the root.
+        while let Base::Directory(fd) = &base
+            && let Some(rest) = path.strip_prefix(b"..").filter(|rest| matches!(rest.first(), None | Some(b'/')))
+        {
+            let parent =
+                rustix::fs::openat(fd, "..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let host = rustix::fs::readlinkat(CWD, own_path(parent.as_fd()), Vec::new());
+            base = match host.ok().and_then(|host| self.world.view.inside(host.as_bytes())) {
+                Some(path) => Base::Path(path),
+                None => Base::Directory(parent),
+            };
+            let start = rest.iter().position(|&byte| byte != b'/').unwrap_or(rest.len());
+            path = if start == rest.len() { b"." } else { &rest[start..] };
+        }
         let root = lock(&self.task.surroundings).root.clone();
         let caller = (self.task.process, self.task.thread);
         let request = Request { base: &base, root: &root, path, follow, caller, resolve };
@@ -403,18 +418,12 @@ impl Caller<'_> {
             if let Some(fd) = self.magic(place, follow)? {
                 return Ok((fd, None));
             }
-            let mut flags = OFlags::PATH | OFlags::NOFOLLOW;
+            // A link that is to be followed must be an error, so that it is.
+            let mut flags = if follow || place.slash { OFlags::PATH } else { OFlags::PATH | OFlags::NOFOLLOW };
             if place.slash {
                 flags |= OFlags::DIRECTORY;
             }
             let fd = place.open(flags, Mode::empty())?;
-            if follow || place.slash {
-                // With O_PATH a link is no error, but it is to be followed.
-                let stat = rustix::fs::fstat(&fd)?;
-                if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
-                    return Err(Errno::LOOP);
-                }
-            }
             Ok((fd, Some(place.mount.target.clone())))
         })?;
         let mount = target.and_then(|target| world.view.mounts().iter().rfind(|mount| mount.target == target));
