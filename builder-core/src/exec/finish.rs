@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -221,6 +222,7 @@ fn shared<'a>(
         named_contexts: &prepared.named_contexts,
         remote: super::inputs::remote(request, &prepared.client),
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
+        at_work: planned.plan.stages.iter().map(|_| AtomicBool::new(false)).collect(),
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),
         seals: Places::new(request.limits.layers_at_once().get()),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 
 use super::BuildError;
@@ -43,6 +44,8 @@ pub(super) struct Shared<'a> {
     /// How ADD reaches URLs and git repositories.
     pub(super) remote: Remote,
     pub(super) stages: Vec<Slot<Arc<StageResult>>>,
+    /// Stages in which a step is done or was done now, and not taken from a cache.
+    pub(super) at_work: Vec<AtomicBool>,
     /// Root filesystems of images that are only copied or mounted from.
     pub(super) image_trees: Mutex<BTreeMap<ImageRequest, Arc<Tree>>>,
     /// Free places for steps that really run.
@@ -74,6 +77,11 @@ impl<T: Clone> Slot<T> {
     pub(super) fn fill(&self, result: Option<T>) {
         *lock(&self.result) = Some(result);
         self.ready.notify_all();
+    }
+
+    /// Whether nobody needs to wait any more.
+    pub(super) fn is_filled(&self) -> bool {
+        lock(&self.result).is_some()
     }
 
     /// Waits for the result; `None` if whoever makes it failed.

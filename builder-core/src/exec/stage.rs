@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -20,9 +21,9 @@ use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
 use crate::oci::{ChainId, Descriptor, Sha256};
 use crate::output;
 use crate::plan::key::{Components, StateKey};
-use crate::plan::{Action, Base, FileSource, MountKind, Plan, Stage, StageId, Step};
+use crate::plan::{Action, Base, CopyAction, FileSource, MountKind, Plan, Stage, StageId, Step};
 use crate::rootfs::index::IndexTree;
-use crate::rootfs::{DetachedStep, FileKind, LayerRef, Recall, TreeStep, WorkTree};
+use crate::rootfs::{DetachedStep, FileKind, LayerRef, Recall, TreeMode, TreeStep, WorkTree};
 use crate::snapshot::{self, Change};
 
 /// A stage on its way.
@@ -168,6 +169,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         }
         let phases = Phases { shared, step: id };
         let begun = Instant::now();
+        self.fetch_base_meanwhile(index, step);
         let copy = match &step.action {
             Action::Copy(action) => Some(copying::Prepared::new(shared, action)?),
             Action::Run(_) | Action::Workdir(_) => None,
@@ -215,6 +217,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             shared.observer.event(Event::CacheMiss { step: id, reason: &reason });
         }
 
+        shared.at_work[self.stage.id.0].store(true, Ordering::SeqCst);
         let _place = shared.places.enter();
         if shared.cancel.is_cancelled() {
             return Err(BuildError::Cancelled);
@@ -313,6 +316,34 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         }))
     }
 
+    /// If `step` copies from a stage that is at work, and a command follows: unpacks the layers below it in the meantime, so
+    /// that the bases of all stages are fetched at once. Where all steps of the other stage come from a cache nothing is
+    /// fetched, since this one may as well.
+    fn fetch_base_meanwhile(&self, index: usize, step: &Step) {
+        let (shared, stage) = (self.shared, self.stage);
+        let Action::Copy(CopyAction { from: FileSource::Stage(other), .. }) = &step.action else { return };
+        let other = other.0;
+        let runs = stage.steps[index..].iter().any(|step| matches!(step.action, Action::Run(_)));
+        // In directory mode each tree is made for one user.
+        let shares = shared.trees.mode() == TreeMode::Overlay;
+        if !runs || !shares || self.tree.is_some() || !self.coming.is_empty() || shared.stages[other].is_filled() {
+            return;
+        }
+        let layers = self.layers.clone();
+        self.scope.spawn(move || {
+            while !shared.at_work[other].load(Ordering::SeqCst) {
+                if shared.stages[other].is_filled() || shared.cancel.is_cancelled() {
+                    return;
+                }
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            if let Err(error) = shared.checkout(&layers) {
+                // Whoever needs the tree meets it, too.
+                tracing::debug!(%error, stage = stage.name, "the base cannot be fetched ahead");
+            }
+        });
+    }
+
     /// What a step changed in a tree of the layers `below`.
     fn changes(&self, step: &TreeStep<'_>, below: &[LayerRef]) -> Result<Vec<Change>, BuildError> {
         let shared = self.shared;
@@ -373,6 +404,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         self.coming.push(Coming { index, done, thread });
     }
 }
+
+/// How often it is looked whether another stage is at work.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Bytes of files in a layer from which on the next step does not wait for it. Smaller ones are done in about a tenth of a
 /// second, and what stands on them may be in the cache.

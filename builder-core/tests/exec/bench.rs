@@ -33,7 +33,7 @@ const APPLETS: &str =
 /// One machine: a registry, a context and a work dir.
 pub struct Bench {
     pub directory: TempDir,
-    pub registry: FakeRegistry,
+    pub registry: Arc<FakeRegistry>,
     environment: Environment,
 }
 
@@ -114,7 +114,7 @@ impl Bench {
     /// Why it cannot be had here.
     pub fn new(environment: &Environment) -> Result<Self, String> {
         let layer = base_layer().clone()?;
-        let registry = FakeRegistry::start();
+        let registry = Arc::new(FakeRegistry::start());
         let config = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
         let base = Image::new("linux/amd64", vec![layer], config.clone());
         registry.put_image("library/base", "1", &base);

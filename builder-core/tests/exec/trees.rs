@@ -1,7 +1,11 @@
 //! Trees of stages in both modes: what a step changed, who shares what, and what an ended build leaves behind.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use builder_core::exec::BuildRequest;
 use builder_core::rootfs::TreeMode;
+use fixtures::image::{Entry, tree_layer};
 
 use crate::bench::{Bench, Built};
 use crate::{Case, Outcome};
@@ -13,6 +17,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_stage_is_base_and_source_of_many", items: "F-08 C-25", run: shared },
     Case { name: "a_step_after_cached_ones_sees_them", items: "X-14", run: after_cached },
     Case { name: "a_failed_step_leaves_nothing", items: "X-14", run: failed },
+    Case { name: "bases_are_fetched_while_another_stage_works", items: "F-08", run: fetched_ahead },
     Case { name: "a_large_layer_is_packed_meanwhile", items: "X-14", run: large },
     Case { name: "what_fails_on_top_of_a_large_layer", items: "X-14", run: large_then_failed },
     Case { name: "two_builds_at_once", items: "X-14", run: at_once },
@@ -187,4 +192,42 @@ fn large_then_failed(bench: &Bench) -> Outcome {
         assert_eq!(built.output, ["one"]);
     });
     Outcome::Passed
+}
+
+fn fetched_ahead(bench: &Bench) -> Outcome {
+    let layer = tree_layer(&[Entry::File("other", b"other")]);
+    let path = format!("/v2/library/other/blobs/{}", fixtures::image::digest(&layer.blob));
+    bench.put_on_base("other", layer);
+    let registry = Arc::clone(&bench.registry);
+    let seen = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&seen);
+    let dockerfile = "FROM base:1 AS made\nRUN echo waiting && echo made > /made\n\
+                      FROM other:1\nCOPY --from=made /made /made\nRUN cat /made /other\n";
+    let built = bench.build_watched(
+        dockerfile,
+        |_| {},
+        move |line| {
+            // A minute is more than any machine needs.
+            let fetched = || registry.log().iter().any(|request| request.method == "GET" && request.path == path);
+            if line == "waiting" {
+                noted.store((0..600).any(|_| fetched() || pause()), Ordering::SeqCst);
+            }
+        },
+    );
+    built.ok();
+    if bench.path("work/trees/layers").read_dir().is_ok_and(|mut layers| layers.next().is_some()) {
+        assert!(seen.load(Ordering::SeqCst), "{:?}", bench.registry.lines());
+    }
+    // With everything known, nothing is fetched for it.
+    bench.registry.clear_log();
+    std::fs::remove_dir_all(bench.path("work/trees")).expect("trees that nobody uses");
+    let again = bench.build(dockerfile, |_| {});
+    assert!(again.steps.values().all(|state| state == "CACHED"), "{:?}", again.steps);
+    assert!(!bench.registry.lines().iter().any(|line| line.contains("/blobs/")), "{:?}", bench.registry.lines());
+    Outcome::Passed
+}
+
+fn pause() -> bool {
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    false
 }
