@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 
 use benches::{Harness, Work};
 use builder_core::cancel::Cancel;
+use builder_core::context::{Files, Patterns};
+use builder_core::copy;
 use builder_core::dockerfile;
 use builder_core::layer::{self, Compression, LayerInput, LayerOptions};
 use builder_core::limits::Limits;
+use builder_core::plan::{CopyAction, CopySource, FileSource};
 use builder_core::rootfs::{LayerRef, LayerSource, Ownership, Rootfs, TreeMode, Trees};
 use builder_core::snapshot::{self, Change};
 use builder_core::store::Store;
@@ -27,6 +30,70 @@ fn main() {
     if harness.wants("snapshot") {
         snapshots(&harness);
     }
+    if harness.wants("context") {
+        contexts(&harness);
+    }
+}
+
+/// Files of the context.
+const CONTEXT_FILES: u64 = 100_000;
+
+/// Files that its ignore file hides, besides.
+const HIDDEN_FILES: u64 = 10_000;
+
+/// What COPY does before it writes: the ignore file, the list of what is left, and the hash of all of it; with nothing known,
+/// and with everything known from before.
+fn contexts(harness: &Harness) {
+    let context = tempfile::tempdir().expect("a temporary directory");
+    let fill = |top: &str, count: u64| {
+        for directory in 0..count / 100 {
+            let path = context.path().join(format!("{top}/{}/module-{directory}", directory % 10));
+            fs::create_dir_all(&path).expect("a directory");
+            for file in 0..100 {
+                let text = format!("export const value = {file};\n").repeat(1 + file % 40);
+                fs::write(path.join(format!("file-{file}.js")), text).expect("a file");
+            }
+        }
+    };
+    fill("src", CONTEXT_FILES);
+    fill("node_modules", HIDDEN_FILES);
+    let ignored =
+        "# as projects write it\n**/.git\nnode_modules\n**/*.log\n*.md\n!README.md\ntmp/**\n**/__pycache__\n.env*\n";
+    let patterns = Patterns::parse(ignored).expect("patterns");
+    let action = CopyAction {
+        add: false,
+        from: FileSource::Context,
+        sources: vec![CopySource::Path(".".to_owned())],
+        destination: "/src/".to_owned(),
+        chown: None,
+        chmod: None,
+        link: false,
+        parents: false,
+        excludes: Vec::new(),
+        checksum: None,
+        keep_git_dir: None,
+        unpack: None,
+    };
+    let hash = |cache: &Path| {
+        let files = Files::directory(context.path(), patterns.clone()).expect("a directory").with_hash_cache(cache);
+        let resolved = copy::resolve(&action, &files, &Cancel::default()).expect("hashed");
+        files.save_hashes().expect("saved");
+        let counts = files.hash_counts();
+        assert_eq!(counts.read + counts.known, CONTEXT_FILES);
+        format!(
+            "{} read, {} MB, {} known, {}",
+            counts.read,
+            counts.bytes / 1_000_000,
+            counts.known,
+            &resolved.content_hash().to_hex()[..8]
+        )
+    };
+    harness.measure("context/100,000 files, first", Work::Entries(CONTEXT_FILES), || {
+        hash(tempfile::tempdir().expect("a temporary directory").path())
+    });
+    let cache = tempfile::tempdir().expect("a temporary directory");
+    hash(cache.path());
+    harness.measure("context/100,000 files, again", Work::Entries(CONTEXT_FILES), || hash(cache.path()));
 }
 
 fn parse(harness: &Harness) {

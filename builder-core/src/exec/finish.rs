@@ -158,6 +158,12 @@ pub(super) fn build_prepared(
     report.peak_disk_elsewhere_bytes = peaks.elsewhere;
     let io = super::report::io_so_far();
     (report.bytes_read, report.bytes_written) = (io.0.saturating_sub(io_before.0), io.1.saturating_sub(io_before.1));
+    for files in std::iter::once(&prepared.context).chain(prepared.named_contexts.values()) {
+        let counts = files.hash_counts();
+        report.context_files_read += counts.read;
+        report.context_bytes_read += counts.bytes;
+        report.context_files_known += counts.known;
+    }
     report.timeline.samples = meter.samples();
     observer.event(Event::Done { totals: report.totals() });
     Ok(BuildResult { images, root: written, report })

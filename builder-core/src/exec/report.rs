@@ -35,6 +35,12 @@ pub struct Report {
     pub bytes_read: u64,
     /// The same for writing (`wchar`).
     pub bytes_written: u64,
+    /// Files of contexts that were read to know their content.
+    pub context_files_read: u64,
+    /// Their bytes.
+    pub context_bytes_read: u64,
+    /// Files of contexts whose content was known from an earlier build by size, times and inode, and which were not read.
+    pub context_files_known: u64,
     /// Blobs that a registry had already.
     pub blobs_already_there: u64,
     /// Requests that were tried again.

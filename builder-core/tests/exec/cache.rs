@@ -12,6 +12,7 @@ use crate::{Case, Outcome};
 
 pub const CASES: &[Case] = &[
     Case { name: "a_second_build_runs_nothing", items: "X-14 C-10 R-17", run: second },
+    Case { name: "known_files_are_not_read", items: "C-10 D-08", run: known },
     Case { name: "misses_say_why", items: "C-10 A-16 R-17", run: reasons },
     Case { name: "an_unused_file_does_not_matter", items: "C-10", run: unused },
     Case { name: "no_cache_for_all", items: "R-17", run: no_cache },
@@ -157,5 +158,25 @@ fn proxies(bench: &Bench) -> Outcome {
     assert_eq!(with("http://other:2").step("RUN echo proxy=$http_proxy"), "CACHED");
     assert!(!first.config().to_string().contains("hidden-in-proxy"));
     assert_eq!(bench.files_with(b"hidden-in-proxy"), Vec::<std::path::PathBuf>::new());
+    Outcome::Passed
+}
+
+fn known(bench: &Bench) -> Outcome {
+    sources(bench);
+    bench.file("ignored", "i");
+    bench.file(".dockerignore", "ignored\n");
+    // A file that changed in this moment could change again unseen, so it is read again.
+    std::thread::sleep(Duration::from_millis(60));
+    let counts = |dockerfile: &str| {
+        let built = bench.build(dockerfile, |_| {});
+        let report = built.ok().report.clone();
+        (report.context_files_read, report.context_bytes_read, report.context_files_known)
+    };
+    assert_eq!(counts("FROM base:1\nCOPY src /src\n"), (2, 2, 0), "only what a step uses");
+    assert_eq!(counts("FROM base:1\nCOPY src /src\n"), (0, 0, 2));
+    assert_eq!(counts("FROM base:1\nCOPY . /all\n"), (2, 9, 2), "`other` and the ignore file are new");
+    bench.file("src/b", "B");
+    let (read, bytes, known) = counts("FROM base:1\nCOPY . /all\n");
+    assert_eq!((read, bytes, known), (1, 1, 3));
     Outcome::Passed
 }
