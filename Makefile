@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build static demo test lint doc bench bench-e2e fuzz clean
+.PHONY: help setup build static images demo test lint doc bench bench-e2e fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ build: ## The release binary: target/release/slipway
 
 static: ## One file without shared libraries, for scratch images: target/release/slipway-static
 	@CARGO=$(CARGO) scripts/static release
+
+images: ## The images executor, warmer and debug, built by slipway itself: target/images/*.tar
+	@CARGO=$(CARGO) scripts/images target/images
 
 demo: setup ## Build, export and push an image, then build it again from the cache
 	@scripts/demo

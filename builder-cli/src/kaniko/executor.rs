@@ -83,6 +83,9 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
             logger.debug(&format!("--{} has no effect: {why}", definition.name));
         }
     }
+    for name in super::registries::unknown_helpers(&parsed) {
+        logger.warn(&format!("unknown credential helper {name} is skipped"));
+    }
     // Namespaces can be entered by a process with one thread only.
     let environment = match sandbox::enter() {
         Ok(environment) => environment,

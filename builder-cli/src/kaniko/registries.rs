@@ -5,7 +5,7 @@ use std::fs;
 use builder_core::exec::PushSettings;
 use builder_core::http::{ClientOptions, Url};
 use builder_core::output::PushOptions;
-use builder_core::registry::{MapTarget, RegistryMap};
+use builder_core::registry::{CloudSource, MapTarget, RegistryMap};
 
 use super::flags;
 use super::grammar::Parsed;
@@ -32,6 +32,10 @@ pub fn read(parsed: &Parsed, mut pull: Registries, ambient: &Ambient) -> Result<
     certificates(parsed, &mut pull, ambient)?;
     pull.registry.insecure.extend(parsed.list(&flags::INSECURE_REGISTRY).iter().cloned());
     pull.registry.insecure_private = true;
+    let helpers = parsed.list(&flags::CREDENTIAL_HELPERS);
+    if !helpers.is_empty() {
+        pull.credentials.cloud.retain(|source| helpers.iter().any(|name| name == source.name()));
+    }
     pull.registry.maps.extend(maps(parsed, ambient)?);
     for host in parsed.list(&flags::SKIP_TLS_VERIFY_REGISTRY) {
         pull.client.hosts.entry(host.clone()).or_default().skip_tls_verify = true;
@@ -60,6 +64,12 @@ pub fn read(parsed: &Parsed, mut pull: Registries, ambient: &Ambient) -> Result<
         },
     };
     Ok(Reached { pull, registry_client: of_registries, push })
+}
+
+/// Names in `--credential-helpers` that nobody knows, which are skipped.
+pub fn unknown_helpers(parsed: &Parsed) -> impl Iterator<Item = &String> {
+    let known = |name: &String| name.is_empty() || CloudSource::ALL.iter().any(|source| name == source.name());
+    parsed.list(&flags::CREDENTIAL_HELPERS).iter().filter(move |name| !known(name))
 }
 
 /// Who pushes: registries and their operators tell callers apart by it.

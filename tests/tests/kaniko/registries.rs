@@ -198,7 +198,8 @@ pub const ROWS: &[Row] = &[
     Row {
         name: "registries::credential-helpers",
         login: true,
-        arguments: &["--credential-helpers="],
+        arguments: &["--credential-helpers=", "--credential-helpers=nobody"],
+        says: &["unknown credential helper nobody is skipped"],
         environment: &[("DOCKER_AUTH_CONFIG", LOGIN)],
         check: pushed,
         ..ROW
