@@ -4,16 +4,16 @@ use std::cell::OnceCell;
 
 use super::BuildError;
 use super::cache::{InputRecord, StepRecord};
-use super::known;
 use super::shared::{Shared, SourceTree};
 use super::stage::Inputs;
+use super::{known, partial};
 use crate::context::Files;
 use crate::copy::{self, ResolvedCopy};
 use crate::oci::{ChainId, Sha256, canonical_json};
 use crate::plan::key::WHOLE;
 use crate::plan::{CopyAction, CopySource, FileSource, Stage};
 use crate::rootfs::index::{IndexStep, IndexTree};
-use crate::rootfs::{LayerRef, Recall, View};
+use crate::rootfs::{LayerRef, Recall, View, WorkTree};
 use crate::snapshot;
 
 /// A COPY or ADD whose source is known. The sources are read at most once, and not at all when the same paths of the
@@ -24,6 +24,8 @@ pub(super) struct Prepared<'a> {
     /// The stage or image that files come from; keeps its directory alive.
     source: Option<SourceTree>,
     opened: OnceCell<Opened<'a>>,
+    /// The tree that `opened` reads from, if it has the sources alone. Declared later: it goes last.
+    partial: OnceCell<WorkTree>,
 }
 
 /// Open files and what was selected from them.
@@ -50,7 +52,7 @@ impl FilesRef<'_> {
 impl<'a> Prepared<'a> {
     pub(super) fn new(shared: &'a Shared<'a>, action: &'a CopyAction) -> Result<Self, BuildError> {
         let source = shared.tree_of(&action.from)?;
-        Ok(Self { shared, action, source, opened: OnceCell::new() })
+        Ok(Self { shared, action, source, opened: OnceCell::new(), partial: OnceCell::new() })
     }
 
     fn open(&self) -> Result<&Opened<'a>, BuildError> {
@@ -59,7 +61,16 @@ impl<'a> Prepared<'a> {
         }
         let shared = self.shared;
         let files = match (&self.action.from, &self.source) {
-            (_, Some(source)) => FilesRef::Own(Files::rootfs(source.tree().rootfs(shared)?)),
+            (_, Some(source)) => {
+                FilesRef::Own(Files::rootfs(match partial::tree(shared, source.tree(), self.action)? {
+                    Some(tree) => {
+                        let rootfs = tree.rootfs()?;
+                        self.partial.get_or_init(|| tree);
+                        rootfs
+                    }
+                    None => source.tree().rootfs(shared)?,
+                }))
+            }
             (FileSource::NamedContext(name), _) => FilesRef::Shared(shared.named_context(name)?),
             (FileSource::Scratch, _) => FilesRef::Own(Files::empty()),
             _ => FilesRef::Shared(shared.context),

@@ -23,7 +23,7 @@ use crate::oci::ChainId;
 use crate::output::Target;
 use crate::plan::{Action, Base, FileSource, Plan, Stage, StageId, Step};
 use crate::rootfs::index::{IndexStep, IndexTree};
-use crate::rootfs::{FileKind, LayerRef, Recall};
+use crate::rootfs::{FileKind, LayerRef, LayerSource, Recall};
 use crate::snapshot::{self, Change};
 
 /// What is known of stacks of layers, for all stages of a build.
@@ -36,15 +36,20 @@ pub(super) struct Known {
 type Slot = Arc<Mutex<Option<Option<IndexTree>>>>;
 
 impl Known {
-    /// The tree of these layers; `None` if it cannot be known without a directory.
-    pub(super) fn tree(&self, shared: &Shared<'_>, layers: &[LayerRef]) -> Result<Option<IndexTree>, BuildError> {
+    /// The tree of these layers, which are read from `source` where they have no index yet; `None` if it cannot be known without a directory.
+    pub(super) fn tree(
+        &self,
+        shared: &Shared<'_>,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+    ) -> Result<Option<IndexTree>, BuildError> {
         let chain = ChainId::of(layers.iter().map(|layer| layer.diff_id));
         let slot = Arc::clone(lock(&self.trees).entry(chain).or_default());
         let mut slot = lock(&slot);
         if let Some(known) = &*slot {
             return Ok(known.clone());
         }
-        let found = shared.trees.index(layers, shared.blobs, &shared.cancel)?;
+        let found = shared.trees.index(layers, source, &shared.cancel)?;
         Ok(slot.insert(found).clone())
     }
 }

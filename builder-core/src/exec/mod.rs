@@ -23,6 +23,7 @@ mod known;
 mod maintain;
 mod meter;
 mod mounts;
+mod partial;
 mod prepare;
 mod released;
 mod report;

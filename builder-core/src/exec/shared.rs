@@ -169,6 +169,11 @@ impl Tree {
         work_tree.rootfs().map_err(BuildError::from)
     }
 
+    /// Whether there is a directory behind it.
+    pub(super) fn is_there(&self) -> bool {
+        lock(&self.work_tree).is_some()
+    }
+
     /// Takes the directory behind the tree, for the only stage that goes on from it.
     pub(super) fn take(&self) -> Option<WorkTree> {
         lock(&self.work_tree).take()
@@ -305,14 +310,29 @@ impl<'a> BlobAccess<'a> {
             Some(image) => self.sources.open_blob(image, blob, self.keep(image, again), &self.cancel)?,
             None => self.open_elsewhere(blob)?,
         };
-        Ok(Box::new(Counted {
+        Ok(self.counted(inner, blob))
+    }
+
+    /// The same; one of a base stays in the store.
+    pub(super) fn open_and_keep(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>, BlobError> {
+        match self.origins.get(&blob.digest).filter(|_| !self.store.contains(blob)) {
+            Some(image) => {
+                let inner = self.sources.open_blob(image, blob, Keep::InStore, &self.cancel)?;
+                Ok(self.counted(inner, blob))
+            }
+            None => self.open_blob(blob, true),
+        }
+    }
+
+    fn counted(&self, inner: Box<dyn Read + Send>, blob: &Descriptor) -> Box<dyn Read + Send> {
+        Box::new(Counted {
             inner,
             observer: Arc::clone(&self.observer),
             id: blob.digest.to_string(),
             done: 0,
             told: 0,
             total: blob.size,
-        }))
+        })
     }
 
     fn keep(&self, image: &ResolvedImage, again: bool) -> Keep {

@@ -304,7 +304,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         }
         let before = match self.index.take().filter(|tree| tree.layers() == self.layers.len()) {
             Some(tree) => tree,
-            None => match shared.known.tree(shared, &self.layers)? {
+            None => match shared.known.tree(shared, &self.layers, shared.blobs)? {
                 Some(tree) => tree,
                 None => return Ok(None),
             },

@@ -347,6 +347,20 @@ impl Trees {
         }
     }
 
+    /// Whether the tree of these layers is here, so that [`Trees::checkout`] has nothing to unpack.
+    pub fn has(&self, layers: &[LayerRef]) -> bool {
+        let mut top = None;
+        let mut chains = layers.iter().map(|layer| {
+            let chain = ChainId::extend(top, layer.diff_id);
+            top = Some(chain);
+            chain
+        });
+        match &self.kind {
+            Kind::Overlay(stacks) => chains.all(|chain| stacks.dir.layer(chain).exists()),
+            Kind::Directory(dir) => chains.last().is_none_or(|chain| dir.plain(chain).exists()),
+        }
+    }
+
     /// Layers that may be read at one time.
     pub(super) fn streams(&self) -> usize {
         self.streams.get()

@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_name_in_a_large_user_file_is_looked_up", items: "C-30", run: large_user_file },
     Case { name: "a_file_that_changes_meanwhile_is_an_error", items: "C-10", run: changed },
     Case { name: "cached_steps_are_known_too", items: "X-14", run: after_cached },
+    Case { name: "copies_from_an_image_take_what_they_name", items: "C-25", run: from_image },
 ];
 
 /// 2001-09-09T01:46:40Z
@@ -251,5 +252,33 @@ fn after_cached(bench: &Bench) -> Outcome {
     let names: Vec<_> = layout.entries(&layers[layers.len() - 2].blob).into_iter().map(|(path, _)| path).collect();
     assert_eq!(names, ["w/", "w/f"]);
     check_same(bench, &dockerfile);
+    Outcome::Passed
+}
+
+fn from_image(bench: &Bench) -> Outcome {
+    bench.put_on_base(
+        "tools",
+        tree_layer(&[
+            Entry::Directory("opt"),
+            Entry::Directory("opt/v2"),
+            Entry::Symlink("opt/current", "v2"),
+            Entry::Program("opt/v2/tool", b"#!/bin/sh"),
+            Entry::Symlink("opt/v2/alias", "/opt/current/tool"),
+            Entry::Symlink("tool", "opt/current/alias"),
+        ]),
+    );
+    let dockerfile = "FROM scratch\nCOPY --from=tools:1 /opt/current /a\nCOPY --from=tools:1 /tool /etc/passwd /b/\n\
+                      COPY --from=tools:1 opt/../tool /c\n";
+    build(bench, dockerfile, "partial", |_| {}).ok();
+    let trees = bench.path("work-partial/trees");
+    let kept = fs::read_dir(trees.join("layers")).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let kept = kept.chain(fs::read_dir(trees.join("plain")).expect("a directory").map(|entry| entry.expect("").path()));
+    for tree in kept {
+        assert!(!tree.join("bin").exists() && !tree.join("root/bin").exists(), "{} has all", tree.display());
+    }
+    check_same(bench, dockerfile);
+    check_same(bench, &dockerfile.replace("/opt/current ", "/opt/*/tool "));
+    let error = build(bench, "FROM scratch\nCOPY --from=tools:1 /nothing /\n", "none", |_| {}).error();
+    assert!(error.contains("\"/nothing\": not found"), "{error}");
     Outcome::Passed
 }
