@@ -11,7 +11,7 @@ use super::testing::{Trees, action};
 use super::{CopyError, apply, resolve_with_remote};
 use crate::cancel::Cancel;
 use crate::context::testing::show;
-use crate::context::{FetchedContext, FetchedTree, Files, Remote};
+use crate::context::{FetchedContext, FetchedTree, Files, Remote, Repository};
 use crate::http::{Client, ClientOptions};
 use crate::plan::{CopyAction, CopySource};
 use crate::rootfs::Rootfs;
@@ -152,6 +152,46 @@ fn what_a_git_source_may_say_wrong() {
     assert!(wrong.contains("expected checksum to match"), "{wrong}");
     let two = error("?checksum=abc", &|action| action.checksum = Some(zeros.clone()));
     assert!(two.contains("checksum mismatch"), "{two}");
+}
+
+#[test]
+fn a_repository_comes_with_its_history() {
+    let Some(daemon) = daemon() else { return };
+    let repository = daemon.top.path().join("x.git");
+    fs::write(repository.join("a.txt"), "second").expect("write");
+    git(&repository, &["commit", "-q", "-a", "-m", "second"]).expect("a commit");
+    let work = tempfile::tempdir_in(daemon.top.path()).expect("a temporary directory");
+    let remote = remote(work.path());
+    let context = |change: &dyn Fn(&mut Repository)| {
+        let mut context = Repository {
+            url: daemon.url.clone(),
+            reference: Some("main".to_owned()),
+            commit: None,
+            depth: None,
+            submodules: false,
+            keep_git_dir: true,
+            skip_tls_verify: false,
+            authorization: None,
+        };
+        change(&mut context);
+        remote.repository_context(&context, &Cancel::default())
+    };
+    let count = |tree: &FetchedTree| git(tree.path(), &["rev-list", "--count", "HEAD"]).expect("a history");
+    let text = |tree: &FetchedTree| fs::read_to_string(tree.path().join("a.txt")).expect("a file");
+    let whole = context(&|_| {}).expect("fetched");
+    assert_eq!((count(&whole).as_str(), text(&whole).as_str()), ("2", "second"));
+    assert_eq!(git(whole.path(), &["describe", "--tags"]).expect("a tag").split('-').next(), Some("v1"));
+    let shallow = context(&|context| context.depth = std::num::NonZeroU32::new(1)).expect("fetched");
+    assert_eq!((count(&shallow).as_str(), text(&shallow).as_str()), ("1", "second"));
+    let first = context(&|context| context.commit = Some(daemon.head.clone())).expect("fetched");
+    assert_eq!((count(&first).as_str(), text(&first).as_str()), ("1", "a"));
+    // A server that gives only what references name.
+    git(&repository, &["config", "uploadpack.allowAnySHA1InWant", "false"]).expect("configured");
+    let first = context(&|context| context.commit = Some(daemon.head.clone())).expect("fetched");
+    assert_eq!(text(&first), "a");
+    let missing = context(&|context| context.commit = Some("0".repeat(40))).expect_err("no such commit");
+    assert!(missing.to_string().contains("does not contain ref 000"), "{missing}");
+    assert!(context(&|context| context.reference = Some("none".to_owned())).is_err());
 }
 
 #[test]

@@ -21,6 +21,7 @@ use tests::{slipway, user};
 
 mod base;
 mod cache;
+mod contexts;
 mod debian;
 mod faults;
 mod hazards;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     let suites = [
         base::TRIALS,
         cache::TRIALS,
+        contexts::TRIALS,
         debian::TRIALS,
         faults::TRIALS,
         hazards::TRIALS,
