@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheRepository, CacheTarget};
 use builder_core::cancel::Cancel;
+use builder_core::cloud::Bucket;
+use builder_core::context::{GitOptions, Repository};
 use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache};
 use builder_core::http::{self, ClientOptions, Request, Url};
 use builder_core::layer::Compression;
@@ -106,6 +108,11 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     request.credentials = reached.pull.credentials;
     request.registry_client = Some(reached.registry_client);
     request.push = reached.push;
+    // A directory is the part itself already, and was looked at.
+    if !matches!(context, ContextSource::Directory(_)) {
+        let part = parsed.text(&flags::CONTEXT_SUB_PATH);
+        request.context_sub_path = (!part.is_empty()).then(|| part.into());
+    }
     request.context = context;
     request.dockerfile = match dockerfile {
         Dockerfile::At(source) => source,
@@ -433,10 +440,20 @@ fn inputs(parsed: &Parsed, ambient: &Ambient) -> Result<(ContextSource, Dockerfi
     let context = match text.split_once("://") {
         None => directory(&ambient.cwd.join(&text), sub_path)?,
         Some(("dir", path)) => directory(&ambient.cwd.join(path), sub_path)?,
-        Some(("tar", "stdin")) if sub_path.is_none() => ContextSource::Stdin,
-        Some(("tar" | "gs" | "s3" | "git" | "https", _)) => {
-            return Err(UsageError::NotYet { what: format!("a context at `{text}`") }.into());
+        Some(("tar", "stdin")) => ContextSource::Stdin,
+        Some(("tar", path)) => ContextSource::Archive(ambient.cwd.join(path)),
+        Some(("git", _)) => {
+            let repository = Repository::parse(&text, &git_options(parsed)?, &request::cloud(ambient));
+            ContextSource::Repository(
+                repository.map_err(|error| Refusal::value("--context", &error.text, error.reason))?,
+            )
         }
+        Some(("gs" | "s3" | "https", _)) => match Bucket::parse(&text) {
+            Some(bucket) => {
+                ContextSource::Bucket(bucket.map_err(|error| Refusal::value("--context", &error.text, error.reason))?)
+            }
+            None => ContextSource::Url(text),
+        },
         Some(_) => return Err(Refusal::ContextPrefix(text)),
     };
     let name = parsed.text(&flags::DOCKERFILE);
@@ -459,6 +476,15 @@ fn inputs(parsed: &Parsed, ambient: &Ambient) -> Result<(ContextSource, Dockerfi
         _ => DockerfileSource::InContext(name.into()),
     };
     Ok((context, Dockerfile::At(dockerfile)))
+}
+
+/// Reads `--git`; keys that nobody knows are left alone, as Kaniko does.
+fn git_options(parsed: &Parsed) -> Result<GitOptions, Refusal> {
+    let mut options = GitOptions::default();
+    for text in parsed.list(&flags::GIT) {
+        options.set(text).map_err(|error| Refusal::value("--git", text, error))?;
+    }
+    Ok(options)
 }
 
 /// A directory of this machine, which must be there.

@@ -298,7 +298,11 @@ mod tests {
             ("https://h/x.git#main:sub", git("https://h/x.git#main:sub")),
             ("https://h/x.tar.gz", url("https://h/x.tar.gz")),
             ("github.com/x/y", git("github.com/x/y")),
-            ("s3://b/x", None),
+            ("s3://b/x", Bucket::parse("s3://b/x").and_then(Result::ok).map(ContextSource::Bucket)),
+            ("gs://", None),
+            ("tar://x.tar", Some(ContextSource::Archive("/here/x.tar".into()))),
+            ("tar://stdin", Some(ContextSource::Stdin)),
+            ("dir:///a", Some(ContextSource::Directory("/a".into()))),
         ] {
             assert_eq!(context(text, &ambient(&[])).ok(), expected, "{text}");
         }

@@ -16,6 +16,8 @@ pub const TRIALS: &[Row] = &[
     ("contexts::google", google),
     ("contexts::amazon", amazon),
     ("contexts::azure", azure),
+    ("contexts::of-executor", executor),
+    ("contexts::git-of-executor", executor_git),
 ];
 
 /// Where the files of a result are put.
@@ -261,5 +263,109 @@ fn azure(place: &Place) -> Outcome {
     let wrong = [here[0], ("AZURE_STORAGE_ACCESS_KEY", "d3Jvbmc=")];
     let refused = expect(build(&project, url, &[], &wrong)?, 3, &[url])?;
     same("keys in messages", refused.text().contains("d3Jvbmc="), false)?;
+    Ok(None)
+}
+
+/// `executor` with these flags; the image is not pushed.
+fn execute(project: &Project<'_>, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Ended, String> {
+    let mut command = Command::new(&project.place.binary);
+    command
+        .args(["executor", "--no-push", "--oci-layout-path", "layout"])
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .env("HOME", project.path("home"))
+        .env("KANIKO_DIR", project.path("work"))
+        .current_dir(project.dir.path());
+    process::run(&mut command, LIMIT).map_err(|error| error.to_string())
+}
+
+fn executor(place: &Place) -> Outcome {
+    let project = place.project("")?;
+    let whole = packed(1000)?;
+    fs::write(project.path("c.tar.gz"), &whole).map_err(|error| error.to_string())?;
+    let part = ["--context-sub-path", "part"];
+    expect(execute(&project, &["--context", "tar://c.tar.gz"], &[])?, 0, &[])?;
+    expect(execute(&project, &[&["--context", "tar://c.tar.gz"], &part[..]].concat(), &[])?, 0, &[])?;
+    let clouds = Clouds::start(LIMIT, None);
+    clouds.put_object("/bucket/context.tar.gz", &whole);
+    let host = clouds.host();
+    let emulator = [("STORAGE_EMULATOR_HOST", host.as_str())];
+    for bucket in [["--context", "gs://bucket"], ["--bucket", "bucket"]] {
+        expect(execute(&project, &[&bucket[..], &part].concat(), &emulator)?, 0, &[])?;
+    }
+    for (context, words) in [
+        ("gs://bucket/missing", "gs://bucket/missing: not found"),
+        ("tar://missing", "missing"),
+        ("git://host", "invalid argument \"git://host\""),
+        ("ftp://host/x", "ftp://host/x"),
+    ] {
+        expect(execute(&project, &["--context", context], &emulator)?, 1, &[words])?;
+    }
+    Ok(None)
+}
+
+fn executor_git(place: &Place) -> Outcome {
+    let project = place.project("")?;
+    let text = |error: std::io::Error| error.to_string();
+    let backend = process::output(Command::new("git").arg("--exec-path"), LIMIT)? + "/git-http-backend";
+    if !Path::new(&backend).exists() {
+        return Ok(Some("git http-backend is not installed".to_owned()));
+    }
+    let served = project.path("served");
+    let work = served.join("x.git");
+    fs::create_dir_all(&work).and_then(|()| fs::create_dir_all(served.join("cgi-bin"))).map_err(text)?;
+    std::os::unix::fs::symlink(&backend, served.join("cgi-bin/git")).map_err(text)?;
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.current_dir(&work).args(["-c", "user.name=a", "-c", "user.email=a@b"]).args(arguments);
+        process::output(&mut command, LIMIT)
+    };
+    git(&["init", "-q", "-b", "main"])?;
+    let commit = |content: &str| -> Result<String, String> {
+        fs::write(
+            work.join("Dockerfile"),
+            "FROM BASE\nCOPY . /\nRUN cat /content; test -d /.git && echo history\n".replace("BASE", &place.base()),
+        )
+        .and_then(|()| fs::write(work.join("content"), content))
+        .map_err(text)?;
+        git(&["add", "-A"])?;
+        git(&["commit", "-q", "-m", "x"])?;
+        git(&["rev-parse", "HEAD"])
+    };
+    let first = commit("content-one\n")?;
+    commit("content-two\n")?;
+    git(&["branch", "other", &first])?;
+    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_err(text)?.port();
+    let child = Command::new("python3")
+        .args(["-m", "http.server", "--cgi", "--bind", "127.0.0.1", &port.to_string()])
+        .env("GIT_PROJECT_ROOT", &served)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        // The server runs scripts as another user.
+        .envs([("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "safe.directory"), ("GIT_CONFIG_VALUE_0", "*")])
+        .current_dir(&served)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(text)?;
+    let directory = tempfile::tempdir().map_err(text)?;
+    let _server = Emulator { child, port, _directory: directory };
+    wait("a git server", || TcpStream::connect(("127.0.0.1", port)).is_ok())?;
+    let url = format!("git://127.0.0.1:{port}/cgi-bin/git/x.git");
+    let plain = [("GIT_PULL_METHOD", "http"), ("GIT_TOKEN", "hidden-token")];
+    for (context, options, content) in [
+        (url.clone(), "single-branch=true", "content-two"),
+        (format!("{url}#refs/heads/other"), "depth=1", "content-one"),
+        (format!("{url}#main"), "branch=other", "content-one"),
+        (format!("{url}#main#{first}"), "depth=1", "content-one"),
+    ] {
+        let ended = execute(&project, &["--context", &context, "--git", options], &plain)?;
+        let ended = expect(ended, 0, &[]).map_err(|error| format!("{context}: {error}"))?;
+        let stdout = String::from_utf8_lossy(&ended.stdout).into_owned();
+        same(&context, (stdout.contains(content), stdout.contains("history")), (true, true))?;
+        same("the token is shown", ended.text().contains("hidden-token"), false)?;
+    }
+    let missing = execute(&project, &["--context", &format!("{url}#refs/heads/none")], &plain)?;
+    expect(missing, 1, &["does not contain ref refs/heads/none"])?;
     Ok(None)
 }
