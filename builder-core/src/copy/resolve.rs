@@ -37,7 +37,7 @@ pub(super) enum Source {
     /// The action holds the content.
     Heredoc,
     /// What a URL holds.
-    Url(RemoteFile),
+    Url(Box<RemoteFile>),
     /// What a commit holds.
     Git(Box<GitTree>),
 }
@@ -104,7 +104,7 @@ fn resolve_all(
             CopySource::Path(path) if action.parents => Source::Matches(with_parents(action, path, files, cancel)?),
             CopySource::Path(path) => Source::Matches(plain(action, path, files, cancel)?),
             CopySource::Heredoc { .. } => Source::Heredoc,
-            CopySource::Url(url) => Source::Url(remote::file(action, url, reach(url)?, cancel)?),
+            CopySource::Url(url) => Source::Url(Box::new(remote::file(action, url, reach(url)?, cancel)?)),
             CopySource::Git(url) => Source::Git(Box::new(remote::tree(action, url, reach(url)?, cancel)?)),
         });
     }
