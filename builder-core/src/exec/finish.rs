@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use super::cache::StepCache;
 use super::elsewhere::Elsewhere;
 use super::known::Known;
-use super::meter::Meter;
+use super::meter::{self, Meter};
 use super::prepare::{PlatformPlan, Prepared};
 use super::released::Released;
 use super::report::{Recorder, Report};
@@ -22,7 +22,7 @@ use crate::event::{Event, Observer};
 use crate::http;
 use crate::image::{self, Assembly, Image, ImageLayer, MediaTypes, NewLayer};
 use crate::layer::{LayerOptions, SealedLayer};
-use crate::oci::{Descriptor, Platform, Reference};
+use crate::oci::{ChainId, Descriptor, Platform, Reference};
 use crate::output::{
     self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Target,
 };
@@ -69,6 +69,11 @@ pub(super) fn build_prepared(
         steps: prepared.plans.iter().map(|planned| steps(&planned.plan)).sum(),
         stages: prepared.plans.iter().map(|planned| planned.plan.stages.len()).sum(),
     });
+    if let Some((free, _)) = meter::free_space(&request.work_dir)
+        && let Some(message) = meter::hardly_enough(free, packed_bases(request, &prepared))
+    {
+        observer.event(Event::Notice { message: &message });
+    }
     let released = Released::new(request, &cache, &prepared.store);
     let blobs = BlobAccess::new(
         &prepared.store,
@@ -403,6 +408,31 @@ fn push_registry(request: &BuildRequest, prepared: &Prepared, output: &Target) -
         };
         Registry::new(client, Credentials::new(request.credentials.clone()), options)
     })
+}
+
+/// Bytes of the blobs of all base layers that commands stand on and that no tree here holds.
+fn packed_bases(request: &BuildRequest, prepared: &Prepared) -> u64 {
+    let mut missing = BTreeMap::new();
+    for planned in &prepared.plans {
+        let with_commands = planned.plan.stages.iter().filter(|stage| {
+            let is_command = |step: &crate::plan::Step| matches!(step.action, crate::plan::Action::Run(_));
+            stage.steps.iter().any(is_command)
+        });
+        for stage in with_commands {
+            let crate::plan::Base::Image(base) = &stage.base else { continue };
+            let layers = planned.images.get(base).map_or(&[][..], |image| &image.layers);
+            let mut chain = None;
+            for layer in layers {
+                let this = ChainId::extend(chain, layer.diff_id);
+                let trees = request.work_dir.join("trees");
+                if !["layers", "plain"].iter().any(|kind| trees.join(kind).join(this.to_hex()).exists()) {
+                    missing.insert(layer.blob.digest, layer.blob.size);
+                }
+                chain = Some(this);
+            }
+        }
+    }
+    missing.values().sum()
 }
 
 /// Which blobs of bases stay in the store.

@@ -290,6 +290,20 @@ fn walk(top: &Path, links: &mut BTreeSet<(u64, u64)>) -> u64 {
     total
 }
 
+/// Bytes that a layer takes when it is unpacked, for each of its blob: what gzip makes of most file systems.
+const UNPACKED_FOR_PACKED: u64 = 3;
+
+/// One sentence if `free` bytes are hardly enough for layers whose blobs have `packed` bytes.
+pub(super) fn hardly_enough(free: u64, packed: u64) -> Option<String> {
+    let needed = packed.saturating_mul(UNPACKED_FOR_PACKED);
+    (free < needed).then(|| {
+        format!(
+            "the base images may take {needed} bytes when they are unpacked, and {free} are free on the volume of the work \
+             directory"
+        )
+    })
+}
+
 /// Free and total bytes of the volume of `path`.
 pub(super) fn free_space(path: &Path) -> Option<(u64, u64)> {
     let found = rustix::fs::statvfs(path).ok()?;
@@ -327,6 +341,13 @@ mod tests {
         fs::write(layer.join("c"), vec![1; 100_000]).expect("a file");
         let other = Meter::new(work.path(), None, Vec::new(), &cache, &recorder, Instant::now());
         assert!(meter.space() - before < 200_000 && other.space() - before < 200_000);
+    }
+
+    #[test]
+    fn little_space_is_told_early() {
+        assert_eq!(hardly_enough(300, 100), None);
+        let told = hardly_enough(299, 100).expect("too little");
+        assert!(told.contains("may take 300 bytes") && told.contains("299 are free"), "{told}");
     }
 
     #[test]

@@ -56,6 +56,7 @@ use crate::event::{Event, Observer};
 /// # Errors
 /// [`BuildError`]; nothing that is not whole has then been pushed or published, and the work dir can be used again.
 pub fn build(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
+    let request = &BuildRequest { limits: request.limits.fitted(), ..request.clone() };
     let mut attempts = 1;
     loop {
         match build_once(request, Arc::clone(&observer), cancel) {
