@@ -203,8 +203,10 @@ pub struct RegistryFlags {
     pub registry_client_cert: Vec<String>,
 }
 
-/// `slipway build`
+/// `slipway build`. Of a flag that takes one value and is given twice, the last counts, as with docker: scripts append to
+/// what they were given.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub struct BuildFlags {
     /// Where COPY and ADD read from: a directory, `-` (a tar on standard input), a git or http(s) URL, an archive as
     /// tar://FILE, s3://BUCKET/KEY, gs://BUCKET/OBJECT or the URL of an Azure blob
@@ -395,6 +397,16 @@ mod tests {
     fn a_mistyped_flag_is_suggested() {
         let error = Cli::try_parse_from(["slipway", "build", "--no-cahce"]).expect_err("there is no such flag");
         assert!(error.to_string().contains("--no-cache"), "{error}");
+    }
+
+    #[test]
+    fn the_last_of_two_values_counts_and_lists_grow() {
+        let line =
+            ["slipway", "build", "--progress=plain", "--target=a", "-ta", "--push", "--target=b", "-tb", "--push"];
+        let line = line.into_iter().chain(["--progress=json"]);
+        let Command::Build(flags) = Cli::try_parse_from(line).expect("fine").command else { panic!("a build") };
+        assert_eq!((flags.target.as_deref(), flags.progress), (Some("b"), Progress::Json));
+        assert_eq!(flags.tag, ["a", "b"]);
     }
 
     /// `docs/flags.md` as it should be.

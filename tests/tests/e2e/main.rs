@@ -21,6 +21,7 @@ use tests::{slipway, user};
 
 mod base;
 mod cache;
+mod cli;
 mod contexts;
 mod debian;
 mod faults;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         faults::TRIALS,
         hazards::TRIALS,
         resources::TRIALS,
+        cli::TRIALS,
         sources::TRIALS,
         steps::TRIALS,
     ];

@@ -1,0 +1,92 @@
+//! What flags of the command line put into an image or on a screen.
+
+use super::*;
+
+pub const TRIALS: &[Row] = &[
+    ("cli::annotations-of-every-level [X-09]", annotations),
+    ("cli::check-as-text-and-json [L-00 L-19]", check),
+    ("cli::arguments-that-nothing-reads [A-12]", unconsumed),
+    ("cli::completions-and-manual-pages", packaging),
+];
+
+fn annotations(place: &Place) -> Outcome {
+    let project = place.project("FROM scratch\nCOPY Dockerfile /\n")?;
+    let document = |digest: &Value| {
+        let hex = digest.as_str().unwrap_or_default().trim_start_matches("sha256:").to_owned();
+        read_json(&project.path("out/blobs/sha256").join(hex))
+    };
+    let platform = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
+    let limited = format!("manifest[{platform}]:p=5");
+    let flags = ["a=1", "index,manifest-descriptor:b=2", "index-descriptor:c=3", "manifest:urn:d=4", &limited];
+    let mut arguments = vec!["-o", "type=oci,dest=out,tar=false,annotation.a=own"];
+    arguments.extend(["--build-arg", "BUILDKIT_MULTI_PLATFORM=1"]);
+    arguments.extend(flags.iter().flat_map(|flag| ["--annotation", flag]));
+    project.built(&arguments)?;
+    let layout = read_json(&project.path("out/index.json"))?;
+    let entry = &layout["manifests"][0];
+    same("index descriptor", entry["annotations"]["c"].as_str(), Some("3"))?;
+    let index = document(&entry["digest"])?;
+    same("index", &index["annotations"], &json!({"b": "2"}))?;
+    same("manifest descriptor", &index["manifests"][0]["annotations"], &json!({"b": "2"}))?;
+    let manifest = document(&index["manifests"][0]["digest"])?;
+    same("manifest", &manifest["annotations"], &json!({"a": "own", "urn:d": "4", "p": "5"}))?;
+    for (flag, code, words) in [
+        ("index:a=1", 3, "index annotations not supported for single platform export"),
+        ("manifest[linux/s390x]:a=1", 3, "invalid annotation: no platform linux/s390x found in source"),
+        ("idnex:a=1", 2, "unknown annotation type `idnex`"),
+        ("a", 2, "expected key=value"),
+    ] {
+        expect(project.build(&["--annotation", flag, "-o", "type=oci,dest=x"])?, code, &[words])?;
+    }
+    Ok(None)
+}
+
+fn check(place: &Place) -> Outcome {
+    let project = place.project("FROM scratch AS Up\nMAINTAINER me\nENV KEY_ID 1\nCOPY a /\nCOPY --from=9 a /\n")?;
+    let json = expect(project.build(&["--check", "--progress", "json"])?, 3, &["invalid stage index 9"])?;
+    let found: Value = serde_json::from_str(&json.result()).map_err(|error| format!("{error}: {}", json.text()))?;
+    let warnings = found["warnings"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let told: Vec<_> = warnings
+        .iter()
+        .map(|warning| {
+            let line = &warning["location"]["ranges"][0]["start"]["line"];
+            (warning["ruleName"].as_str().unwrap_or_default(), line.as_u64().unwrap_or_default())
+        })
+        .collect();
+    // Rules that need expansion would come after what a build stops at.
+    same("rules and lines", told, vec![("StageNameCasing", 1), ("MaintainerDeprecated", 2)])?;
+    same("descriptions", warnings.iter().all(|warning| warning["description"].is_string()), true)?;
+    let error = &found["buildError"];
+    same("what a build stops at", error["location"]["ranges"][0]["start"]["line"].as_u64(), Some(5))?;
+    project.write("Dockerfile", "FROM scratch AS Up\nCOPY a /\n")?;
+    let text = expect(project.build(&["--check"])?, 1, &[])?.result();
+    for words in
+        ["Check complete, 1 warning found.", "WARNING: StageNameCasing (line 1)", "   1 | >>> FROM scratch AS Up"]
+    {
+        same(words, text.contains(words), true).map_err(|error| format!("{error}\n{text}"))?;
+    }
+    project.write("Dockerfile", "FROM scratch\nCOPY a /\n")?;
+    let clean = expect(project.build(&["--check"])?, 0, &[])?.result();
+    same("nothing found", clean.as_str(), "Check complete, no warnings found.")?;
+    Ok(None)
+}
+
+fn unconsumed(place: &Place) -> Outcome {
+    let project = place.project("ARG VERSION=1\nFROM scratch\nARG VERSION\nLABEL v=$VERSION\n")?;
+    let arguments = ["--build-arg", "VERSION=2", "--build-arg", "VERSIN=3", "--build-arg", "http_proxy=http://h:1"];
+    expect(project.build(&arguments)?, 0, &["One or more build-args [VERSIN] were not consumed"])?;
+    let fine = project.build(&arguments[..2])?;
+    same("silence", fine.text().contains("not consumed"), false)?;
+    Ok(None)
+}
+
+fn packaging(place: &Place) -> Outcome {
+    let script = process::output(Command::new(&place.binary).args(["completions", "bash"]), LIMIT)?;
+    process::output(Command::new("bash").args(["-n", "-c", &script]), LIMIT)?;
+    same("completes", script.contains("--build-context"), true)?;
+    let pages = place.shared.path().join("man/man1");
+    process::output(Command::new(&place.binary).arg("man").arg(&pages), LIMIT)?;
+    let page = fs::read_to_string(pages.join("slipway-build.1")).map_err(|error| error.to_string())?;
+    same("a page", page.starts_with(".ie") || page.contains(".TH slipway-build 1"), true)?;
+    Ok(None)
+}
