@@ -170,10 +170,10 @@ impl Remote {
     pub fn time_of_commit(&self, text: &str, checksum: Option<&str>, cancel: &Cancel) -> Result<i64, RemoteError> {
         let reference = Reference::parse(text)?;
         let mut reference = reference.ok_or_else(|| RemoteError::NotAUrl { text: shown(text) })?;
-        if self.git.branch.is_some() {
-            reference.reference.clone_from(&self.git.branch);
+        if self.git.options.branch.is_some() {
+            reference.reference.clone_from(&self.git.options.branch);
         }
-        if self.git.recurse_submodules {
+        if self.git.options.recurse_submodules {
             reference.submodules = Some(true);
         }
         Ok(self.checkout(&reference, false, checksum, cancel)?.commit.time)

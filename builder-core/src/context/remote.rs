@@ -45,10 +45,15 @@ pub struct Remote {
     directory: PathBuf,
     temporary: PathBuf,
     secrets: Arc<SecretLookup>,
-    /// How git contexts are fetched.
-    pub(super) git: GitOptions,
+    pub(super) git: Arc<GitAccess>,
+}
+
+/// How git contexts are fetched.
+#[derive(Default)]
+pub(super) struct GitAccess {
+    pub(super) options: GitOptions,
     /// What is sent where no secret is given for a repository.
-    git_login: Option<Secret>,
+    login: Option<Secret>,
 }
 
 impl fmt::Debug for Remote {
@@ -226,14 +231,7 @@ impl Remote {
     /// `directory` keeps what servers said, `temporary` takes downloads while they are used. `secrets` is asked for
     /// `HTTP_AUTH_HEADER`, `HTTP_AUTH_TOKEN`, `GIT_AUTH_HEADER` and `GIT_AUTH_TOKEN`, with and without a host name.
     pub fn new(client: Client, directory: &Path, temporary: &Path, secrets: Arc<SecretLookup>) -> Self {
-        Self {
-            client,
-            directory: directory.to_owned(),
-            temporary: temporary.to_owned(),
-            secrets,
-            git: GitOptions::default(),
-            git_login: None,
-        }
+        Self { client, directory: directory.to_owned(), temporary: temporary.to_owned(), secrets, git: Arc::default() }
     }
 
     /// The same with other ways of fetching from git; `login` is sent where no secret is given for the host.
@@ -243,8 +241,7 @@ impl Remote {
             let options = self.client.options().clone();
             self.client = Client::new(ClientOptions { skip_tls_verify: true, ..options });
         }
-        self.git = options;
-        self.git_login = login;
+        self.git = Arc::new(GitAccess { options, login });
         self
     }
 
@@ -398,12 +395,12 @@ impl Remote {
             url: reference.url.clone(),
             reference: by_commit.or(reference.reference.as_deref()).map(str::to_owned),
             commit: None,
-            depth: self.git.depth.or(NonZeroU32::new(1)),
+            depth: self.git.options.depth.or(NonZeroU32::new(1)),
             keep_git_dir: keep_git_dir && reference.subdir.is_none(),
             submodules: reference.submodules.unwrap_or(true),
             authorization: host
                 .and_then(|host| self.authorization("GIT_AUTH", &host))
-                .or_else(|| self.git_login.clone()),
+                .or_else(|| self.git.login.clone()),
         };
         let temp = self.temporary_directory()?;
         let root = temp.path().join("tree");
