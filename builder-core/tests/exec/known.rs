@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use builder_core::exec::{BuildRequest, Directories};
 use builder_core::rootfs::TreeMode;
 use fixtures::image::{Entry, tree_layer};
+use fixtures::registry::FakeRegistry;
 
 use crate::bench::{Bench, Built};
 use crate::{Case, Outcome};
@@ -20,6 +21,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_known_base_is_not_read", items: "X-14", run: not_read },
     Case { name: "a_name_in_a_large_user_file_is_looked_up", items: "C-30", run: large_user_file },
     Case { name: "a_file_that_changes_meanwhile_is_an_error", items: "C-10", run: changed },
+    Case { name: "a_known_base_goes_from_registry_to_registry", items: "X-01 X-14", run: passed_on },
     Case { name: "cached_steps_are_known_too", items: "X-14", run: after_cached },
     Case { name: "copies_from_an_image_take_what_they_name", items: "C-25", run: from_image },
 ];
@@ -280,5 +282,19 @@ fn from_image(bench: &Bench) -> Outcome {
     check_same(bench, &dockerfile.replace("/opt/current ", "/opt/*/tool "));
     let error = build(bench, "FROM scratch\nCOPY --from=tools:1 /nothing /\n", "none", |_| {}).error();
     assert!(error.contains("\"/nothing\": not found"), "{error}");
+    Outcome::Passed
+}
+
+fn passed_on(bench: &Bench) -> Outcome {
+    context(bench);
+    bench.build("FROM base:1\nCOPY a /a\n", |request| request.outputs = vec![bench.output("type=cacheonly")]).ok();
+    let other = FakeRegistry::start();
+    let built = bench.build("FROM base:1\nCOPY d /d\n", |request| {
+        request.outputs = vec![bench.output(&format!("type=registry,name={}/made/image:1", other.host()))];
+    });
+    let base = built.ok().images[0].layers[0].blob.digest;
+    assert!(other.blob("made/image", &base.to_string()).is_some(), "it arrived");
+    let kept = bench.path("work/blobs/sha256").join(base.to_string().trim_start_matches("sha256:"));
+    assert!(!kept.exists() && bench.path("work/blobs").exists(), "it was written to disk");
     Outcome::Passed
 }
