@@ -83,6 +83,15 @@ pub enum Refusal {
          following: gs://, dir://, tar://, s3://, git://, https://"
     )]
     ContextPrefix(String),
+    /// A context that is malformed.
+    #[error("error resolving source context: {0}")]
+    ContextText(String),
+    /// Nothing can come from standard input.
+    #[error(
+        "error resolving source context: no data found.. make sure tar is piped in: attach standard input \
+         (`kubectl run -i`, `docker run -i`)"
+    )]
+    NoStdin,
     /// The context is not there.
     #[error("error resolving source context: `{path}` is not a directory that can be read: {source}")]
     Context {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheRepository, CacheTarget};
 use builder_core::cancel::Cancel;
-use builder_core::cloud::Bucket;
+use builder_core::cloud::{Bucket, CloudEnvironment};
 use builder_core::context::{GitOptions, Repository};
 use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache};
 use builder_core::http::{self, ClientOptions, Request, Url};
@@ -28,7 +28,7 @@ use super::refusal::Refusal;
 use super::registries;
 use super::values;
 use crate::flags::{BuildFlags, Cli, Command};
-use crate::request::{self, Ambient, UsageError};
+use crate::request::{self, Ambient};
 
 /// Where Kaniko's image has its files, and where state is kept below if nothing else is said.
 pub const KANIKO_DIR: &str = "/kaniko";
@@ -91,7 +91,6 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
 
     let mut flags = build_flags(parsed, ambient)?;
     let platform = platform(parsed.text(&flags::CUSTOM_PLATFORM))?;
-    let (context, dockerfile) = inputs(parsed, ambient)?;
     flags.context = ".".to_owned();
     let mut targets = parsed.commas(&flags::TARGET);
     let other_targets = if targets.len() > 1 { targets.split_off(1) } else { Vec::new() };
@@ -108,13 +107,11 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     request.credentials = reached.pull.credentials;
     request.registry_client = Some(reached.registry_client);
     request.push = reached.push;
-    // A directory is the part itself already, and was looked at.
-    if !matches!(context, ContextSource::Directory(_)) {
-        let part = parsed.text(&flags::CONTEXT_SUB_PATH);
-        request.context_sub_path = (!part.is_empty()).then(|| part.into());
-    }
-    request.context = context;
-    request.dockerfile = match dockerfile {
+    let inputs = inputs(parsed, ambient, &request.credentials.environment)?;
+    request.context = inputs.context;
+    request.context_sub_path = inputs.sub_path;
+    request.git = inputs.git;
+    request.dockerfile = match inputs.dockerfile {
         Dockerfile::At(source) => source,
         Dockerfile::Remote(url) => DockerfileSource::Text(fetch(&url, &request.client)?),
     };
@@ -151,9 +148,6 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
             .map(String::as_str)
             .chain(parsed.is(&flags::IGNORE_VAR_RUN).then_some("/var/run")),
     );
-    if parsed.is(&flags::SINGLE_SNAPSHOT) {
-        return Err(UsageError::NotYet { what: "--single-snapshot".to_owned() }.into());
-    }
     let check = !parsed.is(&flags::SKIP_PUSH_PERMISSION_CHECK);
     let permissions = match cache_repository {
         _ if !check => Vec::new(),
@@ -429,37 +423,50 @@ enum Dockerfile {
     Remote(Url),
 }
 
+/// Where the build reads from.
+#[derive(Debug)]
+struct Inputs {
+    context: ContextSource,
+    /// Not for directories, which are joined already.
+    sub_path: Option<PathBuf>,
+    git: GitOptions,
+    dockerfile: Dockerfile,
+}
+
 /// Context and Dockerfile.
-fn inputs(parsed: &Parsed, ambient: &Ambient) -> Result<(ContextSource, Dockerfile), Refusal> {
+fn inputs(parsed: &Parsed, ambient: &Ambient, environment: &CloudEnvironment) -> Result<Inputs, Refusal> {
     let mut text = parsed.text(&flags::CONTEXT).to_owned();
     let bucket = parsed.text(&flags::BUCKET);
     if !bucket.is_empty() && (!parsed.given("context") || text.is_empty()) {
         text = if bucket.contains("://") { bucket.to_owned() } else { format!("gs://{bucket}") };
     }
     let sub_path = Some(parsed.text(&flags::CONTEXT_SUB_PATH)).filter(|path| !path.is_empty());
-    let context = match text.split_once("://") {
-        None => directory(&ambient.cwd.join(&text), sub_path)?,
-        Some(("dir", path)) => directory(&ambient.cwd.join(path), sub_path)?,
-        Some(("tar", "stdin")) => ContextSource::Stdin,
-        Some(("tar", path)) => ContextSource::Archive(ambient.cwd.join(path)),
-        Some(("git", _)) => {
-            let repository = Repository::parse(&text, &git_options(parsed)?, &request::cloud(ambient));
-            ContextSource::Repository(
-                repository.map_err(|error| Refusal::value("--context", &error.text, error.reason))?,
-            )
+    let git = git_options(parsed)?;
+    let refused = |error: &dyn std::error::Error| Refusal::ContextText(error.to_string());
+    let (context, sub_path) = match text.split_once("://") {
+        None => (directory(&ambient.cwd.join(&text), sub_path)?, None),
+        Some(("dir", path)) => (directory(&ambient.cwd.join(path), sub_path)?, None),
+        Some((scheme, path)) => {
+            let context = match scheme {
+                "tar" if path == "stdin" => stdin()?,
+                "tar" => ContextSource::Archive(ambient.cwd.join(path)),
+                "git" => {
+                    let repository = Repository::parse(&text, &git, environment).map_err(|error| refused(&error))?;
+                    ContextSource::Repository(repository)
+                }
+                "gs" | "s3" | "https" => match Bucket::parse(&text) {
+                    Some(bucket) => ContextSource::Bucket(bucket.map_err(|error| refused(&error))?),
+                    None => ContextSource::Url(text.clone()),
+                },
+                _ => return Err(Refusal::ContextPrefix(text)),
+            };
+            (context, sub_path.map(PathBuf::from))
         }
-        Some(("gs" | "s3" | "https", _)) => match Bucket::parse(&text) {
-            Some(bucket) => {
-                ContextSource::Bucket(bucket.map_err(|error| Refusal::value("--context", &error.text, error.reason))?)
-            }
-            None => ContextSource::Url(text),
-        },
-        Some(_) => return Err(Refusal::ContextPrefix(text)),
     };
     let name = parsed.text(&flags::DOCKERFILE);
     if name.starts_with("http://") || name.starts_with("https://") {
         let url = Url::parse(name).map_err(|error| Refusal::value("--dockerfile", name, error))?;
-        return Ok((context, Dockerfile::Remote(url)));
+        return Ok(Inputs { context, sub_path, git, dockerfile: Dockerfile::Remote(url) });
     }
     let here = ambient.cwd.join(name);
     let dockerfile = match &context {
@@ -475,16 +482,30 @@ fn inputs(parsed: &Parsed, ambient: &Ambient) -> Result<(ContextSource, Dockerfi
         }
         _ => DockerfileSource::InContext(name.into()),
     };
-    Ok((context, Dockerfile::At(dockerfile)))
+    Ok(Inputs { context, sub_path, git, dockerfile: Dockerfile::At(dockerfile) })
 }
 
-/// Reads `--git`; keys that nobody knows are left alone, as Kaniko does.
+/// `--git`. Commas between options are understood, as long as each part is one.
 fn git_options(parsed: &Parsed) -> Result<GitOptions, Refusal> {
+    const KEYS: [&str; 5] = ["branch=", "single-branch=", "depth=", "recurse-submodules=", "insecure-skip-tls="];
     let mut options = GitOptions::default();
     for text in parsed.list(&flags::GIT) {
-        options.set(text).map_err(|error| Refusal::value("--git", text, error))?;
+        let parts: Vec<&str> = text.split(',').collect();
+        let known = parts.iter().all(|part| KEYS.iter().any(|key| part.starts_with(key)));
+        for part in if known { parts } else { vec![text.as_str()] } {
+            options.set(part).map_err(|error| Refusal::value("--git", text, error))?;
+        }
     }
     Ok(options)
+}
+
+/// Standard input as a context, unless nothing can come from there.
+fn stdin() -> Result<ContextSource, Refusal> {
+    use std::os::unix::fs::FileTypeExt as _;
+    match fs::metadata("/proc/self/fd/0") {
+        Ok(found) if !found.file_type().is_char_device() => Ok(ContextSource::Stdin),
+        _ => Err(Refusal::NoStdin),
+    }
 }
 
 /// A directory of this machine, which must be there.

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 pub use ambient::Ambient;
 pub use error::UsageError;
-pub use registries::{Registries, cloud};
+pub use registries::Registries;
 
 use builder_core::exec::{BuildRequest, Directories, NoCache, PushSettings, SecretValue};
 use builder_core::layer::Compression;

@@ -133,7 +133,7 @@ fn proxies(ambient: &Ambient) -> ProxyOptions {
 }
 
 /// What clouds look at: variables that are text, and where their tools keep files.
-pub fn cloud(ambient: &Ambient) -> CloudEnvironment {
+fn cloud(ambient: &Ambient) -> CloudEnvironment {
     let text = |(name, value): (&OsString, &OsString)| Some((name.to_str()?.to_owned(), value.to_str()?.to_owned()));
     CloudEnvironment::new(ambient.environment.iter().filter_map(text).collect(), ambient.home().map(Path::to_owned))
 }

@@ -36,6 +36,7 @@ const SKAFFOLD: &[&str] = &[
     "--registry-mirror",
     "REGISTRY",
     "--reproducible",
+    "--single-snapshot",
     "--skip-tls-verify",
     "--skip-tls-verify-registry",
     "REGISTRY",
@@ -176,5 +177,6 @@ fn skaffold(case: &Case, ended: &Ended) -> Result<(), String> {
     same("the second destination", case.digest("more:1")?, digest)?;
     let config = case.config("out:1")?;
     that("the build-arg", config["config"]["Env"].to_string().contains("GOT=from skaffold"))?;
+    that("a warning", plain(&ended.stderr).contains("--single-snapshot: each step keeps"))?;
     that("the log", plain(&ended.stderr).lines().all(|line| line.starts_with("time=\"")))
 }

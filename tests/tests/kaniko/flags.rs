@@ -475,7 +475,8 @@ pub const ROWS: &[Row] = &[
         bare: true,
         arguments: &["--bucket=name", "--destination=REGISTRY/out:1"],
         code: 1,
-        says: &["gs://name"],
+        environment: &[("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")],
+        says: &["gs://name/context.tar.gz"],
         ..ROW
     },
     Row {
@@ -601,6 +602,80 @@ pub const ROWS: &[Row] = &[
         },
         code: 1,
         says: &["error checking push permissions: ", "REGISTRY/cache"],
+        ..ROW
+    },
+    Row {
+        name: "flags::context-in-a-tar",
+        bare: true,
+        arguments: &["--context=tar://DIR/context.tar.gz", "--destination=REGISTRY/out:1"],
+        prepare: |case| pack(case, "context"),
+        check: pushed,
+        ..ROW
+    },
+    Row {
+        name: "flags::part-of-a-tar",
+        bare: true,
+        arguments: &["--context=tar://context.tar.gz", "--context-sub-path=context", "--destination=REGISTRY/out:1"],
+        prepare: |case| pack(case, "."),
+        check: pushed,
+        ..ROW
+    },
+    Row {
+        name: "flags::tar-from-nowhere",
+        bare: true,
+        arguments: &["--context=tar://stdin", "--destination=REGISTRY/out:1"],
+        code: 1,
+        says: &["error resolving source context: ", "docker run -i"],
+        ..ROW
+    },
+    Row {
+        name: "flags::tar-that-is-cut",
+        bare: true,
+        arguments: &["--context=tar://context.tar.gz", "--destination=REGISTRY/out:1"],
+        prepare: |case| {
+            pack(case, "context")?;
+            let path = case.path("context.tar.gz");
+            let bytes = fs::read(&path).map_err(|error| error.to_string())?;
+            fs::write(path, &bytes[..bytes.len() / 2]).map_err(|error| error.to_string())
+        },
+        code: 1,
+        says: &["error building image: "],
+        ..ROW
+    },
+    Row {
+        name: "flags::git-without-path",
+        bare: true,
+        arguments: &["--context=git://github.com", "--destination=REGISTRY/out:1", "--git=branch=a,depth=1"],
+        code: 1,
+        says: &["it has no host and path"],
+        ..ROW
+    },
+    Row {
+        name: "flags::git-that-is-not-there",
+        bare: true,
+        arguments: &[
+            "--context=git://127.0.0.1:1/a/b.git#refs/heads/main",
+            "--destination=REGISTRY/out:1",
+            "--image-download-retry=0",
+        ],
+        environment: &[("GIT_PULL_METHOD", "http")],
+        code: 1,
+        says: &["error building image: ", "127.0.0.1:1"],
+        ..ROW
+    },
+    Row {
+        name: "flags::bucket-of-amazon",
+        bare: true,
+        arguments: &["--context=s3://bucket/context.tar.gz", "--destination=REGISTRY/out:1"],
+        environment: &[
+            ("S3_ENDPOINT", "http://127.0.0.1:1"),
+            ("S3_FORCE_PATH_STYLE", "true"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+            ("AWS_REGION", "us-east-1"),
+        ],
+        code: 1,
+        says: &["s3://bucket/context.tar.gz"],
         ..ROW
     },
 ];
@@ -736,4 +811,12 @@ fn again_from_cache(case: &Case, arguments: &[&str], says: &str) -> Result<(), S
         lines.iter().filter(|line| line.starts_with("GET") && line.contains("/base/blobs/")).count() < 2,
     )?;
     same("layers", case.manifest("out:1")?["layers"].clone(), first)
+}
+
+/// Packs a directory as `context.tar.gz`.
+fn pack(case: &Case, directory: &str) -> Result<(), String> {
+    let mut command = Command::new("tar");
+    command.args(["-czf", "context.tar.gz", "--exclude=context.tar.gz", "--exclude=executor", "--exclude=warmer"]);
+    command.args(if directory == "." { ["-C", ".", "context"] } else { ["-C", directory, "."] });
+    process::output(command.current_dir(case.dir.path()), LIMIT).map(drop)
 }

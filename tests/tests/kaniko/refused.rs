@@ -48,5 +48,4 @@ pub const ROWS: &[Row] = refused! {
     "secret-of-two-kinds" &["-c=context", "-d=REGISTRY/out", "--secret=id=a,type=file,env=A"], &[] => &["type=file and env= exclude each other"];
     "git-depth-is-no-number" &["--git=depth=x"], &[] => &["Error: invalid argument \"depth=x\" for \"--git\" flag"];
     "report-as-without-value" &["-c=context", "-d=REGISTRY/out", "--report-as=x"], &[] => &["HOST[/PREFIX]=OTHER[/PREFIX]"];
-    "single-snapshot" &["-c=context", "-d=REGISTRY/out", "--single-snapshot"], &[] => &["not supported yet"];
 };
