@@ -91,6 +91,15 @@ pub const ENVIRONMENTS: &[Environment] = &[
         needs: None,
     },
     Environment {
+        name: "traced_user",
+        tier: Tier::Traced,
+        ids: IdMapping::Played,
+        start: "exec setpriv --reuid=1000777 --regid=1000777 --clear-groups --no-new-privs --bounding-set=-all \
+                --inh-caps=-all \"$@\"",
+        masked_proc: false,
+        needs: None,
+    },
+    Environment {
         name: "user_without_namespaces",
         tier: Tier::Namespaces,
         ids: IdMapping::None,

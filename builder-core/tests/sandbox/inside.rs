@@ -22,6 +22,21 @@ const APPLETS: &str = "awk cat chmod chown chroot cp cut dd df echo env false fi
                        mknod mount printf pwd readlink rm seq setsid sh sleep sort stat su tail test touch tr true ulimit \
                        umask unshare wc";
 
+/// Cases about what a supervisor without privileges cannot give, or that look at the disk for what it only records.
+/// `user-traced` of the conformance corpus looks at the images.
+const NOT_TRACED: [(&str, &str); 10] = [
+    ("signals", "the command is not process 1"),
+    ("process_one", "the command is not process 1"),
+    ("proc_is_ours", "process numbers are the outer ones"),
+    ("scratch_keeps_standard_directories", "owners are recorded, not real"),
+    ("working_directory", "owners are recorded, not real"),
+    ("users_and_groups", "owners are recorded, not real"),
+    ("no_network", "there is no network namespace"),
+    ("shared_memory", "the size is not bounded"),
+    ("tmpfs_mounts", "the size is not bounded"),
+    ("insecure", "nothing can be mounted"),
+];
+
 /// Cases about what only namespaces and mounts give; docs/sandbox.md tells users. `escapes` and the builds of the conformance
 /// corpus in a container are this tier's own tests.
 const NOT_IN_A_CHROOT: [(&str, &str); 17] = [
@@ -96,6 +111,11 @@ pub fn main(name: &str, arguments: &[String]) {
                 && let Some((_, reason)) = NOT_IN_A_CHROOT.iter().find(|(name, _)| *name == case.name)
             {
                 std::panic::panic_any(Skip(format!("not in the tier chroot: {reason}")));
+            }
+            if expected.tier == Tier::Traced
+                && let Some((_, reason)) = NOT_TRACED.iter().find(|(name, _)| *name == case.name)
+            {
+                std::panic::panic_any(Skip(format!("not in the tier traced: {reason}")));
             }
             (case.run)(&context);
         }));

@@ -234,6 +234,11 @@ pub fn room(task: &Task, registers: &Registers) -> Result<u64, Errno> {
 }
 
 impl Plan {
+    /// Path of what the kernel executes.
+    pub fn host(&self) -> &[u8] {
+        &self.host
+    }
+
     /// Writes the path, and for scripts the arguments, into the process; registers with which it executes.
     ///
     /// # Errors

@@ -107,7 +107,11 @@ impl Places {
         let mut sorted: Vec<&SandboxMount> = spec.mounts.iter().collect();
         sorted.sort_by(|a, b| a.target.cmp(&b.target));
         for mount in sorted {
-            setup(format!("mount `{}`", mount.target.display()), self.mount(mount))?;
+            let what = match &mount.source {
+                MountSource::Host(path) => format!("mount `{}` at `{}`", path.display(), mount.target.display()),
+                _ => format!("mount `{}`", mount.target.display()),
+            };
+            setup(what, self.mount(mount))?;
         }
         let what = format!("enter the working directory `{}`", spec.cwd.display());
         setup(what, self.working_directory(&spec.cwd, (spec.user.uid, spec.user.gid)))
@@ -199,8 +203,16 @@ impl Places {
     fn make_in_mount(&self, path: &[u8], directory: bool) -> io::Result<()> {
         let mount = self.view.mount(path);
         let mut at = mount.target.len();
-        if !mount.directory || !matches!(mount.kind, Kind::Plain | Kind::Temporary) {
-            return Ok(());
+        match mount.kind {
+            Kind::Proc | Kind::Sys | Kind::Device => return Err(io::ErrorKind::NotFound.into()),
+            _ if at == path.len() => return Ok(()),
+            _ if !mount.directory => return Err(io::ErrorKind::NotADirectory.into()),
+            _ if mount.readonly => {
+                // What is there can be covered, but nothing is made in it.
+                let there = self.view.open(path, OFlags::PATH);
+                return there.map(drop).map_err(|errno| if errno == Errno::NOENT { Errno::ROFS } else { errno }.into());
+            }
+            _ => {}
         }
         while at < path.len() {
             let end = path[at + 1..].iter().position(|&byte| byte == b'/').map_or(path.len(), |slash| at + 1 + slash);

@@ -467,6 +467,11 @@ impl<'a> Tracer<'a> {
             // Nothing is executed that was not planned.
             return self.kill(thread);
         };
+        // The path lay in memory that other threads could change. Nothing of the new program has run yet.
+        let executed = rustix::fs::readlinkat(rustix::fs::CWD, format!("/proc/{thread}/exe"), Vec::new())?;
+        if executed.as_bytes() != plan.host() {
+            return self.kill(thread);
+        }
         match exec::begin(&task, *plan) {
             Ok(Started::Loading(loading)) => {
                 self.work.insert(thread, Work::Loading(loading));

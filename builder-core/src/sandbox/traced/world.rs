@@ -52,6 +52,9 @@ pub struct Reached<'a> {
     pub mount: Option<&'a Mount>,
 }
 
+/// Parts of /sys that container runtimes hide too.
+const HIDDEN: [&[u8]; 2] = [b"/sys/firmware", b"/sys/devices/virtual/powercap"];
+
 /// The number that means "the working directory": `AT_FDCWD`.
 pub const HERE: i32 = libc::AT_FDCWD;
 
@@ -312,8 +315,10 @@ impl Caller<'_> {
         let me = self.me();
         let all = me.can(capability::DAC_OVERRIDE) || me.can(capability::DAC_READ_SEARCH);
         self.world.view.at(request, self.world, |place| {
-            if place.mount.kind == Kind::Proc {
-                procfs::check(self.world, &place.path)?;
+            match place.mount.kind {
+                Kind::Proc => procfs::check(self.world, &place.path)?,
+                Kind::Sys if HIDDEN.iter().any(|hidden| place.path.starts_with(hidden)) => return Err(Errno::NOENT),
+                _ => {}
             }
             if !all {
                 self.check_way(place, &me)?;
