@@ -74,6 +74,14 @@ pub enum CloudError {
         /// Why.
         source: object_store::Error,
     },
+    /// Nobody says who we are to the store of an object.
+    #[error("cannot read {url}")]
+    Identity {
+        /// Which object.
+        url: String,
+        /// Why.
+        source: Box<CloudError>,
+    },
     /// There is no such object.
     #[error("{url}: not found")]
     NotFound {
@@ -102,6 +110,7 @@ impl Hint for CloudError {
         match self {
             Self::NoCredentials { hint, .. } => Some((*hint).to_owned()),
             Self::Http { source, .. } => source.hint(),
+            Self::Identity { source, .. } => source.hint(),
             Self::Store { source: object_store::Error::PermissionDenied { .. }, .. } => {
                 Some("these credentials may not read the object".to_owned())
             }
