@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::pods::Pod;
 
+mod escapes;
 mod table;
 
 /// What every test is.
@@ -16,7 +17,7 @@ type Outcome = Result<Result<(), String>, String>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, test) in table::TESTS {
+    for (name, test) in table::TESTS.iter().chain(escapes::TESTS) {
         trials.push(Trial::ignorable_test(*name, move || judge(test)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -227,13 +227,21 @@ impl Files {
             how.set(OFlags::NOFOLLOW, flags.contains(OFlags::NOFOLLOW));
             rustix::fs::open(outer, how, Mode::empty())?
         };
+        // A descriptor's name in /proc/PID/fd may stand for a file of the kernel's.
+        let found = super::places::path_of(place.as_fd()).map_err(|_| Errno::NOENT)?;
+        if writes && is_kernels(&found) {
+            return Err(Errno::ROFS);
+        }
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode);
+        if kind.is_symlink() {
+            // A magic link in the hand would be a way to what it leads to.
+            return Err(Errno::LOOP);
+        }
         if kind.is_dir() {
             if writes {
                 return Err(Errno::ISDIR);
             }
             // Never the directory itself: with it one could go up and out. What lies in the tree is looked up there.
-            let found = super::places::path_of(place.as_fd()).map_err(|_| Errno::NOENT)?;
             return match self.tree.inner(&found) {
                 Some(inner) => self.tree.open(&inner, flags | OFlags::CLOEXEC, 0),
                 None => self.listing(outer, identity, flags),
@@ -244,9 +252,6 @@ impl Files {
         }
         if flags.contains(OFlags::PATH) {
             return Ok(place);
-        }
-        if kind.is_symlink() {
-            return Err(Errno::LOOP);
         }
         let _user = AsUser::new(identity)?;
         // Not waiting for a fifo's other end: others wait for us.

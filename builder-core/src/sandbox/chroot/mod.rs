@@ -102,7 +102,8 @@ pub fn run(
     let result =
         places.claim(&spec.mounts, cancel).and_then(|()| furnish(&mut places, root, spec)).and_then(|devices| {
             let confined = Volume::confines_devices(places.aside());
-            perform(root, spec, devices, confined, output, cancel)
+            let tree = root.try_clone_to_owned().and_then(|root| Tree::new(root, devices, places.read_only()));
+            perform(root, spec, setup("open the tree", tree)?, confined, output, cancel)
         });
     let restored = places.restore();
     let status = result?;
@@ -187,13 +188,12 @@ struct Ends {
 fn perform(
     root: BorrowedFd<'_>,
     spec: &RunSpec,
-    devices: Vec<PathBuf>,
+    tree: Tree,
     devices_confined: bool,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
     let (program, ends) = program(root, spec)?;
-    let tree = setup("open the tree", root.try_clone_to_owned().and_then(|root| Tree::new(root, devices)))?;
     let mut kept = setup("start a process", Kept::start(&program))?;
     let what: Vec<String> = program.steps.iter().map(|step| step.what.clone()).collect();
     // Our copies of the pipes' other ends: as long as they are open, none of them ends.

@@ -26,6 +26,7 @@ pub struct Places<'a> {
     /// A directory on the tree's file system, outside of the tree.
     aside: tempfile::TempDir,
     swaps: Vec<Swap>,
+    read_only: Vec<PathBuf>,
     /// Directories that are in use by us alone.
     locks: Vec<OwnedFd>,
 }
@@ -49,7 +50,7 @@ impl<'a> Places<'a> {
         let parent = beside.parent().map(Path::to_owned).unwrap_or_default();
         let aside = tempfile::Builder::new().prefix(".aside-").tempdir_in(&parent);
         let aside = setup(format!("make a directory in `{}`", parent.display()), aside)?;
-        Ok(Self { root, stubs: Stubs::default(), aside, swaps: Vec::new(), locks: Vec::new() })
+        Ok(Self { root, stubs: Stubs::default(), aside, swaps: Vec::new(), read_only: Vec::new(), locks: Vec::new() })
     }
 
     /// A directory for files of ours, on the tree's file system and outside of the tree.
@@ -98,6 +99,12 @@ impl<'a> Places<'a> {
     pub fn mount(&mut self, mount: &SandboxMount) -> Result<(), SandboxError> {
         let what = format!("put `{}` in", mount.target.display());
         if let Some(path) = moved(mount) {
+            // In two places of one tree: the second is a link to the first.
+            if let Some(first) = self.swaps.iter().find(|swap| swap.home.as_deref() == Some(path)) {
+                let link = self.new_name();
+                let made = symlink(&first.target, &link).and_then(|()| self.put(&mount.target, link, None, false));
+                return setup(what, made);
+            }
             return setup(what, self.put(&mount.target, path.to_owned(), Some(path.to_owned()), true));
         }
         let copy = self.new_name();
@@ -110,7 +117,11 @@ impl<'a> Places<'a> {
             MountSource::Host(path) => bring(path, &copy),
         };
         let directory = setup(&*what, made)?;
-        setup(what, self.put(&mount.target, copy, None, directory))
+        setup(what, self.put(&mount.target, copy, None, directory))?;
+        if mount.readonly {
+            self.read_only.extend(self.swaps.last().map(|swap| swap.target.clone()));
+        }
+        Ok(())
     }
 
     /// A directory of ours at `target`; where it lies meanwhile is the same place.
@@ -136,7 +147,14 @@ impl<'a> Places<'a> {
         let what = format!("put `{}` in", target.display());
         let made = self.new_name();
         setup(&*what, write(&made, content, 0o644, (0, 0)))?;
-        setup(what, self.put(target, made, None, false))
+        setup(what, self.put(target, made, None, false))?;
+        self.read_only.extend(self.swaps.last().map(|swap| swap.target.clone()));
+        Ok(())
+    }
+
+    /// What a mount would show read-only.
+    pub fn read_only(&self) -> Vec<PathBuf> {
+        self.read_only.clone()
     }
 
     fn new_name(&self) -> PathBuf {

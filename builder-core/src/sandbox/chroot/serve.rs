@@ -224,9 +224,14 @@ impl Server<'_> {
 
     fn open(&self, call: &Notification, at: i32, path: u64, flags: u64, mode: u64) -> Answer {
         let flags = OFlags::from_bits_retain(flags as u32 as _);
-        let Some((path, identity)) = self.served(call, at, path, !flags.contains(OFlags::NOFOLLOW)) else {
-            return CONTINUE;
+        let Some(text) = self.text(call.thread, path) else { return CONTINUE };
+        let tree = &self.files.tree;
+        let Place::Served(path) = tree.place(call.thread, at, &text, !flags.contains(OFlags::NOFOLLOW)) else {
+            let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC);
+            let refused = writes && tree.absolute(call.thread, at, &text).is_some_and(|path| tree.is_read_only(&path));
+            return if refused { Answer::Reply(Reply::Error(Errno::ROFS)) } else { CONTINUE };
         };
+        let Some(identity) = Identity::of(call.thread) else { return CONTINUE };
         if !self.listener.is_waiting(call.id) {
             return Answer::Reply(Reply::Error(Errno::INTR));
         }

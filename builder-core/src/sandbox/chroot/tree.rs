@@ -42,19 +42,21 @@ pub struct Tree {
     mounts: Vec<PathBuf>,
     /// Devices that must be served because nodes cannot be opened where the tree lies.
     pub devices: Vec<PathBuf>,
+    /// Copies that a command should not write to.
+    read_only: Vec<PathBuf>,
     /// Which directory each listing shows.
     listings: Mutex<Vec<PathBuf>>,
 }
 
 impl Tree {
-    /// The tree `root`; `devices` are paths below /dev that do not work as nodes.
+    /// The tree `root`; `devices` are paths below /dev that do not work as nodes, `read_only` what shall not be written to.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(root: OwnedFd, devices: Vec<PathBuf>) -> std::io::Result<Self> {
+    pub fn new(root: OwnedFd, devices: Vec<PathBuf>, read_only: Vec<PathBuf>) -> std::io::Result<Self> {
         let outside = super::places::path_of(root.as_fd())?;
         let mounts = SERVED.iter().map(PathBuf::from).collect();
-        Ok(Self { root, outside, mounts, devices, listings: Mutex::default() })
+        Ok(Self { root, outside, mounts, devices, read_only, listings: Mutex::default() })
     }
 
     /// Where `path` leads for `thread`, relative to `directory` (`AT_FDCWD` or a descriptor of it).
@@ -62,16 +64,23 @@ impl Tree {
         if path.is_empty() {
             return Place::Native;
         }
+        match self.absolute(thread, directory, path) {
+            Some(path) => self.lead(&path, follow),
+            None => Place::Native,
+        }
+    }
+
+    /// A path of the tree for a path of a call; `None` if it is relative to something else.
+    pub fn absolute(&self, thread: i32, directory: i32, path: &[u8]) -> Option<PathBuf> {
         let path = Path::new(OsStr::from_bytes(path));
-        let absolute = if path.has_root() {
-            path.to_owned()
-        } else {
-            match self.base(thread, directory) {
-                Some(base) => base.join(path),
-                None => return Place::Native,
-            }
-        };
-        self.lead(&absolute, follow)
+        if path.has_root() { Some(path.to_owned()) } else { Some(self.base(thread, directory)?.join(path)) }
+    }
+
+    /// Whether a path is, or lies in, something that a mount would show read-only. By its text alone: it keeps nobody from
+    /// anything that matters, as these are copies.
+    pub fn is_read_only(&self, path: &Path) -> bool {
+        let path = normal(path);
+        self.read_only.iter().any(|top| path.starts_with(top))
     }
 
     /// The same for an absolute path of the tree.
@@ -97,7 +106,8 @@ impl Tree {
         mounts.extend(self.devices.iter().cloned());
         mounts.extend(TERMINALS.iter().map(PathBuf::from));
         match stubs::locate(self.root.as_fd(), path, &mounts) {
-            Ok(place) if place.covered => Place::Served(normal(&place.path)),
+            // What climbs out of a served directory again is the tree's, and natively found there.
+            Ok(place) if place.covered => self.served(&normal(&place.path), follow).unwrap_or(Place::Native),
             _ => Place::Native,
         }
     }
@@ -221,7 +231,7 @@ mod tests {
         symlink("nowhere", at("var/broken")).expect("link");
         fs::write(at("etc/passwd"), "").expect("write");
         let root = OwnedFd::from(fs::File::open(directory.path()).expect("open"));
-        let tree = Tree::new(root, vec!["/dev/null".into()]).expect("tree");
+        let tree = Tree::new(root, vec!["/dev/null".into()], Vec::new()).expect("tree");
         #[track_caller]
         fn check(tree: &Tree, path: &str, follow: bool, expected: Option<&str>) {
             let expected = expected.map_or(Place::Native, |path| Place::Served(path.into()));
@@ -243,6 +253,10 @@ mod tests {
         check(&tree, "/dev/null", true, Some("/dev/null"));
         check(&tree, "/dev/zero", true, None);
         check(&tree, "/processes", true, None);
+        // Climbing out of a served directory leads into the tree, never out of it.
+        check(&tree, "/sys/../../etc/shadow", true, None);
+        check(&tree, "/proc/self/../../../etc/none", true, None);
+        check(&tree, "/sys/../proc/../dev/../proc/version", true, Some("/proc/version"));
         let listing = tree.listing(Path::new("/proc/7/fd")).expect("listing");
         check(&tree, listing.join("3").to_str().expect("UTF-8"), true, Some("/proc/7/fd/3"));
     }

@@ -1,0 +1,94 @@
+//! Attempts to get out of a RUN, each one small program of `fixtures/escapes`: all fail, in all tiers and environments.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tests::pods::{Kind, Pod, SLIPWAY};
+use tests::process::{self, Ended};
+use tests::slipway;
+
+pub const TESTS: &[(&str, crate::Test)] = &[
+    ("escapes::namespaces", || here("namespaces")),
+    ("escapes::chroot", || here("chroot")),
+    ("escapes::traced", || here("traced")),
+    ("escapes::E4", || inside(Kind::E4)),
+    ("escapes::E5", || inside(Kind::E5)),
+    ("escapes::E6", || inside(Kind::E6)),
+];
+
+/// How long all attempts may take together, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// What nobody inside may see: content of a file beside the work dir, and of the builder's environment.
+const WORD: &str = "must-not-be-seen";
+
+/// A context with all attempts, and the file they are after.
+fn prepare(directory: &Path) -> Result<Vec<String>, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let gcc = process::find("gcc").ok_or("gcc is not installed; scripts/setup installs it")?;
+    let sources = slipway::project().join("fixtures/escapes");
+    let programs = directory.join("context/escapes");
+    fs::create_dir_all(&programs).map_err(text)?;
+    let mut names = Vec::new();
+    for source in fs::read_dir(&sources).map_err(text)? {
+        let source = source.map_err(text)?.path();
+        let Some(name) = source.file_stem().and_then(|name| name.to_str()) else { continue };
+        if source.extension().is_some_and(|extension| extension == "c") {
+            let mut command = Command::new(&gcc);
+            command.args(["-static", "-O1", "-w", "-o"]).arg(programs.join(name)).arg(&source);
+            process::output(&mut command, LIMIT)?;
+            names.push(name.to_owned());
+        }
+    }
+    names.retain(|name| name != "run-all");
+    let canary = directory.join("canary");
+    fs::write(&canary, WORD).map_err(text)?;
+    let dockerfile =
+        format!("FROM scratch\nCOPY escapes /escapes\nENV CANARY={}\nRUN [\"/escapes/run-all\"]\n", canary.display());
+    fs::write(directory.join("context/Dockerfile"), dockerfile).map_err(text)?;
+    Ok(names)
+}
+
+fn arguments(directory: &Path, tier: &str) -> Vec<String> {
+    let path = |name: &str| directory.join(name).display().to_string();
+    let output = format!("type=oci,dest={}", path("out.tar"));
+    let fixed = ["build", "--no-cache", "--progress", "plain", "--sandbox", tier, "--output", &output, "--work-dir"];
+    fixed.into_iter().map(str::to_owned).chain([path("work"), path("context")]).collect()
+}
+
+fn judge(directory: &Path, names: &[String], ended: &Ended) -> Result<(), String> {
+    let text = ended.text();
+    let refused = |name: &String| text.lines().any(|line| line.ends_with(&format!("refused {name}")));
+    let escaped: Vec<_> = names.iter().filter(|name| !refused(name)).collect();
+    if !ended.success() || !escaped.is_empty() {
+        return Err(format!("{}; not refused: {escaped:?}\n{text}", ended.how()));
+    }
+    let canary = fs::read_to_string(directory.join("canary")).map_err(|error| error.to_string())?;
+    if canary == WORD { Ok(()) } else { Err(format!("the file outside now holds {canary:?}")) }
+}
+
+fn directory() -> Result<tempfile::TempDir, String> {
+    tempfile::Builder::new().prefix("slipway-escapes-").tempdir_in("/var/tmp").map_err(|error| error.to_string())
+}
+
+/// The tier on this machine itself, as root with everything allowed: there is nothing around it that would help.
+fn here(tier: &str) -> Result<(), String> {
+    let directory = directory()?;
+    let names = prepare(directory.path())?;
+    let mut command = Command::new(slipway::binary()?);
+    command.args(arguments(directory.path(), tier)).env("BUILDER_SECRET", WORD);
+    let ended = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+    judge(directory.path(), &names, &ended)
+}
+
+fn inside(kind: Kind) -> Result<(), String> {
+    let directory = directory()?;
+    let names = prepare(directory.path())?;
+    let pod = Pod::start(kind, directory.path(), false)?;
+    let mut command = pod.command(SLIPWAY, &[("BUILDER_SECRET", WORD)]);
+    command.args(arguments(directory.path(), "auto"));
+    let ended = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+    judge(directory.path(), &names, &ended)
+}
