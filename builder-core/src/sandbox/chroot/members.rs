@@ -35,6 +35,11 @@ impl Members {
 
     /// Whether one of them is in this process group.
     pub fn have_group(self, group: i32) -> bool {
+        // Mostly there is none of that number at all, which the kernel knows at once.
+        let exists = rustix::process::Pid::from_raw(group).map(rustix::process::test_kill_process_group);
+        if !matches!(exists, Some(Ok(()) | Err(rustix::io::Errno::PERM))) {
+            return false;
+        }
         self.list().into_iter().any(|id| stat_field(id, 2) == Some(group))
     }
 }
