@@ -146,7 +146,8 @@ impl Bucket {
                             .with_config(GoogleConfigKey::SkipSignature, "true")
                     }
                     None => {
-                        let token = google::access_token(environment, &connector.client, &connector.cancel)?;
+                        let token = google::access_token(environment, &connector.client, &connector.cancel)
+                            .map_err(|error| self.unknown(error))?;
                         let bearer = token.token.expose().to_owned();
                         builder.with_credentials(Arc::new(StaticCredentialProvider::new(GcpCredential { bearer })))
                     }
@@ -184,6 +185,13 @@ impl Bucket {
                 }
                 Ok(Arc::new(builder.build().map_err(failed)?))
             }
+        }
+    }
+
+    fn unknown(&self, error: CloudError) -> CloudError {
+        match error {
+            CloudError::Cancelled => CloudError::Cancelled,
+            error => CloudError::Identity { url: self.to_string(), source: Box::new(error) },
         }
     }
 
