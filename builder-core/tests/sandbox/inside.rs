@@ -39,9 +39,10 @@ const NOT_TRACED: [(&str, &str); 10] = [
 
 /// Cases about what only namespaces and mounts give; docs/sandbox.md tells users. `escapes` and the builds of the conformance
 /// corpus in a container are this tier's own tests.
-const NOT_IN_A_CHROOT: [(&str, &str); 16] = [
+const NOT_IN_A_CHROOT: [(&str, &str); 17] = [
     ("signals", "the command is not process 1"),
     ("process_one", "the command is not process 1"),
+    ("hosts_and_resolv_conf", "/etc/hosts is a copy, and can be removed"),
     ("other_devices_do_not_open", "copies of harmless devices do open"),
     ("proc_is_ours", "process ids are the container's"),
     ("builder_is_out_of_reach", "a listing of /proc/self/fd lacks the descriptor it is read by"),

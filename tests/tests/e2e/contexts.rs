@@ -296,7 +296,7 @@ fn executor(place: &Place) -> Outcome {
     for (context, words) in [
         ("gs://bucket/missing", "gs://bucket/missing: not found"),
         ("tar://missing", "missing"),
-        ("git://host", "invalid argument \"git://host\""),
+        ("git://host", "`git://host` is not git://HOST/PATH"),
         ("ftp://host/x", "ftp://host/x"),
     ] {
         expect(execute(&project, &["--context", context], &emulator)?, 1, &[words])?;

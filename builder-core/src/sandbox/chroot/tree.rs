@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -93,14 +93,16 @@ impl Tree {
         flags.set(OFlags::NOFOLLOW, !follow);
         match self.open(path, flags, 0) {
             Err(Errno::NOENT | Errno::NOTDIR) => {}
-            _ => return Place::Native,
+            // A link of the tree may lead to the empty directory beneath a served one.
+            Ok(file) => return self.found(file.as_fd(), "", follow),
+            Err(_) => return Place::Native,
         }
         // Mostly there is just nothing of that name in a directory that is there.
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Place::Native };
         if let Ok(parent) = self.open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)
             && rustix::fs::readlinkat(&parent, name, Vec::new()).is_err()
         {
-            return Place::Native;
+            return self.found(parent.as_fd(), name, follow);
         }
         let mut mounts = self.mounts.clone();
         mounts.extend(self.devices.iter().cloned());
@@ -110,6 +112,13 @@ impl Tree {
             Ok(place) if place.covered => self.served(&normal(&place.path), follow).unwrap_or(Place::Native),
             _ => Place::Native,
         }
+    }
+
+    /// What `name` in an open directory of the tree is; the directory, or file, itself if `name` is empty.
+    fn found(&self, file: BorrowedFd<'_>, name: impl AsRef<OsStr>, follow: bool) -> Place {
+        let inside = super::places::path_of(file).ok().and_then(|outer| self.inner(&outer));
+        let named = |inside: PathBuf| if name.as_ref().is_empty() { inside } else { inside.join(name.as_ref()) };
+        inside.and_then(|inside| self.served(&named(inside), follow)).unwrap_or(Place::Native)
     }
 
     /// What the text alone tells.
@@ -229,6 +238,7 @@ mod tests {
         symlink("/proc/self/fd/1", at("dev/stdout")).expect("link");
         symlink("/proc/self/fd", at("dev/fd")).expect("link");
         symlink("nowhere", at("var/broken")).expect("link");
+        symlink("../proc", at("var/p")).expect("link");
         fs::write(at("etc/passwd"), "").expect("write");
         let root = OwnedFd::from(fs::File::open(directory.path()).expect("open"));
         let tree = Tree::new(root, vec!["/dev/null".into()], Vec::new()).expect("tree");
@@ -243,6 +253,11 @@ mod tests {
         check(&tree, "/proc", true, Some("/proc"));
         check(&tree, "/proc/self/./fd//3", true, Some("/proc/self/fd/3"));
         check(&tree, "/etc/../proc/cpuinfo", true, Some("/proc/cpuinfo"));
+        check(&tree, "/etc/../proc", true, Some("/proc"));
+        check(&tree, "/var/p", true, Some("/proc"));
+        check(&tree, "/var/p", false, None);
+        check(&tree, "/var/p/cpuinfo", true, Some("/proc/cpuinfo"));
+        check(&tree, "/var/p/self/fd/3", true, Some("/proc/self/fd/3"));
         check(&tree, "/etc/mtab", true, Some("/proc/self/mounts"));
         check(&tree, "/etc/mtab", false, None);
         check(&tree, "/var/log", true, Some("/proc/self/fd/1"));

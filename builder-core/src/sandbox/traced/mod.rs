@@ -21,10 +21,10 @@
 //! # Limitations
 //! - The network is the host's; `--network=none` is refused. IPC objects of System V and abstract sockets are shared too.
 //! - Process numbers are the outer ones; /proc lists the numbers of other processes, but nothing of them can be opened.
-//! - Programs of 32 bits do not run; ptrace(2), io_uring(7) and user namespaces are refused. A `tmpfs` has no limit of its size.
-//! - The size of /dev/shm is not limited.
+//! - Programs of 32 bits do not run; ptrace(2), io_uring(7) and user namespaces are refused.
+//! - Neither a `tmpfs` mount nor /dev/shm has a limit of its size.
 //! - connect(2) to a socket by its path is checked before the kernel reads the path, so a program of several threads could name
-//!   another socket in between. With Landlock of Linux 6.12 (abstract sockets, signals) little is left of that.
+//!   socket of the host in between. Landlock does not restrict sockets with a path; file permissions of the host do.
 //! - A directory whose path on the host is longer than 4,095 bytes can be worked in, but links in it are not followed.
 
 mod attributes;
