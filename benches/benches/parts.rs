@@ -60,20 +60,7 @@ fn contexts(harness: &Harness) {
     let ignored =
         "# as projects write it\n**/.git\nnode_modules\n**/*.log\n*.md\n!README.md\ntmp/**\n**/__pycache__\n.env*\n";
     let patterns = Patterns::parse(ignored).expect("patterns");
-    let action = CopyAction {
-        add: false,
-        from: FileSource::Context,
-        sources: vec![CopySource::Path(".".to_owned())],
-        destination: "/src/".to_owned(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        excludes: Vec::new(),
-        checksum: None,
-        keep_git_dir: None,
-        unpack: None,
-    };
+    let action = CopyAction::plain(FileSource::Context, vec![CopySource::Path(".".to_owned())], "/src/");
     let hash = |cache: &Path| {
         let files = Files::directory(context.path(), patterns.clone()).expect("a directory").with_hash_cache(cache);
         let resolved = copy::resolve(&action, &files, &Cancel::default()).expect("hashed");

@@ -11,20 +11,7 @@ use crate::rootfs::Rootfs;
 
 /// `[--flag=value…] source… destination`
 pub(super) fn action(instruction: &str) -> CopyAction {
-    let mut action = CopyAction {
-        add: false,
-        from: FileSource::Context,
-        sources: Vec::new(),
-        destination: String::new(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        excludes: Vec::new(),
-        checksum: None,
-        keep_git_dir: None,
-        unpack: None,
-    };
+    let mut action = CopyAction::plain(FileSource::Context, Vec::new(), "");
     let mut words = Vec::new();
     for word in instruction.split(' ') {
         let (flag, value) = word.split_once('=').unwrap_or((word, ""));

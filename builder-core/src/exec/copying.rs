@@ -130,20 +130,7 @@ pub(super) fn whole(from: FileSource, source: &str, destination: &str) -> CopyAc
     // The path is literal here, a wildcard elsewhere.
     let literal: String =
         source.chars().flat_map(|c| if r"*?[\".contains(c) { vec!['\\', c] } else { vec![c] }).collect();
-    CopyAction {
-        add: false,
-        from,
-        sources: vec![CopySource::Path(literal)],
-        destination: destination.to_owned(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        excludes: Vec::new(),
-        checksum: None,
-        keep_git_dir: None,
-        unpack: None,
-    }
+    CopyAction::plain(from, vec![CopySource::Path(literal)], destination)
 }
 
 /// `FROM context`: the files of a named context as the one layer below a stage.

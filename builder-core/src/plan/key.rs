@@ -359,20 +359,7 @@ mod tests {
     }
 
     fn copy() -> CopyAction {
-        CopyAction {
-            add: false,
-            from: FileSource::Context,
-            sources: vec![CopySource::Path("src".to_owned())],
-            destination: "/d/".to_owned(),
-            chown: None,
-            chmod: None,
-            link: false,
-            parents: false,
-            excludes: Vec::new(),
-            checksum: None,
-            keep_git_dir: None,
-            unpack: None,
-        }
+        CopyAction::plain(FileSource::Context, vec![CopySource::Path("src".to_owned())], "/d/")
     }
 
     fn inputs(files: &[(&str, &str)]) -> BTreeMap<String, Sha256> {

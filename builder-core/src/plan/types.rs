@@ -414,6 +414,26 @@ pub struct CopyAction {
     pub unpack: Option<bool>,
 }
 
+impl CopyAction {
+    /// `COPY` without flags.
+    pub fn plain(from: FileSource, sources: Vec<CopySource>, destination: impl Into<String>) -> Self {
+        Self {
+            add: false,
+            from,
+            sources,
+            destination: destination.into(),
+            chown: None,
+            chmod: None,
+            link: false,
+            parents: false,
+            excludes: Vec::new(),
+            checksum: None,
+            keep_git_dir: None,
+            unpack: None,
+        }
+    }
+}
+
 /// `--chmod`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Chmod {
