@@ -613,3 +613,7 @@ impl DetachedStep {
 #[cfg(test)]
 #[path = "trees_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "trees_steps_tests.rs"]
+mod steps_tests;
