@@ -1,12 +1,11 @@
 //! Errors for people: the lines of the Dockerfile, a caret, the words of each cause, a hint. Rendered once, here.
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
 use builder_core::dockerfile::{LineRange, Source, Span};
 use builder_core::exec::{BuildError, DockerfileSource};
-use builder_core::hint::Hint as _;
+use builder_core::hint::{Hint as _, chain};
 
 /// Lines shown before and after those at fault.
 const CONTEXT_LINES: usize = 2;
@@ -22,21 +21,6 @@ pub fn plain(message: &str, hint: Option<&str>) {
     }
     // There is nowhere to tell that standard error is gone.
     _ = std::io::stderr().lock().write_all(text.as_bytes());
-}
-
-/// All messages of an error and its causes, outermost first, none twice.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// Shows why a build failed, with the lines of the Dockerfile.

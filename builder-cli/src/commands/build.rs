@@ -11,7 +11,7 @@ use builder_core::dockerfile::lint::Rule;
 use builder_core::dockerfile::{Dockerfile, Finding, LineRange};
 use builder_core::event::Observer;
 use builder_core::exec::{self, BuildError, BuildResult, ErrorClass};
-use builder_core::hint::Hint as _;
+use builder_core::hint::{self, Hint as _};
 use builder_core::plan::Checked;
 use builder_core::sandbox;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     let state = match request::state(&flags.state, ambient) {
         Ok(state) => state,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             return Exit::Usage.into();
         }
     };
@@ -47,7 +47,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     let build = match request::build(flags, ambient, environment) {
         Ok(build) => build,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             return Exit::Usage.into();
         }
     };

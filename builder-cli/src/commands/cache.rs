@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use builder_core::exec::{Inventory, inventory, prune};
-use builder_core::hint::Hint as _;
+use builder_core::hint::{self, Hint as _};
 use builder_core::sandbox;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ pub fn run(command: &CacheCommand, ambient: &Ambient) -> ExitCode {
     let state = match request::state(flags, ambient) {
         Ok(state) => state,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             return Exit::Usage.into();
         }
     };
@@ -40,7 +40,7 @@ pub fn run(command: &CacheCommand, ambient: &Ambient) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             Exit::Disk.into()
         }
     }

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::process::ExitCode;
 
 use builder_core::cancel::Cancel;
-use builder_core::hint::Hint as _;
+use builder_core::hint::{self, Hint as _};
 use builder_core::http;
 use builder_core::image::{Image, validate};
 use builder_core::oci::{Descriptor, Platform};
@@ -29,14 +29,14 @@ pub fn run(flags: &InspectFlags, ambient: &Ambient) -> ExitCode {
     let (platform, registries, state) = match read() {
         Ok(read) => read,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             return Exit::Usage.into();
         }
     };
     let store = match Store::open(&state.work_dir) {
         Ok(store) => store,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             return Exit::Disk.into();
         }
     };
@@ -53,7 +53,7 @@ pub fn run(flags: &InspectFlags, ambient: &Ambient) -> ExitCode {
             if violations.is_empty() { ExitCode::SUCCESS } else { Exit::Input.into() }
         }
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             Exit::Registry.into()
         }
     }
@@ -95,11 +95,11 @@ fn verified(sources: &Sources, store: &Store, found: &ResolvedImage, cancel: &Ca
     let mut manifest = Vec::new();
     let read = store.blob(found.manifest_digest).map_err(io::Error::other);
     if let Err(error) = read.and_then(|mut file| file.read_to_end(&mut manifest)) {
-        return vec![diagnostics::chain(&error)];
+        return vec![hint::chain(&error)];
     }
     let image = match Image::from_bytes(media_type, manifest, found.config_bytes.clone()) {
         Ok(image) => image,
-        Err(error) => return vec![diagnostics::chain(&error)],
+        Err(error) => return vec![hint::chain(&error)],
     };
     let read = |descriptor: &Descriptor| -> io::Result<Box<dyn Read>> {
         let blob = sources.open_blob(found, descriptor, Keep::Nothing, cancel).map_err(io::Error::other)?;

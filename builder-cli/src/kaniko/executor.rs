@@ -7,21 +7,20 @@ use builder_core::cache::CachePlace;
 use builder_core::cancel::Cancel;
 use builder_core::event::Observer;
 use builder_core::exec::{self, BeforeOutputs, BuildError, DockerfileSource, ErrorClass};
-use builder_core::hint::Hint;
 use builder_core::http;
 use builder_core::oci::{Descriptor, Reference};
 use builder_core::output::{Exporter, Target};
 use builder_core::registry::{Credentials, Registry, RegistryError};
 use builder_core::sandbox;
 
-use super::grammar::{self, Definition, Parsed};
+use super::front::{Failure, Front, told};
+use super::grammar;
 use super::lines::Lines;
-use super::log::{Format, Level, Logger};
+use super::log::Logger;
 use super::refusal::Refusal;
 use super::settings::{self, Task};
-use super::{complain, feature, flags, say, usage};
+use super::{complain, feature, flags, say};
 use crate::commands;
-use crate::diagnostics;
 use crate::request::Ambient;
 
 const ABOUT: &str = "executor builds an image from a Dockerfile and pushes it, as Kaniko's executor does.";
@@ -43,14 +42,11 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
             _ => {}
         }
     }
-    let parsed = match grammar::parse(&table, tokens) {
+    let front = Front { about: ABOUT, usage: "executor", commands: &COMMANDS, table };
+    let parsed = match front.parse(tokens) {
         Ok(parsed) => parsed,
-        Err(error) => return refuse(&error.into(), &table),
+        Err(ended) => return ended,
     };
-    if parsed.help {
-        commands::result(&usage::help(ABOUT, "executor", &COMMANDS, &table));
-        return ExitCode::SUCCESS;
-    }
     match parsed.positionals.first().map(String::as_str) {
         None => {}
         Some("version") => {
@@ -58,25 +54,22 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
             commands::result(&format!("Kaniko version :  {}\n", version()));
             return ExitCode::SUCCESS;
         }
-        Some("help") => {
-            commands::result(&usage::help(ABOUT, "executor", &COMMANDS, &table));
-            return ExitCode::SUCCESS;
-        }
+        Some("help") => return front.help(),
         Some(word) => {
             let refusal = Refusal::UnknownCommand { word: word.to_owned(), program: "executor" };
             say(&format!("Error: {refusal}\nRun 'executor --help' for usage.\n"));
             return ExitCode::from(1);
         }
     }
-    let logger = match logger(&parsed) {
-        Ok(logger) => Arc::new(logger),
-        Err(refusal) => return refuse(&refusal, &table),
+    let logger = match front.logger(&parsed) {
+        Ok(logger) => logger,
+        Err(ended) => return ended,
     };
     feature::banner(&ambient.environment, &logger);
     for (old, new) in &parsed.deprecated {
         logger.warn(&format!("Flag --{old} is deprecated. Use: --{new}"));
     }
-    for definition in &table {
+    for definition in &front.table {
         if let grammar::Effect::Meaningless(why) = definition.effect
             && parsed.given(definition.name)
         {
@@ -96,7 +89,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
     };
     let task = match settings::read(&parsed, ambient, environment) {
         Ok(task) => task,
-        Err(refusal) => return refuse(&refusal, &table),
+        Err(refusal) => return front.refuse(&refusal),
     };
     let cancel = Cancel::default();
     if let Err(error) = commands::build::listen_for_signals(&cancel) {
@@ -104,10 +97,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
     }
     match build(task, &logger, &cancel) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            say(&format!("{}\n", failure.text));
-            ExitCode::from(failure.code)
-        }
+        Err(failure) => failure.end(),
     }
 }
 
@@ -116,47 +106,10 @@ fn version() -> &'static str {
     concat!("slipway-", env!("CARGO_PKG_VERSION"))
 }
 
-fn refuse(refusal: &Refusal, table: &[&Definition]) -> ExitCode {
-    usage_error(refusal, "executor", &COMMANDS, table)
-}
-
-/// Says why a command line cannot be carried out, and what could.
-pub fn usage_error(refusal: &Refusal, program: &str, commands: &[(&str, &str)], table: &[&Definition]) -> ExitCode {
-    let text = diagnostics::chain(refusal);
-    say(&format!("Error: {text}\n{}\n", usage::usage(program, commands, table)));
-    ExitCode::from(1)
-}
-
-/// The logger that the flags ask for.
-///
-/// # Errors
-/// If there is no such level or format.
-pub fn logger(parsed: &Parsed) -> Result<Logger, Refusal> {
-    let (level, format) = (parsed.text(&flags::VERBOSITY), parsed.text(&flags::LOG_FORMAT));
-    let level = Level::parse(level).ok_or_else(|| Refusal::LogLevel(level.to_owned()))?;
-    let format = Format::parse(format).ok_or_else(|| Refusal::LogFormat(format.to_owned()))?;
-    Ok(Logger::new(format, level, parsed.is(&flags::LOG_TIMESTAMP), Box::new(std::io::stderr())))
-}
-
-/// Why there is no image, or not everywhere.
-pub struct Failure {
-    /// One line.
-    pub text: String,
-    /// Exit code.
-    pub code: u8,
-}
-
-impl Failure {
-    /// With exit code 1.
-    pub fn new(text: String) -> Self {
-        Self { text, code: 1 }
-    }
-}
-
 fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Failure> {
     let observer: Arc<dyn Observer> = Arc::new(Lines::new(Arc::clone(logger), cache_name(&task)));
     let failed = |error: &BuildError, dockerfile: &DockerfileSource| Failure {
-        text: told(error, dockerfile),
+        text: described(error, dockerfile),
         code: exit_code(error),
     };
     if task.plan {
@@ -240,7 +193,7 @@ pub fn check_permission(registry: &Registry, names: &[(String, Reference)], canc
                 "error checking push permissions: make sure you entered the correct tag name, and that you are \
                  authenticated correctly, and try again: checking push permission for \"{}\": {}",
                 typed,
-                with_hint(diagnostics::chain(&error), &error)
+                told(&error)
             )),
         })?;
     }
@@ -254,15 +207,8 @@ fn cancelled() -> Failure {
     }
 }
 
-fn with_hint(text: String, error: &dyn Hint) -> String {
-    match error.hint() {
-        Some(hint) => format!("{text} ({hint})"),
-        None => text,
-    }
-}
-
 /// A failed build in one line.
-fn told(error: &BuildError, dockerfile: &DockerfileSource) -> String {
+fn described(error: &BuildError, dockerfile: &DockerfileSource) -> String {
     let start = match error {
         BuildError::Output(_) | BuildError::BeforeOutputs { .. } => "error pushing image: ",
         _ => "error building image: ",
@@ -274,8 +220,7 @@ fn told(error: &BuildError, dockerfile: &DockerfileSource) -> String {
         (Some(lines), DockerfileSource::Text(_)) => format!("Dockerfile:{}: ", lines.first),
         (None, _) => String::new(),
     };
-    let text = with_hint(diagnostics::chain(error), error);
-    format!("{start}{place}{}", text.lines().collect::<Vec<_>>().join(" "))
+    format!("{start}{place}{}", told(error))
 }
 
 /// A RUN's own code, 255 if a signal ended it, 1 for everything else; a signal to us is passed on as shells do.

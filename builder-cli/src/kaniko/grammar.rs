@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::values::{self, go_quote};
+use builder_core::hint::go_quote;
+
+use super::values;
 
 /// One flag: the parser, `--help` and `docs/kaniko.md` come from here.
 #[derive(Debug, Clone, Copy)]

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use serde_json::{Map, Value, json};
 
-use super::executor::{logger, usage_error};
-use super::grammar::{self, Parsed};
+use super::front::Front;
+use super::grammar::Parsed;
 use super::refusal::Refusal;
-use super::{complain, flags, usage};
-use crate::commands;
+use super::{complain, flags};
 use crate::request::Ambient;
 
 const ABOUT: &str = "login keeps user and password of a registry in the Docker config.json, or where that says.";
@@ -31,20 +30,10 @@ const PASSWORD_BYTES: u64 = 64 * 1024;
 
 /// Runs it; `tokens` are the arguments but the word `login`.
 pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
-    let table = flags::login();
-    let refuse = |refusal: &Refusal| usage_error(refusal, USAGE, &[], &table);
-    let parsed = match grammar::parse(&table, tokens) {
-        Ok(parsed) => parsed,
-        Err(error) => return refuse(&error.into()),
-    };
-    if parsed.help {
-        commands::result(&usage::help(ABOUT, USAGE, &[], &table));
-        return ExitCode::SUCCESS;
-    }
-    let read = logger(&parsed).and_then(|logger| Ok((logger, read(&parsed)?)));
-    let (logger, login) = match read {
+    let front = Front { about: ABOUT, usage: USAGE, commands: &[], table: flags::login() };
+    let (logger, login) = match front.read(tokens, read) {
         Ok(read) => read,
-        Err(refusal) => return refuse(&refusal),
+        Err(ended) => return ended,
     };
     match login.keep(ambient) {
         Ok(place) => {

@@ -12,6 +12,7 @@ mod executor;
 mod feature;
 mod files;
 mod flags;
+mod front;
 mod grammar;
 mod lines;
 mod log;

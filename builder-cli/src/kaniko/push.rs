@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder_core::cancel::Cancel;
-use builder_core::hint::Hint as _;
 use builder_core::http;
 use builder_core::limits::Limits;
 use builder_core::oci::Reference;
@@ -12,16 +11,16 @@ use builder_core::output::{Export, Pusher, Saved};
 use builder_core::registry::{Credentials, Registry};
 use builder_core::store::Store;
 
-use super::executor::{Failure, check_permission, logger, usage_error};
+use super::executor::check_permission;
 use super::files::Files;
-use super::grammar::{self, Parsed};
+use super::front::{Failure, Front, told};
+use super::grammar::Parsed;
 use super::lines::Lines;
 use super::log::Logger;
 use super::names::{Destination, ReportAs};
 use super::refusal::Refusal;
-use super::{complain, flags, registries, say, settings, usage};
+use super::{complain, flags, registries, settings};
 use crate::commands;
-use crate::diagnostics;
 use crate::request::{self, Ambient};
 
 const ABOUT: &str = "push pushes an image that was saved: a tar of `docker save`, or an OCI layout.";
@@ -39,19 +38,10 @@ struct Work {
 
 /// Runs it; `tokens` are the arguments but the word `push`.
 pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
-    let table = flags::push();
-    let refuse = |refusal: &Refusal| usage_error(refusal, USAGE, &[], &table);
-    let parsed = match grammar::parse(&table, tokens) {
-        Ok(parsed) => parsed,
-        Err(error) => return refuse(&error.into()),
-    };
-    if parsed.help {
-        commands::result(&usage::help(ABOUT, USAGE, &[], &table));
-        return ExitCode::SUCCESS;
-    }
-    let (logger, work) = match logger(&parsed).and_then(|logger| Ok((Arc::new(logger), read(&parsed, ambient)?))) {
+    let front = Front { about: ABOUT, usage: USAGE, commands: &[], table: flags::push() };
+    let (logger, work) = match front.read(tokens, |parsed| read(parsed, ambient)) {
         Ok(read) => read,
-        Err(refusal) => return refuse(&refusal),
+        Err(ended) => return ended,
     };
     let cancel = Cancel::default();
     if let Err(error) = commands::build::listen_for_signals(&cancel) {
@@ -59,10 +49,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
     }
     match push(&work, &logger, ambient, &cancel) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            say(&format!("{}\n", failure.text));
-            ExitCode::from(failure.code)
-        }
+        Err(failure) => failure.end(),
     }
 }
 
@@ -91,10 +78,8 @@ fn push(work: &Work, logger: &Arc<Logger>, ambient: &Ambient, cancel: &Cancel) -
     let path = ambient.cwd.join(&work.path);
     let limits = Limits::default();
     let store = || Store::open(std::path::Path::new(&settings::work_dir("", ambient)));
-    let saved = Saved::open(&path, &store, &limits, cancel).map_err(|error| {
-        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
-        Failure::new(format!("error loading image: {}{hint}", diagnostics::chain(&error)))
-    })?;
+    let saved = Saved::open(&path, &store, &limits, cancel)
+        .map_err(|error| Failure::new(format!("error loading image: {}", told(&error))))?;
     let client = work.reached.push.client.clone().unwrap_or_else(|| work.reached.registry_client.clone());
     let options = work.reached.push.registry.clone().unwrap_or_else(|| work.reached.pull.registry.clone());
     let credentials = Credentials::new(work.reached.pull.credentials.clone());
@@ -116,9 +101,6 @@ fn push(work: &Work, logger: &Arc<Logger>, ambient: &Ambient, cancel: &Cancel) -
     }
     let lines = Lines::new(Arc::clone(logger), None);
     let pusher = Pusher::new(&registry, &saved, limits, &lines).with(work.reached.push.options);
-    pusher.publish(&export, false, cancel).map_err(|error| {
-        let hint = error.hint().map_or_else(String::new, |hint| format!(" ({hint})"));
-        Failure::new(format!("error pushing image: {}{hint}", diagnostics::chain(&error)))
-    })?;
-    Ok(())
+    let pushed = pusher.publish(&export, false, cancel);
+    pushed.map(drop).map_err(|error| Failure::new(format!("error pushing image: {}", told(&error))))
 }

@@ -1,10 +1,10 @@
 //! Command lines that cannot be carried out. Kaniko's words, where it has some.
 
+use builder_core::hint::go_quote;
 use builder_core::http::HttpError;
 use builder_core::oci::{PlatformParseError, ReferenceParseError};
 
 use super::grammar::GrammarError;
-use super::values::go_quote;
 use crate::request::UsageError;
 
 /// Why a command line cannot be carried out.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use builder_core::hint::go_quote;
+
 use super::grammar::Kind;
 
 /// Checks a value by the kind of its flag. The error is the reason, worded as Go words it.
@@ -112,32 +114,6 @@ fn git(text: &str) -> Result<(), String> {
     }
 }
 
-/// A text as Go's `%q` shows it.
-pub fn go_quote(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '\u{7}' => quoted.push_str("\\a"),
-            '\u{8}' => quoted.push_str("\\b"),
-            '\u{b}' => quoted.push_str("\\v"),
-            '\u{c}' => quoted.push_str("\\f"),
-            c if (c as u32) < 0x20 || c == '\u{7f}' => quoted.push_str(&format!("\\x{:02x}", c as u32)),
-            c if c.is_control() || c == '\u{feff}' || c == '\u{2028}' || c == '\u{2029}' => {
-                quoted.push_str(&format!("\\u{:04x}", c as u32));
-            }
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,10 +166,5 @@ mod tests {
         ] {
             assert_eq!(check(Kind::Git, text).is_ok(), good, "{text}");
         }
-    }
-
-    #[test]
-    fn texts_are_quoted_as_go_does() {
-        assert_eq!(go_quote("a\"\\\n\u{1}ä\u{85}"), r#""a\"\\\n\x01ä\u0085""#);
     }
 }

@@ -8,21 +8,20 @@ use std::time::SystemTime;
 
 use builder_core::cancel::Cancel;
 use builder_core::dockerfile;
-use builder_core::hint::Hint as _;
+use builder_core::hint;
 use builder_core::http;
 use builder_core::oci::Platform;
 use builder_core::plan::{self, PlanOptions, StageBase};
 use builder_core::registry::{Credentials, Registry};
-use builder_core::source::{Sources, WarmError, Warmed, Warmth};
+use builder_core::source::{Sources, Warmed, Warmth};
 use builder_core::store::Store;
 
-use super::executor::{logger, usage_error};
-use super::grammar::{self, Parsed};
+use super::front::{Front, told};
+use super::grammar::Parsed;
 use super::log::Logger;
 use super::refusal::Refusal;
-use super::{complain, flags, registries, settings, usage, values};
+use super::{complain, flags, registries, settings, values};
 use crate::commands;
-use crate::diagnostics;
 use crate::request::{self, Ambient};
 
 const ABOUT: &str =
@@ -30,19 +29,10 @@ const ABOUT: &str =
 
 /// Runs the program; `tokens` are its arguments.
 pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
-    let table = flags::warmer();
-    let refuse = |refusal: &Refusal| usage_error(refusal, "warmer", &[], &table);
-    let parsed = match grammar::parse(&table, tokens) {
-        Ok(parsed) => parsed,
-        Err(error) => return refuse(&error.into()),
-    };
-    if parsed.help {
-        commands::result(&usage::help(ABOUT, "warmer", &[], &table));
-        return ExitCode::SUCCESS;
-    }
-    let (logger, work) = match logger(&parsed).and_then(|logger| Ok((logger, read(&parsed, ambient)?))) {
+    let front = Front { about: ABOUT, usage: "warmer", commands: &[], table: flags::warmer() };
+    let (logger, work) = match front.read(tokens, |parsed| read(parsed, ambient)) {
         Ok(read) => read,
-        Err(refusal) => return refuse(&refusal),
+        Err(ended) => return ended,
     };
     let cancel = Cancel::default();
     if let Err(error) = commands::build::listen_for_signals(&cancel) {
@@ -111,7 +101,7 @@ fn warm(work: &Work, logger: &Logger, cancel: &Cancel) -> Result<(), String> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(writing)?;
     // Manifests go through a store; it goes when all is done.
     let scratch = tempfile(directory).map_err(writing)?;
-    let store = Store::open(scratch.path()).map_err(|error| diagnostics::chain(&error))?;
+    let store = Store::open(scratch.path()).map_err(|error| hint::chain(&error))?;
     let registries = &work.reached;
     let client = http::Client::new(registries.registry_client.clone());
     let credentials = Credentials::new(registries.pull.credentials.clone());
@@ -133,11 +123,6 @@ fn warm(work: &Work, logger: &Logger, cancel: &Cancel) -> Result<(), String> {
         }
     }
     if failures.len() == work.images.len() { Err(failures.join("; ")) } else { Ok(()) }
-}
-
-fn told(error: &WarmError) -> String {
-    let text = diagnostics::chain(error);
-    error.hint().map_or_else(|| text.clone(), |hint| format!("{text} ({hint})"))
 }
 
 /// A directory beside the entries, which is removed when it is dropped.

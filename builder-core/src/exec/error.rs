@@ -7,7 +7,7 @@ use super::inputs::InputError;
 use crate::cache::CacheError;
 use crate::copy::CopyError;
 use crate::dockerfile::{LineRange, ParseErrors};
-use crate::hint::Hint;
+use crate::hint::{Hint, go_quote};
 use crate::layer::LayerError;
 use crate::oci::Platform;
 use crate::output::OutputError;
@@ -397,36 +397,5 @@ impl Hint for BuildError {
         // A file of an image or a layer lies in the work dir, whatever its path looks like.
         let full = || "the work directory is full: free space there, or give --work-dir a larger volume".to_owned();
         own.or_else(|| fills_the_disk(self).then(full))
-    }
-}
-
-/// Quotes as Go's `%q` does, which is how BuildKit words the failing command.
-pub(crate) fn go_quote(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '\u{7}' => quoted.push_str("\\a"),
-            '\u{8}' => quoted.push_str("\\b"),
-            '\u{b}' => quoted.push_str("\\v"),
-            '\u{c}' => quoted.push_str("\\f"),
-            c if (c as u32) < 0x20 || c == '\u{7f}' => quoted.push_str(&format!("\\x{:02x}", c as u32)),
-            c => quoted.push(c),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn commands_are_quoted_as_go_does() {
-        assert_eq!(super::go_quote("/bin/sh -c echo \"a\"\n\\ä\u{1}"), r#""/bin/sh -c echo \"a\"\n\\ä\x01""#);
     }
 }

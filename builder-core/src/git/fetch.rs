@@ -7,10 +7,10 @@ use gix::bstr::{BStr, ByteSlice as _};
 use gix::remote::Direction;
 use gix::remote::fetch::{Shallow, Tags};
 
-use super::error::chain;
 use super::transport::ClientTransport;
 use super::{Commit, GitError, GitRequest};
 use crate::cancel::Cancel;
+use crate::hint::chain;
 use crate::http;
 
 /// Where fetched references are kept, apart from any that a remote could name.

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use gix_error::Error;
 use gix_transport::client::blocking_io::http::{GetResponse, Http, PostBodyDataKind, PostResponse};
 
-use super::error::chain;
 use crate::cancel::Cancel;
+use crate::hint::chain;
 use crate::http::{BodyReader, Client, Method, Request, Response, Secret};
 
 /// [`Http`] over [`Client`].

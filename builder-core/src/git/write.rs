@@ -11,9 +11,9 @@ use gix::bstr::ByteSlice as _;
 use gix::objs::tree::EntryKind;
 
 use super::GitError;
-use super::error::chain;
 use super::fetch::redacted;
 use crate::cancel::Cancel;
+use crate::hint::chain;
 
 /// The tree of one commit.
 pub(super) struct Tree<'a> {
