@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use builder_core::exec::{WorkDir, probe_work_dir};
-use builder_core::hint::Hint as _;
+use builder_core::hint::{self, Hint as _};
 use builder_core::rootfs::{Ownership, TreeMode};
 use builder_core::sandbox::{self, Environment, IdRanges, Machine, Tier};
 use serde_json::{Value, json};
@@ -13,13 +13,14 @@ use crate::diagnostics;
 use crate::exit::Exit;
 use crate::flags::InfoFlags;
 use crate::request::{self, Ambient};
+use crate::ui::bytes;
 
 /// Shows what this machine allows.
 pub fn run(flags: &InfoFlags, ambient: &Ambient) -> ExitCode {
     let state = match request::state(&flags.state, ambient) {
         Ok(state) => state,
         Err(error) => {
-            diagnostics::plain(&diagnostics::chain(&error), error.hint().as_deref());
+            diagnostics::plain(&hint::chain(&error), error.hint().as_deref());
             return Exit::Usage.into();
         }
     };
@@ -33,8 +34,7 @@ pub fn run(flags: &InfoFlags, ambient: &Ambient) -> ExitCode {
             return Exit::Sandbox.into();
         }
     };
-    let work_dir =
-        probe_work_dir(&state.work_dir, state.tree_mode, &environment).map_err(|error| diagnostics::chain(&error));
+    let work_dir = probe_work_dir(&state.work_dir, state.tree_mode, &environment).map_err(|error| hint::chain(&error));
     let facts = facts(&environment, &machine, &state.work_dir.display().to_string(), &work_dir);
     if flags.json {
         let text = document(&environment, &survey, &machine, &state.work_dir.display().to_string(), &work_dir, &facts);
@@ -194,12 +194,4 @@ fn ranges(ids: &IdRanges) -> String {
 
 fn yes_or_no(is: bool) -> &'static str {
     if is { "yes" } else { "no" }
-}
-
-fn bytes(count: u64) -> String {
-    match count {
-        0..0x10_0000 => format!("{count} bytes"),
-        0x10_0000..0x4000_0000 => format!("{} MiB", count >> 20),
-        _ => format!("{}.{} GiB", count >> 30, (count >> 20) % 1024 * 10 / 1024),
-    }
 }

@@ -20,13 +20,14 @@ pub fn observer(shown: Shown) -> Arc<dyn Observer> {
     }
 }
 
-/// Bytes for people: `3.4 MB`.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+/// Bytes for people, in the units of limits and disks: `3.4 MiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;
     let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
+    // What would be shown as 1024.0 is one of the next unit.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
         unit += 1;
     }
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
@@ -67,9 +68,14 @@ fn printable(line: &[u8]) -> String {
 mod tests {
     #[test]
     fn bytes_are_short() {
-        for (count, text) in
-            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (3_450_000, "3.5 MB"), (u64::MAX, "18446744.1 TB")]
-        {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (512 << 20, "512.0 MiB"),
+            ((1 << 30) - 1, "1.0 GiB"),
+            (u64::MAX, "16777216.0 TiB"),
+        ] {
             assert_eq!(super::bytes(count), text);
         }
     }
