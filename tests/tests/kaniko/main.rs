@@ -19,10 +19,14 @@ use serde_json::{Value, json};
 use tests::process::{self, Ended};
 use tests::slipway;
 
+mod cached;
 mod callers;
+mod contexts;
 mod flags;
+mod outputs;
 mod refused;
 mod registries;
+mod shown;
 mod warmed;
 
 /// How long one program may take, on a machine that is busy with others.
@@ -101,7 +105,17 @@ fn main() -> ExitCode {
         }
     };
     let used: Arc<Mutex<BTreeSet<String>>> = Arc::default();
-    let tables = [flags::ROWS, registries::ROWS, refused::ROWS, callers::ROWS, warmed::ROWS];
+    let tables = [
+        flags::ROWS,
+        contexts::ROWS,
+        outputs::ROWS,
+        cached::ROWS,
+        shown::ROWS,
+        registries::ROWS,
+        refused::ROWS,
+        callers::ROWS,
+        warmed::ROWS,
+    ];
     let whole = arguments.filter.is_none() && !arguments.list;
     let mut trials: Vec<Trial> = Vec::new();
     for row in tables.into_iter().flatten() {
@@ -342,4 +356,8 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, actual: T, expected: T) -> R
 /// Fails unless `condition` holds.
 fn that(what: &str, condition: bool) -> Result<(), String> {
     if condition { Ok(()) } else { Err(format!("not so: {what}")) }
+}
+
+fn pushed(case: &Case, _: &Ended) -> Result<(), String> {
+    case.manifest("out:1").map(drop)
 }

@@ -1,0 +1,127 @@
+//! The cache of steps.
+
+use super::*;
+
+pub const ROWS: &[Row] = &[
+    Row {
+        name: "cached::cache",
+        arguments: &["--cache", "--cache-copy-layers", "--no-push-cache=false"],
+        says: &[
+            "Checking for cached layer REGISTRY/out/cache...",
+            "No cached layer found for cmd COPY one /one",
+            "Pushing layer REGISTRY/out/cache:",
+        ],
+        check: |case, _| {
+            again_from_cache(case, &["--cache", "--cache-copy-layers"], "Using caching version of cmd: COPY one /one")
+        },
+        ..ROW
+    },
+    Row {
+        name: "cached::cache-repo",
+        arguments: &["--cache=true", "--cache-repo", "REGISTRY/steps", "--cache-copy-layers=true", "--cache-ttl=1h"],
+        says: &["Pushing layer REGISTRY/steps:"],
+        check: |case, _| {
+            again_from_cache(
+                case,
+                &["--cache", "--cache-copy-layers", "--cache-repo=REGISTRY/steps"],
+                "Using caching version of cmd: COPY one /one",
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "cached::cache-repo-of-a-layout",
+        arguments: &["--cache", "--cache-repo=oci:DIR/steps", "--cache-copy-layers"],
+        check: |case, _| {
+            again_from_cache(
+                case,
+                &["--cache", "--cache-copy-layers", "--cache-repo=oci:DIR/steps"],
+                "Using caching version of cmd: COPY one /one",
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "cached::cache-copy-layers-is-off",
+        arguments: &["--cache"],
+        check: |case, ended| {
+            that(
+                "nothing is put",
+                !plain(&ended.stderr).contains("Pushing layer")
+                    && !case.registry.lines().iter().any(|line| line.starts_with("PUT") && line.contains("/cache/")),
+            )
+        },
+        ..ROW
+    },
+    Row {
+        name: "cached::cache-run-layers",
+        arguments: &["--cache"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        says: &["Pushing layer REGISTRY/out/cache:"],
+        check: |case, _| again_from_cache(case, &["--cache"], "Using caching version of cmd: RUN echo 1 > /x"),
+        ..ROW
+    },
+    Row {
+        name: "cached::cache-run-layers-off",
+        arguments: &["--cache", "--cache-run-layers=false"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        check: |_, ended| that("nothing is put", !plain(&ended.stderr).contains("Pushing layer")),
+        ..ROW
+    },
+    Row {
+        name: "cached::no-push-cache",
+        arguments: &["--cache", "--no-push-cache"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        check: |_, ended| that("nothing is put", !plain(&ended.stderr).contains("Pushing layer")),
+        ..ROW
+    },
+    Row {
+        name: "cached::a-cache-that-refuses-is-a-warning",
+        arguments: &["--cache"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\n",
+        prepare: |case| {
+            case.registry.fault(fixtures::registry::Fault::always(
+                "",
+                "/out/cache/",
+                fixtures::registry::Effect::status(403),
+            ));
+            Ok(())
+        },
+        says: &["WARN"],
+        check: pushed,
+        ..ROW
+    },
+    Row {
+        name: "cached::the-cache-is-checked-when-nothing-is-pushed",
+        bare: true,
+        arguments: &["-c=context", "--no-push", "--cache", "--cache-repo=REGISTRY/cache"],
+        prepare: |case| {
+            case.registry.fault(fixtures::registry::Fault::always(
+                "POST",
+                "/cache/blobs/uploads/",
+                fixtures::registry::Effect::status(403),
+            ));
+            Ok(())
+        },
+        code: 1,
+        says: &["error checking push permissions: ", "REGISTRY/cache"],
+        ..ROW
+    },
+];
+
+/// A second build in an empty work directory takes its steps from the cache.
+fn again_from_cache(case: &Case, arguments: &[&str], says: &str) -> Result<(), String> {
+    case.registry.clear_log();
+    let fixed =
+        ["--context=context", "--destination=REGISTRY/out:1", "--kaniko-dir=empty", "--skip-push-permission-check"];
+    let arguments: Vec<String> = fixed.iter().chain(arguments).map(|argument| case.filled(argument)).collect();
+    let first = case.manifest("out:1")?["layers"].clone();
+    let ended = case.run("executor", &arguments, &[])?;
+    that(&ended.text(), ended.success() && plain(&ended.stderr).contains(says))?;
+    let lines = case.registry.lines();
+    that(
+        &format!("no layer of the base is fetched: {lines:#?}"),
+        lines.iter().filter(|line| line.starts_with("GET") && line.contains("/base/blobs/")).count() < 2,
+    )?;
+    same("layers", case.manifest("out:1")?["layers"].clone(), first)
+}
