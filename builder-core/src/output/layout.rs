@@ -49,19 +49,10 @@ pub fn oci_directory(
 ) -> Result<(), OutputError> {
     let ours = entries(export)?;
     let mut index = read_index(dest)?;
-    let directory = dest.join("blobs/sha256");
-    fs::create_dir_all(&directory).map_err(OutputError::io("create", &directory))?;
-    for part in export.parts() {
-        write_part(&part, blobs, &directory, cancel, observer)?;
-    }
     let name = |entry: &Descriptor| entry.annotations.get(IMAGE_NAME).or(entry.annotations.get(REF_NAME)).cloned();
     index.manifests.retain(|old| ours.iter().all(|new| name(old) != name(new)));
     index.manifests.extend(ours);
-    let json = index_json(&index);
-    replace(&dest.join("oci-layout"), LAYOUT)?;
-    replace(&dest.join("index.json"), &json)?;
-    exported(observer, &dest.display().to_string(), export);
-    Ok(())
+    write_layout(export, &index, blobs, dest, cancel, observer)
 }
 
 /// Writes an image into the OCI layout directory `dest`, which is made if it is missing, and makes it the only one there. It
@@ -77,13 +68,25 @@ pub fn only_oci_directory(
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
     let root = export.root().ok_or(OutputError::NoImage)?;
+    write_layout(export, &empty_index(vec![root]), blobs, dest, cancel, observer)
+}
+
+/// Writes what an image is made of below `dest`, and `index` when all of it is there.
+fn write_layout(
+    export: &Export<'_>,
+    index: &ImageIndex,
+    blobs: &dyn Blobs,
+    dest: &Path,
+    cancel: &Cancel,
+    observer: &dyn Observer,
+) -> Result<(), OutputError> {
     let directory = dest.join("blobs/sha256");
     fs::create_dir_all(&directory).map_err(OutputError::io("create", &directory))?;
     for part in export.parts() {
         write_part(&part, blobs, &directory, cancel, observer)?;
     }
     replace(&dest.join("oci-layout"), LAYOUT)?;
-    replace(&dest.join("index.json"), &index_of(vec![root]))?;
+    replace(&dest.join("index.json"), &index_json(index))?;
     exported(observer, &dest.display().to_string(), export);
     Ok(())
 }

@@ -350,6 +350,11 @@ impl Hint for RegistryError {
             Self::Refused { status: 429, .. } => {
                 Some("the registry limits requests: log in, or use a mirror".to_owned())
             }
+            Self::Refused { status: 413, place, .. } => Some(format!(
+                "a proxy in front of {} refuses bodies of that size, and the registry takes no smaller pieces: raise the \
+                 proxy's limit (nginx: client_max_body_size)",
+                place.registry
+            )),
             Self::Upload { source, .. } => source.hint(),
             Self::Http { source, .. } => source.hint(),
             Self::Credentials(error) => error.hint(),

@@ -270,9 +270,9 @@ impl Registry {
             }
             last_failure = sent;
             attempt += 1;
-            if attempt > 2 && sent == 0 && chunk.is_none() && size > FIRST_CHUNK_BYTES {
-                // Some proxies end connections that send too much instead of answering 413.
-                chunk = Some(FIRST_CHUNK_BYTES);
+            if attempt > 2 && sent == 0 && size > FIRST_CHUNK_BYTES {
+                // Some proxies end connections that send too much instead of answering 413; 1 MiB is nginx's own limit.
+                chunk = Some(chunk.map_or(FIRST_CHUNK_BYTES, |chunk| (chunk / 16).max(SMALLEST_CHUNK_BYTES)));
             }
             let Some(delay) = self.client().options().retry.delay(attempt, asked) else {
                 let (attempts, source) = (attempt - 1, Box::new(error));
