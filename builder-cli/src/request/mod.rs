@@ -9,14 +9,12 @@ mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 pub use ambient::Ambient;
 pub use error::UsageError;
 pub use registries::Registries;
 
-use builder_core::exec::{BuildRequest, Directories, NoCache, PushSettings, SecretValue};
-use builder_core::layer::Compression;
+use builder_core::exec::{BuildRequest, Directories, NoCache, SecretValue};
 use builder_core::limits::Limits;
 use builder_core::oci::{Platform, Reference};
 use builder_core::output::{Exporter, Target};
@@ -24,7 +22,6 @@ use builder_core::plan::{NetworkMode, PlanOptions, RunDefaults};
 use builder_core::registry::RegistryOptions;
 use builder_core::rootfs::TreeMode;
 use builder_core::sandbox::{Environment, Tier, Wish};
-use builder_core::snapshot::Ignored;
 
 use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees, Unpack};
 use values::{bytes, host, name_values, ulimit};
@@ -113,19 +110,14 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         git: inputs::git(&flags.git)?,
         platforms: platforms(&flags.platform)?,
         tags,
-        work_dir: state.work_dir,
         tree_mode: state.tree_mode,
         directories: match flags.unpack {
             Unpack::Auto => Directories::WhenNeeded,
             Unpack::Always => Directories::Always,
         },
-        environment,
         client: registries.client,
-        registry_client: None,
         registry: RegistryOptions { upload_chunk_bytes: max_chunk(flags)?, ..registries.registry },
         credentials: registries.credentials,
-        ignored: Ignored::default(),
-        warmed: None,
         limits: limits(flags)?,
         keep_layers: flags.keep_layers,
         no_cache: match (flags.no_cache, flags.no_cache_filter.as_slice()) {
@@ -134,14 +126,10 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
             (false, stages) => NoCache::Stages(stages.to_vec()),
         },
         cache,
-        compression: Compression::default(),
         secrets,
         ssh: inputs::ssh(&flags.ssh, ambient)?,
         annotations: inputs::annotations(&flags.annotation)?,
-        inherit_media_types: false,
-        push: PushSettings::default(),
-        before_outputs: None,
-        now: SystemTime::now,
+        ..BuildRequest::new(&ambient.cwd, state.work_dir, environment)
     };
     Ok(Build {
         request,

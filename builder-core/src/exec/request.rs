@@ -146,6 +146,63 @@ pub enum ContextSource {
 }
 
 impl BuildRequest {
+    /// The build of `Dockerfile` in the directory `context`, with what [`crate::sandbox::enter`] found and the defaults of
+    /// `slipway build`: no output but the work dir, no names, no credentials. Fields are changed as needed.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    ///
+    /// use builder_core::cancel::Cancel;
+    /// use builder_core::event::Silent;
+    /// use builder_core::exec::{self, BuildRequest};
+    /// use builder_core::output::{Exporter, Target};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let environment = builder_core::sandbox::enter()?; // first thing in main
+    /// let mut request = BuildRequest::new("/workspace", "/volume/slipway", environment);
+    /// request.tags = vec!["registry.example/app:1".parse()?];
+    /// request.outputs = vec![Target::new(Exporter::Registry { by_digest: false, insecure: false })];
+    /// let result = exec::build(&request, Arc::new(Silent), &Cancel::default())?;
+    /// println!("{}", result.root.digest);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new(context: impl Into<PathBuf>, work_dir: impl Into<PathBuf>, environment: Environment) -> Self {
+        let context = context.into();
+        Self {
+            dockerfile: DockerfileSource::File(context.join("Dockerfile")),
+            context: ContextSource::Directory(context),
+            context_sub_path: None,
+            git: GitOptions::default(),
+            plan: PlanOptions::default(),
+            platforms: Vec::new(),
+            tags: Vec::new(),
+            outputs: Vec::new(),
+            work_dir: work_dir.into(),
+            tree_mode: None,
+            directories: Directories::default(),
+            environment,
+            client: ClientOptions::default(),
+            registry_client: None,
+            registry: RegistryOptions::default(),
+            credentials: CredentialOptions::default(),
+            ignored: Ignored::default(),
+            warmed: None,
+            limits: Limits::default(),
+            keep_layers: false,
+            no_cache: NoCache::Off,
+            cache: CacheOptions::default(),
+            compression: Compression::default(),
+            secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
+            annotations: Vec::new(),
+            inherit_media_types: false,
+            push: PushSettings::default(),
+            before_outputs: None,
+            now: SystemTime::now,
+        }
+    }
+
     /// Compression of new layers: what an output asks for, else the request's own.
     pub(super) fn layer_compression(&self) -> Compression {
         self.outputs.iter().find_map(|target| target.compression).unwrap_or(self.compression)

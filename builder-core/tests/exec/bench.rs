@@ -11,9 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use builder_core::cancel::Cancel;
 use builder_core::event::{Event, Observer};
-use builder_core::exec::{self, BuildError, BuildRequest, BuildResult, ContextSource, DockerfileSource, NoCache};
+use builder_core::exec::{self, BuildError, BuildRequest, BuildResult, DockerfileSource};
 use builder_core::hint::Hint;
-use builder_core::layer::Compression;
 use builder_core::oci::Descriptor;
 use builder_core::output::Target;
 use builder_core::registry::{RegistryMap, RegistryOptions};
@@ -158,35 +157,8 @@ impl Bench {
         let maps = vec![RegistryMap { registry: "docker.io".to_owned(), targets: vec![target], fallback: false }];
         BuildRequest {
             dockerfile: DockerfileSource::Text(dockerfile.to_owned()),
-            context: ContextSource::Directory(self.path("context")),
-            context_sub_path: None,
-            git: Default::default(),
-            plan: Default::default(),
-            platforms: Vec::new(),
-            tags: Vec::new(),
-            outputs: Vec::new(),
-            work_dir: self.path("work"),
-            tree_mode: None,
-            directories: Default::default(),
-            environment: self.environment.clone(),
-            client: Default::default(),
-            registry_client: None,
             registry: RegistryOptions { maps, ..RegistryOptions::default() },
-            credentials: Default::default(),
-            ignored: Default::default(),
-            warmed: None,
-            limits: Default::default(),
-            keep_layers: false,
-            no_cache: NoCache::Off,
-            cache: Default::default(),
-            compression: Compression::DEFAULT,
-            secrets: BTreeMap::new(),
-            ssh: BTreeMap::new(),
-            annotations: Vec::new(),
-            inherit_media_types: false,
-            push: Default::default(),
-            before_outputs: None,
-            now: SystemTime::now,
+            ..BuildRequest::new(self.path("context"), self.path("work"), self.environment.clone())
         }
     }
 
