@@ -40,6 +40,8 @@
 //! `unsafe` are in `sys`.
 
 mod chroot;
+mod command;
+mod dev;
 mod environment;
 mod execute;
 mod ids;
@@ -302,6 +304,9 @@ pub fn run(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
+    if cancel.is_cancelled() {
+        return Err(SandboxError::Cancelled);
+    }
     match environment.tier {
         Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
         Some(Tier::Chroot) => chroot::run(environment, rootfs.root_fd(), spec, output, cancel),

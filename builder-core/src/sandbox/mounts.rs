@@ -13,38 +13,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
+use super::dev;
 use super::sys::{MountAttributes, mount_setattr};
-
-/// Device nodes of /dev, bound from the host: making them needs a right that user namespaces do not give, and as these are
-/// the only ones that a RUN can open (everything else is mounted `nodev`), CAP_MKNOD is harmless in it.
-pub const DEVICES: [&CStr; 6] = [c"null", c"zero", c"full", c"random", c"urandom", c"tty"];
-
-/// Devices that `--security=insecure` adds if the host has them.
-pub const INSECURE_DEVICES: [&CStr; 13] = [
-    c"fuse",
-    c"kvm",
-    c"kmsg",
-    c"loop-control",
-    c"loop0",
-    c"loop1",
-    c"loop2",
-    c"loop3",
-    c"loop4",
-    c"loop5",
-    c"loop6",
-    c"loop7",
-    c"net/tun",
-];
-
-/// Symbolic links of /dev.
-const LINKS: [(&CStr, &CStr); 6] = [
-    (c"fd", c"/proc/self/fd"),
-    (c"stdin", c"/proc/self/fd/0"),
-    (c"stdout", c"/proc/self/fd/1"),
-    (c"stderr", c"/proc/self/fd/2"),
-    (c"ptmx", c"pts/ptmx"),
-    (c"core", c"/proc/kcore"),
-];
 
 /// Size of the tmpfs at /dev, as Docker has it.
 const DEV_OPTIONS: [(&str, &str); 2] = [("mode", "755"), ("size", "65536k")];
@@ -124,21 +94,21 @@ pub fn root(root: BorrowedFd<'_>, allow_devices: bool) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// What the kernel says.
-pub fn dev(devices: &[&CStr], allow_devices: bool) -> io::Result<OwnedFd> {
+pub fn dev(devices: &[&str], allow_devices: bool) -> io::Result<OwnedFd> {
     let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     if !allow_devices {
         flags |= MountAttrFlags::MOUNT_ATTR_NODEV;
     }
     let mount = tmpfs(&DEV_OPTIONS, flags)?;
     for name in [c"pts", c"shm", c"mqueue", c"net"] {
-        if name != c"net" || devices.iter().any(|device| device.to_bytes().starts_with(b"net/")) {
+        if name != c"net" || devices.iter().any(|device| device.starts_with("net/")) {
             make_directory(&mount, name)?;
         }
     }
     for name in devices {
-        write_file(&mount, name, b"", 0o666, (0, 0))?;
+        write_file(&mount, *name, b"", 0o666, (0, 0))?;
     }
-    for (name, text) in LINKS {
+    for (name, text) in dev::LINKS.into_iter().chain([("ptmx", "pts/ptmx")]) {
         rustix::fs::symlinkat(text, &mount, name)?;
     }
     Ok(mount)
@@ -148,10 +118,10 @@ pub fn dev(devices: &[&CStr], allow_devices: bool) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// What the kernel says; `ENOENT` if the host has none.
-pub fn device(name: &CStr) -> io::Result<OwnedFd> {
+pub fn device(name: &str) -> io::Result<OwnedFd> {
     let host = rustix::fs::open("/dev", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    bind(host.as_fd(), Path::new(&*name.to_string_lossy()), flags, false)
+    bind(host.as_fd(), Path::new(name), flags, false)
 }
 
 /// The staging tmpfs: files that the child mounts one by one, and [`EMPTY`].
@@ -179,7 +149,13 @@ fn make_directory(mount: &OwnedFd, name: &CStr) -> io::Result<()> {
 ///
 /// # Errors
 /// What the kernel says: `EINVAL` for an owner that does not exist in this user namespace.
-pub fn write_file(mount: &OwnedFd, name: &CStr, content: &[u8], mode: u32, owner: (u32, u32)) -> io::Result<()> {
+pub fn write_file(
+    mount: &OwnedFd,
+    name: impl rustix::path::Arg,
+    content: &[u8],
+    mode: u32,
+    owner: (u32, u32),
+) -> io::Result<()> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(mount, name, flags, Mode::from_raw_mode(0o600))?;
     let mut file = std::fs::File::from(file);

@@ -1,46 +1,25 @@
 //! The tier `namespaces`: one run, from the specification to the exit status.
 
-use std::collections::BTreeSet;
-use std::ffi::{CStr, CString, OsStr, OsString};
-use std::io;
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType};
 use rustix::mount::MountAttrFlags;
-use rustix::thread::CapabilitySet;
 
+use super::command::{CAPABILITIES, Steps, cstring, mounts_in_order, pipes};
 use super::execute::{Prepared, execute};
 use super::stubs::{self, Stubs};
-use super::sys::{self, Arguments, Op, Program, Step};
+use super::sys::Op;
 use super::{
-    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, mounts, network, setup,
+    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, dev, mounts, network, setup,
 };
 use crate::cancel::Cancel;
 use crate::event::Stream;
 
 /// Bytes of /dev/shm unless asked otherwise: Docker's default.
 const SHM_BYTES: u64 = 64 << 20;
-
-/// Search path if the environment has none, as the kernel's own shells have it.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What a RUN may do as root: Docker's default capabilities (checklist R-11).
-pub const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::NET_BIND_SERVICE)
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::SYS_CHROOT)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::AUDIT_WRITE)
-    .union(CapabilitySet::SETFCAP);
 
 /// Hidden from a RUN: Docker's masked paths.
 const MASKED: [&CStr; 12] = [
@@ -61,9 +40,6 @@ const MASKED: [&CStr; 12] = [
 /// Read-only for a RUN: Docker's read-only paths.
 const READ_ONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/sys", c"/proc/sysrq-trigger"];
 
-/// Directories that a RUN always has; made where missing, and they stay (checklist B-06).
-const STANDARD: [&str; 3] = ["/dev", "/proc", "/sys"];
-
 /// See [`super::run`].
 pub fn run(
     environment: &Environment,
@@ -72,17 +48,11 @@ pub fn run(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    if cancel.is_cancelled() {
-        return Err(SandboxError::Cancelled);
-    }
     check_ids(environment, spec)?;
     let mut stubs = Stubs::default();
     let result =
         prepare(environment, root, spec, &mut stubs).and_then(|prepared| execute(prepared, spec, output, cancel));
-    let removed = stubs.remove(root).map_err(|(path, source)| SandboxError::Setup {
-        what: format!("remove the mount point `{}`", path.display()),
-        source,
-    });
+    let removed = stubs.remove(root);
     let status = result?;
     removed?;
     Ok(status)
@@ -112,7 +82,7 @@ struct Builder<'a> {
     root: BorrowedFd<'a>,
     spec: &'a RunSpec,
     stubs: &'a mut Stubs,
-    steps: Vec<Step>,
+    steps: Steps,
     /// Mount points so far, without symbolic links.
     covered: Vec<PathBuf>,
     staging: OwnedFd,
@@ -127,7 +97,7 @@ fn prepare(
 ) -> Result<Prepared, SandboxError> {
     let staging = setup("make a tmpfs for files", mounts::staging())?;
     let mut builder =
-        Builder { environment, root, spec, stubs, steps: Vec::new(), covered: Vec::new(), staging, staged: 0 };
+        Builder { environment, root, spec, stubs, steps: Steps::default(), covered: Vec::new(), staging, staged: 0 };
     builder.root()?;
     builder.dev()?;
     builder.proc_and_sys()?;
@@ -144,7 +114,7 @@ fn prepare(
 
 impl Builder<'_> {
     fn push(&mut self, what: impl Into<String>, op: Op) {
-        self.steps.push(Step { what: what.into(), op });
+        self.steps.push(what, op);
     }
 
     fn root(&mut self) -> Result<(), SandboxError> {
@@ -153,21 +123,7 @@ impl Builder<'_> {
         self.push("make the image's tree the root", Op::EnterRoot { tree });
         let mount = setup("keep the tmpfs for files", self.staging.try_clone())?;
         self.push("attach the tmpfs for files", Op::AttachStaging { mount });
-        for path in STANDARD {
-            let place = self.locate(Path::new(path))?;
-            match place.kind {
-                Some(FileType::Directory) => {}
-                Some(_) => {
-                    let source = io::Error::from(io::ErrorKind::NotADirectory);
-                    return Err(SandboxError::Setup { what: format!("mount `{path}`"), source });
-                }
-                None => {
-                    let made = stubs::create_directories(self.root, &place.path, (0, 0));
-                    setup(format!("create `{path}`"), made)?;
-                }
-            }
-            self.covered.push(place.path);
-        }
+        self.covered.extend(stubs::create_standard(self.root, Some((0, 0)))?);
         Ok(())
     }
 
@@ -177,14 +133,14 @@ impl Builder<'_> {
 
     fn dev(&mut self) -> Result<(), SandboxError> {
         let insecure = self.spec.insecure;
-        let mut devices = mounts::DEVICES.to_vec();
+        let mut devices: Vec<&str> = dev::NODES.iter().map(|node| node.name).collect();
         if insecure {
-            devices.extend(mounts::INSECURE_DEVICES.iter().filter(|name| Path::new("/dev").join(os(name)).exists()));
+            devices.extend(dev::INSECURE.iter().filter(|name| Path::new("/dev").join(name).exists()));
         }
         let dev = setup("make a tmpfs for /dev", mounts::dev(&devices, insecure))?;
         self.push("mount /dev", Op::Attach { mount: dev, target: c"/dev".into() });
         for name in devices {
-            let path = format!("/dev/{}", name.to_string_lossy());
+            let path = format!("/dev/{name}");
             let mount = setup(format!("bind {path} of the host"), mounts::device(name))?;
             let target = cstring(&path)?;
             self.push(format!("mount {path}"), Op::Attach { mount, target });
@@ -252,9 +208,7 @@ impl Builder<'_> {
     }
 
     fn files_of_etc(&mut self) -> Result<(), SandboxError> {
-        let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let hosts = network::hosts(&self.spec.hostname, &self.spec.extra_hosts);
-        for (path, text) in [("/etc/resolv.conf", network::resolv_conf(&host)), ("/etc/hosts", hosts)] {
+        for (path, text) in network::files(self.spec) {
             let place = self.mount_point(Path::new(path), false)?;
             self.stage(text.as_bytes(), (0o644, 0, 0), &place, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         }
@@ -303,10 +257,7 @@ impl Builder<'_> {
     }
 
     fn mounts(&mut self) -> Result<(), SandboxError> {
-        let spec = self.spec;
-        let mut sorted: Vec<&SandboxMount> = spec.mounts.iter().collect();
-        sorted.sort_by(|a, b| a.target.cmp(&b.target));
-        for mount in sorted {
+        for mount in mounts_in_order(self.spec) {
             self.mount(mount)?;
         }
         Ok(())
@@ -364,13 +315,7 @@ impl Builder<'_> {
         if spec.no_network {
             self.push("bring the loopback interface up", Op::LoopbackUp);
         }
-        for (name, soft, hard) in &spec.ulimits {
-            let resource = limit(name).ok_or_else(|| SandboxError::UnknownLimit { name: name.clone() })?;
-            // -1 is "none", which is all ones for the kernel too.
-            let op = Op::Limit { resource, soft: soft.cast_unsigned(), hard: hard.cast_unsigned() };
-            self.push(format!("set the limit {name} to {soft}:{hard}"), op);
-        }
-        Ok(())
+        self.steps.limits(spec)
     }
 
     fn working_directory(&mut self) -> Result<(), SandboxError> {
@@ -384,62 +329,31 @@ impl Builder<'_> {
             self.push(what, Op::MakeDirectories { paths });
         } else if place.kind.is_none() {
             let owner = (self.spec.user.uid, self.spec.user.gid);
-            setup(what, stubs::create_directories(self.root, &place.path, owner))?;
+            setup(what, stubs::create_directories(self.root, &place.path, Some(owner)))?;
         }
         Ok(())
     }
 
     fn finish(mut self) -> Result<Prepared, SandboxError> {
         let spec = self.spec;
-        let cwd = cstring(&spec.cwd)?;
-        let enter = format!("enter the working directory `{}`", spec.cwd.display());
-        self.push(&*enter, Op::WorkingDirectory { path: cwd.clone(), last_try: false });
-
-        let pipe = || setup("make a pipe", sys::pipe());
-        let ((stdout, output), (stderr, error), (report, reporter)) = (pipe()?, pipe()?, pipe()?);
-        let input = setup("open /dev/null", mounts::open_null().and_then(sys::above_stdio))?;
-        self.push("arrange the output", Op::Standard { input, output, error, uid: spec.user.uid });
-
+        let (ends, inner) = pipes()?;
+        self.steps.enter(&spec.cwd, false)?;
+        let report = self.steps.standard(inner, spec.user.uid);
         let permitted = setup("read the capabilities", rustix::thread::capabilities(None))?.permitted;
         let capabilities = if spec.insecure { permitted } else { permitted & CAPABILITIES };
         if !spec.insecure {
             self.push("drop capabilities", Op::BoundingSet(CAPABILITIES));
-            if let Some(filter) = sys::seccomp::filter() {
-                self.push("install the system call filter", Op::Filter(filter));
-            }
+            self.steps.filter();
         }
-        let groups = (self.environment.ids != IdMapping::Single).then(|| {
-            let unique: BTreeSet<u32> = spec.user.groups.iter().copied().collect();
-            unique.into_iter().map(rustix::process::Gid::from_raw).collect()
-        });
-        let (uid, gid) = (spec.user.uid, spec.user.gid);
-        self.push(format!("become user {uid}:{gid}"), Op::Become { uid, gid, groups, capabilities });
-        self.push(enter, Op::WorkingDirectory { path: cwd, last_try: true });
-
-        let name = spec.argv.first().cloned().unwrap_or_default();
-        let bad = |source| SandboxError::Exec { program: name.clone(), source };
-        let mut program = Program {
-            steps: self.steps,
-            candidates: candidates(&name, &spec.env).map_err(bad)?,
-            argv: Arguments::new(&spec.argv).map_err(bad)?,
-            env: Arguments::new(spec.env.iter().map(pair)).map_err(bad)?,
-            report: reporter,
-        };
-        program.close_others();
+        self.steps.become_user(spec, self.environment.ids != IdMapping::Single, capabilities);
+        self.steps.enter(&spec.cwd, true)?;
+        let program = self.steps.program(spec, report)?;
         let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         if spec.no_network {
             flags |= libc::CLONE_NEWNET;
         }
-        Ok(Prepared { program, flags, stdout, stderr, report })
+        Ok(Prepared { program, flags, ends })
     }
-}
-
-/// A variable as execve(2) takes it.
-pub fn pair((key, value): &(OsString, OsString)) -> OsString {
-    let mut pair = key.clone();
-    pair.push("=");
-    pair.push(value);
-    pair
 }
 
 /// linux/magic.h
@@ -447,85 +361,4 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 fn os(text: &CStr) -> &OsStr {
     OsStr::from_bytes(text.to_bytes())
-}
-
-fn cstring(path: impl AsRef<Path>) -> Result<CString, SandboxError> {
-    let path = path.as_ref();
-    setup(format!("use the path `{}`", path.display()), CString::new(path.as_os_str().as_bytes()))
-}
-
-/// Paths to try for the program `name`, in order.
-///
-/// # Errors
-/// `NotFound` for an empty name, `InvalidInput` for a NUL byte in it.
-pub fn candidates(name: &OsStr, env: &[(OsString, OsString)]) -> io::Result<Vec<CString>> {
-    let name = name.as_bytes();
-    if name.is_empty() {
-        return Err(io::Error::from(io::ErrorKind::NotFound));
-    }
-    if name.contains(&b'/') {
-        return Ok(vec![CString::new(name)?]);
-    }
-    // Of a variable that is there twice the last one counts, as for a shell.
-    let path = env.iter().rev().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_bytes());
-    let path = path.unwrap_or(DEFAULT_PATH.as_bytes());
-    let join = |directory: &[u8]| {
-        let directory = if directory.is_empty() { &b"."[..] } else { directory };
-        CString::new([directory, name].join(&b'/'))
-    };
-    Ok(path.split(|&byte| byte == b':').map(join).collect::<Result<_, _>>()?)
-}
-
-/// `RLIMIT_…` by the name that `--ulimit` uses. setrlimit(2)
-#[allow(clippy::unnecessary_cast, reason = "the constants are signed with musl")]
-pub fn limit(name: &str) -> Option<u32> {
-    Some(match name {
-        "core" => libc::RLIMIT_CORE,
-        "cpu" => libc::RLIMIT_CPU,
-        "data" => libc::RLIMIT_DATA,
-        "fsize" => libc::RLIMIT_FSIZE,
-        "locks" => libc::RLIMIT_LOCKS,
-        "memlock" => libc::RLIMIT_MEMLOCK,
-        "msgqueue" => libc::RLIMIT_MSGQUEUE,
-        "nice" => libc::RLIMIT_NICE,
-        "nofile" => libc::RLIMIT_NOFILE,
-        "nproc" => libc::RLIMIT_NPROC,
-        "rss" => libc::RLIMIT_RSS,
-        "rtprio" => libc::RLIMIT_RTPRIO,
-        "rttime" => libc::RLIMIT_RTTIME,
-        "sigpending" => libc::RLIMIT_SIGPENDING,
-        "stack" => libc::RLIMIT_STACK,
-        _ => return None,
-    } as u32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check(name: &str, path: Option<&str>, expected: &[&str]) {
-        let env: Vec<_> = path.into_iter().map(|path| ("PATH".into(), path.into())).collect();
-        let found = candidates(OsStr::new(name), &env).expect("no NUL");
-        assert_eq!(found.iter().map(|path| path.to_str().expect("UTF-8")).collect::<Vec<_>>(), expected, "{name:?}");
-    }
-
-    #[test]
-    fn programs_are_looked_up() {
-        check("/bin/sh", Some("/x"), &["/bin/sh"]);
-        check("./x", Some("/x"), &["./x"]);
-        check("sh", Some("/a:/b"), &["/a/sh", "/b/sh"]);
-        check("sh", Some(":/b:"), &["./sh", "/b/sh", "./sh"]);
-        check(
-            "sh",
-            None,
-            &["/usr/local/sbin/sh", "/usr/local/bin/sh", "/usr/sbin/sh", "/usr/bin/sh", "/sbin/sh", "/bin/sh"],
-        );
-        assert!(candidates(OsStr::new(""), &[]).is_err());
-    }
-
-    #[test]
-    fn capabilities_are_dockers() {
-        assert_eq!(CAPABILITIES.bits(), 0xa804_25fb);
-    }
 }

@@ -2,12 +2,20 @@
 
 use std::fmt::Write as _;
 
+use super::RunSpec;
+
 /// For machines whose resolv.conf names no server, as Docker has them.
 const PUBLIC_SERVERS: &str = "nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\n\
                               nameserver 2001:4860:4860::8844\n";
 
+/// Files of /etc that every RUN finds: path and text.
+pub fn files(spec: &RunSpec) -> [(&'static str, String); 2] {
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    [("/etc/resolv.conf", resolv_conf(&host)), ("/etc/hosts", hosts(&spec.hostname, &spec.extra_hosts))]
+}
+
 /// `/etc/hosts`: this host, then the additional names in order.
-pub fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
+fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
     let mut text = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for (name, address) in extra {
         writeln!(text, "{address}\t{name}").expect("writing to a string cannot fail");
@@ -17,7 +25,7 @@ pub fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
 
 /// `/etc/resolv.conf` from the host's. A RUN shares the host's network, so even servers on loopback addresses answer there
 /// and the text is kept; only if it names no server at all, public ones are added.
-pub fn resolv_conf(host: &str) -> String {
+fn resolv_conf(host: &str) -> String {
     let names_a_server = host.lines().any(|line| {
         let mut words = line.split_whitespace();
         words.next() == Some("nameserver") && words.next().is_some()

@@ -13,6 +13,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
 
+use super::{SandboxError, setup};
+
 /// Symbolic links that are followed in one path: path_resolution(7).
 const LINKS: usize = 40;
 
@@ -114,17 +116,40 @@ fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, 
     }
 }
 
-/// Makes missing directories down to `path`, which must be as [`locate`] gives it, 0755 and owned by `owner`.
+/// Directories that a RUN always has; made where missing, and they stay (checklist B-06).
+pub const STANDARD: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// Makes what is missing of [`STANDARD`], owned by `owner`; their paths without symbolic links.
+///
+/// # Errors
+/// If something else is there, and what the kernel says.
+pub fn create_standard(root: BorrowedFd<'_>, owner: Option<(u32, u32)>) -> Result<Vec<PathBuf>, SandboxError> {
+    let create = |path: &str| {
+        let place = setup(format!("look up `{path}` in the image"), locate(root, Path::new(path), &[]))?;
+        let made = match place.kind {
+            Some(FileType::Directory) => Ok(()),
+            Some(_) => Err(io::ErrorKind::NotADirectory.into()),
+            None => create_directories(root, &place.path, owner),
+        };
+        setup(format!("make the directory `{path}`"), made)?;
+        Ok(place.path)
+    };
+    STANDARD.into_iter().map(create).collect()
+}
+
+/// Makes missing directories down to `path`, which must be as [`locate`] gives it, 0755 and owned by `owner`, if one is given.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn create_directories(root: BorrowedFd<'_>, path: &Path, owner: (u32, u32)) -> io::Result<()> {
+pub fn create_directories(root: BorrowedFd<'_>, path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     for directory in missing(root, path)? {
         let (parent, name) = open_parent(root, &directory)?;
         rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
         let made = open_directory(root, &directory)?;
-        let (uid, gid) = (rustix::fs::Uid::from_raw(owner.0), rustix::fs::Gid::from_raw(owner.1));
-        rustix::fs::fchown(&made, Some(uid), Some(gid))?;
+        if let Some((uid, gid)) = owner {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            rustix::fs::fchown(&made, Some(uid), Some(gid))?;
+        }
         rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
     }
     Ok(())
@@ -189,10 +214,10 @@ impl Stubs {
     /// Removes what is still empty, last made first.
     ///
     /// # Errors
-    /// With the path: what the kernel says. Stubs that are gone or were replaced are no error.
-    pub fn remove(self, root: BorrowedFd<'_>) -> Result<(), (PathBuf, io::Error)> {
+    /// What the kernel says. Stubs that are gone or were replaced are no error.
+    pub fn remove(self, root: BorrowedFd<'_>) -> Result<(), SandboxError> {
         for stub in self.made.into_iter().rev() {
-            stub.remove(root).map_err(|error| (stub.path.clone(), error))?;
+            setup(format!("remove the mount point `{}`", stub.path.display()), stub.remove(root))?;
         }
         Ok(())
     }
@@ -371,7 +396,7 @@ mod tests {
         fs::create_dir(tree.path("w")).expect("mkdir");
         let me = rustix::process::geteuid().as_raw();
         let owner = if me == 0 { (7, 8) } else { (me, rustix::process::getegid().as_raw()) };
-        create_directories(tree.root.as_fd(), Path::new("/w/x/y"), owner).expect("create");
+        create_directories(tree.root.as_fd(), Path::new("/w/x/y"), Some(owner)).expect("create");
         let stat = rustix::fs::stat(tree.path("w/x/y")).expect("stat");
         assert_eq!((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777), (owner.0, owner.1, 0o755));
         assert_eq!(rustix::fs::stat(tree.path("w")).expect("stat").st_uid, me);

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::execute::read_report;
+use super::command::read_report;
 use super::remedies::Status;
 use super::sys::bpf::{self, Action, Rule};
 use super::sys::notify::{Listener, Reply};

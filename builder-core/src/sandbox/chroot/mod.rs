@@ -36,15 +36,15 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::thread::CapabilitySet;
 
-use super::execute::{CANCEL_INTERVAL, read_report};
-use super::namespaces::{CAPABILITIES, candidates, limit};
+use super::command::{CAPABILITIES, Ends, Steps, mounts_in_order, pipes};
+use super::execute::CANCEL_INTERVAL;
 use super::sys::landlock::{self, Ruleset};
 use super::sys::notify::Listener;
-use super::sys::{self, Arguments, Kept, Op, Program, Step};
-use super::{Environment, ExitStatus, RunSpec, SandboxError, network, output, setup, stubs};
+use super::sys::{self, Kept, Op, Program};
+use super::{Environment, ExitStatus, RunSpec, SandboxError, dev, network, setup, stubs};
 use crate::cancel::Cancel;
 use crate::event::Stream;
 use crate::rootfs::Volume;
@@ -63,22 +63,6 @@ const KEPT_CAPABILITIES: CapabilitySet = CAPABILITIES.difference(CapabilitySet::
 /// How long a child may take to install its filter, on a machine that is busy.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
-/// Directories that a RUN always has; made where missing, and they stay (checklist B-06).
-const STANDARD: [&str; 3] = ["/dev", "/proc", "/sys"];
-
-/// Nodes of /dev: name, major and minor number.
-const DEVICES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
-
-/// Links of /dev.
-const LINKS: [(&str, &str); 5] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("core", "/proc/kcore"),
-];
-
 /// See [`super::run`].
 pub fn run(
     environment: &Environment,
@@ -87,9 +71,6 @@ pub fn run(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    if cancel.is_cancelled() {
-        return Err(SandboxError::Cancelled);
-    }
     for id in [spec.user.uid, spec.user.gid].iter().chain(&spec.user.groups) {
         if !environment.uids.contains(*id) {
             return Err(SandboxError::NoSuchId { id: *id });
@@ -113,31 +94,20 @@ pub fn run(
 
 /// Puts everything in that other tiers mount; gives the devices that must be served as their nodes do not work here.
 fn furnish(places: &mut Places<'_>, root: BorrowedFd<'_>, spec: &RunSpec) -> Result<Vec<PathBuf>, SandboxError> {
-    for path in STANDARD {
-        let place = setup(format!("look up `{path}`"), stubs::locate(root, Path::new(path), &[]))?;
-        match place.kind {
-            Some(FileType::Directory) => {}
-            Some(_) => {
-                let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
-                return Err(SandboxError::Setup { what: format!("put `{path}` in"), source });
-            }
-            None => setup(format!("create `{path}`"), stubs::create_directories(root, &place.path, (0, 0)))?,
-        }
-        places.directory(Path::new(path), 0o755)?;
+    for path in stubs::create_standard(root, Some((0, 0)))? {
+        places.directory(&path, 0o755)?;
     }
     let served = setup("fill /dev", fill_dev(root))?;
-    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    places.file(Path::new("/etc/resolv.conf"), network::resolv_conf(&host).as_bytes())?;
-    places.file(Path::new("/etc/hosts"), network::hosts(&spec.hostname, &spec.extra_hosts).as_bytes())?;
-    let mut sorted: Vec<_> = spec.mounts.iter().collect();
-    sorted.sort_by(|a, b| a.target.cmp(&b.target));
-    for mount in sorted {
+    for (path, text) in network::files(spec) {
+        places.file(Path::new(path), text.as_bytes())?;
+    }
+    for mount in mounts_in_order(spec) {
         places.mount(mount)?;
     }
     let cwd = setup("look up the working directory", stubs::locate(root, &spec.cwd, &[]))?;
     if cwd.kind.is_none() {
         let what = format!("make the working directory `{}`", spec.cwd.display());
-        setup(what, stubs::create_directories(root, &cwd.path, (spec.user.uid, spec.user.gid)))?;
+        setup(what, stubs::create_directories(root, &cwd.path, Some((spec.user.uid, spec.user.gid))))?;
     }
     Ok(served)
 }
@@ -145,7 +115,7 @@ fn furnish(places: &mut Places<'_>, root: BorrowedFd<'_>, spec: &RunSpec) -> Res
 fn fill_dev(root: BorrowedFd<'_>) -> std::io::Result<Vec<PathBuf>> {
     let dev = stubs::open_directory(root, Path::new("/dev"))?;
     let mut served = Vec::new();
-    for (name, major, minor) in DEVICES {
+    for dev::Node { name, major, minor } in dev::NODES {
         let mode = Mode::from_raw_mode(0o666);
         let device = rustix::fs::makedev(major, minor);
         let made = rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, device)
@@ -158,7 +128,7 @@ fn fill_dev(root: BorrowedFd<'_>) -> std::io::Result<Vec<PathBuf>> {
             served.push(Path::new("/dev").join(name));
         }
     }
-    for (name, text) in LINKS {
+    for (name, text) in dev::LINKS {
         rustix::fs::symlinkat(text, &dev, name)?;
     }
     // Terminals are served; the node is for who only looks.
@@ -176,15 +146,6 @@ fn fill_dev(root: BorrowedFd<'_>) -> std::io::Result<Vec<PathBuf>> {
     Ok(served)
 }
 
-/// What the parent keeps of the command's pipes.
-struct Ends {
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    report: OwnedFd,
-    /// Over which the filter's listener comes.
-    socket: OwnedFd,
-}
-
 fn perform(
     root: BorrowedFd<'_>,
     spec: &RunSpec,
@@ -193,9 +154,9 @@ fn perform(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    let (program, ends) = program(root, spec)?;
+    let (program, ends, socket) = program(root, spec)?;
     let mut kept = setup("start a process", Kept::start(&program))?;
-    let what: Vec<String> = program.steps.iter().map(|step| step.what.clone()).collect();
+    let what = program.names();
     // Our copies of the pipes' other ends: as long as they are open, none of them ends.
     drop(program);
     let members = Members { keeper: kept.keeper.pid };
@@ -203,7 +164,7 @@ fn perform(
     let (stop, going) = setup("make a pipe", sys::pipe()).inspect_err(|_| kept.end())?;
     let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| kept.end())?;
 
-    let listener = listener(&ends.socket, &kept, cancel);
+    let listener = listener(&socket, &kept, cancel);
     if listener.is_err() {
         kept.end();
     }
@@ -212,17 +173,14 @@ fn perform(
     let server =
         listening.map(|listener| Server { files: &files, listener, devices_confined, programs: AtomicU32::new(0) });
     let status = std::thread::scope(|scope| {
-        for (pipe, stream) in [(&ends.stdout, Stream::Stdout), (&ends.stderr, Stream::Stderr)] {
-            let ended = &ended;
-            scope.spawn(move || output::stream(pipe, ended, |line| output(stream, line)));
-        }
+        ends.stream(scope, &ended, output);
         if let Some(server) = &server {
             for _ in 0..SERVERS {
                 let stop = &stop;
                 scope.spawn(move || server.serve(stop));
             }
             // It waits for this before it executes anything.
-            _ = rustix::io::write(&ends.socket, &[0]);
+            _ = rustix::io::write(&socket, &[0]);
         }
         let status = wait(&mut kept, cancel);
         drop(going);
@@ -234,16 +192,8 @@ fn perform(
     }
     setup("supervise the command", listener.map(drop))?;
     let status = setup("wait for the command", status)?;
-    match read_report(&ends.report) {
-        None => Ok(status),
-        Some((Program::EXEC, source)) => {
-            Err(SandboxError::Exec { program: spec.argv.first().cloned().unwrap_or_default(), source })
-        }
-        Some((step, source)) => {
-            let what = usize::try_from(step).ok().and_then(|step| what.into_iter().nth(step));
-            Err(SandboxError::Setup { what: what.unwrap_or_else(|| "set the sandbox up".into()), source })
-        }
-    }
+    ends.reported(what, spec)?;
+    Ok(status)
 }
 
 /// The listener of the command's filter; `None` if the command ended instead.
@@ -284,68 +234,31 @@ fn wait(kept: &mut Kept, cancel: &Cancel) -> std::io::Result<ExitStatus> {
     }
 }
 
-/// What the child does.
-fn program(root: BorrowedFd<'_>, spec: &RunSpec) -> Result<(Program, Ends), SandboxError> {
-    let mut steps = Vec::new();
-    let mut push = |what: &str, op: Op| steps.push(Step { what: what.to_owned(), op });
-    let pipe = || setup("make a pipe", sys::pipe());
-    let ((stdout, output), (stderr, error), (report, reporter)) = (pipe()?, pipe()?, pipe()?);
+/// What the child does; this process's ends of its pipes, and the one over which the filter's listener comes.
+fn program(root: BorrowedFd<'_>, spec: &RunSpec) -> Result<(Program, Ends, OwnedFd), SandboxError> {
+    let mut steps = Steps::default();
+    let (ends, inner) = pipes()?;
     let (socket, ours) = setup("make a pair of sockets", sys::socket_pair())?;
 
-    push("begin a session of its own", Op::Session);
+    steps.push("begin a session of its own", Op::Session);
     let tree = setup("open the tree", root.try_clone_to_owned())?;
-    push("make the image's tree the root", Op::EnterChroot { tree });
-    for (name, soft, hard) in &spec.ulimits {
-        let resource = limit(name).ok_or_else(|| SandboxError::UnknownLimit { name: name.clone() })?;
-        // -1 is "none", which is all ones for the kernel too.
-        let op = Op::Limit { resource, soft: soft.cast_unsigned(), hard: hard.cast_unsigned() };
-        push(&format!("set the limit {name} to {soft}:{hard}"), op);
-    }
-    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(spec.cwd.as_os_str()));
-    let path = setup("use the working directory", path)?;
-    let enter = format!("enter the working directory `{}`", spec.cwd.display());
-    push(&enter, Op::WorkingDirectory { path: path.clone(), last_try: false });
-    let input = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let input = setup("open /dev/null", input.map_err(std::io::Error::from).and_then(sys::above_stdio))?;
-    push("arrange the output", Op::Standard { input, output, error, uid: spec.user.uid });
+    steps.push("make the image's tree the root", Op::EnterChroot { tree });
+    steps.limits(spec)?;
+    steps.enter(&spec.cwd, false)?;
+    let report = steps.standard(inner, spec.user.uid);
 
     let permitted = setup("read the capabilities", rustix::thread::capabilities(None))?.permitted;
-    push("drop capabilities", Op::BoundingSet(KEPT_CAPABILITIES));
-    push("set no_new_privs", Op::NoNewPrivileges);
+    steps.push("drop capabilities", Op::BoundingSet(KEPT_CAPABILITIES));
+    steps.push("set no_new_privs", Op::NoNewPrivileges);
     // Version 1 refuses every rename from one directory to another.
     if landlock::version() >= 2 {
         let ruleset = setup("make rules for Landlock", Ruleset::new())?;
         setup("make rules for Landlock", ruleset.allow(root, landlock::EVERYTHING))?;
-        push("be put under Landlock", Op::Restrict { ruleset: ruleset.into_fd() });
+        steps.push("be put under Landlock", Op::Restrict { ruleset: ruleset.into_fd() });
     }
-    if let Some(filter) = sys::seccomp::filter() {
-        push("install the system call filter", Op::Filter(filter));
-    }
-    let mut groups: Vec<_> = spec.user.groups.clone();
-    groups.sort_unstable();
-    groups.dedup();
-    let groups = Some(groups.into_iter().map(rustix::process::Gid::from_raw).collect());
-    let (uid, gid) = (spec.user.uid, spec.user.gid);
-    let capabilities = permitted & KEPT_CAPABILITIES;
-    push(&format!("become user {uid}:{gid}"), Op::Become { uid, gid, groups, capabilities });
-    push(&enter, Op::WorkingDirectory { path, last_try: true });
-    push("be supervised", Op::Listen { filter: serve::filter(), socket });
-
-    let name = spec.argv.first().cloned().unwrap_or_default();
-    let bad = |source| SandboxError::Exec { program: name.clone(), source };
-    let pair = |(key, value): &(std::ffi::OsString, std::ffi::OsString)| {
-        let mut pair = key.clone();
-        pair.push("=");
-        pair.push(value);
-        pair
-    };
-    let mut program = Program {
-        steps,
-        candidates: candidates(&name, &spec.env).map_err(bad)?,
-        argv: Arguments::new(&spec.argv).map_err(bad)?,
-        env: Arguments::new(spec.env.iter().map(pair)).map_err(bad)?,
-        report: reporter,
-    };
-    program.close_others();
-    Ok((program, Ends { stdout, stderr, report, socket: ours }))
+    steps.filter();
+    steps.become_user(spec, true, permitted & KEPT_CAPABILITIES);
+    steps.enter(&spec.cwd, true)?;
+    steps.push("be supervised", Op::Listen { filter: serve::filter(), socket });
+    Ok((steps.program(spec, report)?, ends, ours))
 }

@@ -32,6 +32,11 @@ impl Program {
         self.steps.insert(0, Step { what: "close descriptors".into(), op: Op::CloseDescriptors { gaps } });
     }
 
+    /// What each step does, for the report: [`Step::what`].
+    pub fn names(&self) -> Vec<String> {
+        self.steps.iter().map(|step| step.what.clone()).collect()
+    }
+
     /// Numbers of all descriptors that the program uses.
     pub fn descriptors(&self) -> Vec<u32> {
         let mut keep = vec![self.report.as_raw_fd().cast_unsigned()];

@@ -48,15 +48,17 @@ mod world;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
 
-use super::execute::read_report;
+use super::command::{CAPABILITIES, Ends, Steps, pipes};
+use super::execute::CANCEL_INTERVAL;
+use super::stubs::Stubs;
 use super::sys::landlock::{self, Ruleset};
 use super::sys::notify::Listener;
-use super::sys::{self, Arguments, Op, Program, Step, ptrace};
-use super::{Environment, ExitStatus, RunSpec, SandboxError, namespaces, output, setup};
+use super::sys::{self, Op, Program, ptrace};
+use super::{Environment, ExitStatus, RunSpec, SandboxError, setup};
 use crate::cancel::Cancel;
 use crate::event::Stream;
 use crate::rootfs::Owners;
@@ -66,17 +68,12 @@ use tasks::{Image, Surroundings, Task, Tasks};
 use tracer::Tracer;
 use world::World;
 
-/// How long `run` waits between two looks at [`Cancel`].
-const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
-
 /// What the command's process needs, and what is left of it here.
 struct Prepared {
     program: Program,
     places: Places,
     socket: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    report: OwnedFd,
+    ends: Ends,
 }
 
 /// See [`super::run`].
@@ -88,15 +85,8 @@ pub fn run(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    if cancel.is_cancelled() {
-        return Err(SandboxError::Cancelled);
-    }
     if spec.no_network {
-        let reason =
-            "`--network=none` needs a network namespace, which the sandbox `traced` cannot make; leave it out, or \
-                      build where user namespaces are allowed"
-                .to_owned();
-        return Err(SandboxError::Unavailable { reason });
+        return Err(SandboxError::NoNetworkNamespace);
     }
     let owners = owners.cloned().unwrap_or_default();
     let mut places = setup("arrange the image's tree", Places::new(root, &owners))?;
@@ -105,65 +95,35 @@ pub fn run(
     match stubs {
         Ok(()) => prepare(places, spec).and_then(|(prepared, stubs)| {
             let ended = execute(prepared, spec, output, cancel);
-            remove(root, stubs).and(ended)
+            stubs.remove(root).and(ended)
         }),
-        Err(error) => {
-            let stubs = places.into_stubs();
-            remove(root, stubs).and(Err(error))
-        }
+        Err(error) => places.into_stubs().remove(root).and(Err(error)),
     }
 }
 
-fn remove(root: BorrowedFd<'_>, stubs: super::stubs::Stubs) -> Result<(), SandboxError> {
-    stubs.remove(root).map_err(|(path, source)| SandboxError::Setup {
-        what: format!("remove the mount point `{}`", path.display()),
-        source,
-    })
-}
-
-fn prepare(mut places: Places, spec: &RunSpec) -> Result<(Prepared, super::stubs::Stubs), SandboxError> {
+fn prepare(mut places: Places, spec: &RunSpec) -> Result<(Prepared, Stubs), SandboxError> {
     let stubs = places.take_stubs();
-    let mut steps = Vec::new();
-    let mut push = |what: String, op: Op| steps.push(Step { what, op });
-    push("begin a session of its own".into(), Op::Session);
-    push("give privileges up".into(), Op::GiveUpPrivileges);
-    for (name, soft, hard) in &spec.ulimits {
-        let resource = namespaces::limit(name).ok_or_else(|| SandboxError::UnknownLimit { name: name.clone() })?;
-        let op = Op::Limit { resource, soft: soft.cast_unsigned(), hard: hard.cast_unsigned() };
-        push(format!("set the limit {name} to {soft}:{hard}"), op);
-    }
-    let pipe = || setup("make a pipe", sys::pipe());
-    let ((stdout, output), (stderr, error), (report, reporter)) = (pipe()?, pipe()?, pipe()?);
-    let input = setup("open /dev/null", super::mounts::open_null().and_then(sys::above_stdio))?;
-    let uid = rustix::process::geteuid().as_raw();
-    push("arrange the output".into(), Op::Standard { input, output, error, uid });
+    let (ends, inner) = pipes()?;
+    let mut steps = Steps::default();
+    steps.push("begin a session of its own", Op::Session);
+    steps.push("give privileges up", Op::GiveUpPrivileges);
+    steps.limits(spec)?;
+    let report = steps.standard(inner, rustix::process::geteuid().as_raw());
     // Anywhere but where the builder is.
-    push("leave the working directory".into(), Op::WorkingDirectory { path: c"/proc".into(), last_try: false });
-    if !spec.insecure
-        && let Some(filter) = sys::seccomp::filter()
-    {
-        push("install the system call filter".into(), Op::Filter(filter));
+    steps.enter(Path::new("/proc"), false)?;
+    if !spec.insecure {
+        steps.filter();
     }
     if landlock::version() > 0 {
         let ruleset = setup("make rules for files", rules(&places))?;
-        push("obey rules for files".into(), Op::Restrict { ruleset });
+        steps.push("obey rules for files", Op::Restrict { ruleset });
     }
     let (socket, theirs) = setup("make a pair of sockets", sys::socket_pair())?;
-    push("install the supervisor's filter".into(), Op::Listen { filter: filter::first(), socket: theirs });
-    push("install the supervisor's second filter".into(), Op::Filter(filter::second()));
-    push("unblock signals".into(), Op::UnblockSignals);
-
-    let name = spec.argv.first().cloned().unwrap_or_default();
-    let bad = |source| SandboxError::Exec { program: name.clone(), source };
-    let mut program = Program {
-        steps,
-        candidates: namespaces::candidates(&name, &spec.env).map_err(bad)?,
-        argv: Arguments::new(&spec.argv).map_err(bad)?,
-        env: Arguments::new(spec.env.iter().map(namespaces::pair)).map_err(bad)?,
-        report: reporter,
-    };
-    program.close_others();
-    Ok((Prepared { program, places, socket, stdout, stderr, report }, stubs))
+    steps.push("install the supervisor's filter", Op::Listen { filter: filter::first(), socket: theirs });
+    steps.push("install the supervisor's second filter", Op::Filter(filter::second()));
+    steps.push("unblock signals", Op::UnblockSignals);
+    let program = steps.program(spec, report)?;
+    Ok((Prepared { program, places, socket, ends }, stubs))
 }
 
 /// What the command's own calls may open: what is executed, and where sockets are made.
@@ -192,17 +152,14 @@ fn execute(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    let Prepared { program, places, socket, stdout, stderr, report } = prepared;
-    let what: Vec<String> = program.steps.iter().map(|step| step.what.clone()).collect();
+    let Prepared { program, places, socket, ends } = prepared;
+    let what = program.names();
     let (ended, alive) = setup("make a pipe", sys::pipe())?;
     let cancelled = AtomicBool::new(false);
     let child: Mutex<Option<OwnedFd>> = Mutex::new(None);
     let complain = |line: &str| output(Stream::Stderr, line.as_bytes());
     let result = std::thread::scope(|scope| {
-        for (pipe, stream) in [(&stdout, Stream::Stdout), (&stderr, Stream::Stderr)] {
-            let ended = &ended;
-            scope.spawn(move || output::stream(pipe, ended, |line| output(stream, line)));
-        }
+        ends.stream(scope, &ended, output);
         let (sender, receiver) = mpsc::channel();
         let (child, cancelled, complain) = (&child, &cancelled, &complain);
         // Events of a process go to the thread that traces it, so this thread does nothing else, and also makes the process.
@@ -231,16 +188,7 @@ fn execute(
     if cancel.is_cancelled() {
         return Err(SandboxError::Cancelled);
     }
-    match read_report(&report) {
-        None => {}
-        Some((Program::EXEC, source)) => {
-            return Err(SandboxError::Exec { program: spec.argv.first().cloned().unwrap_or_default(), source });
-        }
-        Some((step, source)) => {
-            let what = usize::try_from(step).ok().and_then(|step| what.into_iter().nth(step));
-            return Err(SandboxError::Setup { what: what.unwrap_or_else(|| "set the sandbox up".into()), source });
-        }
-    }
+    ends.reported(what, spec)?;
     match result {
         Ended::Status(Some(status)) => Ok(status),
         Ended::Status(None) => {
@@ -288,7 +236,7 @@ fn trace(
         return Ended::NotTraced(errno.into());
     }
     let Places { view, cwd, directory, temporary, owners, .. } = places;
-    let capabilities = if spec.insecure { (1 << 41) - 1 } else { namespaces::CAPABILITIES.bits() };
+    let capabilities = if spec.insecure { (1 << 41) - 1 } else { CAPABILITIES.bits() };
     let user = &spec.user;
     let program = tasks::Program {
         path: b"/".to_vec(),

@@ -10,22 +10,11 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::super::command::mounts_in_order;
 use super::super::stubs::{self, Stubs};
-use super::super::{MountSource, RunSpec, SandboxError, SandboxMount, network, setup};
+use super::super::{MountSource, RunSpec, SandboxError, SandboxMount, dev, network, setup};
 use super::view::{Kind, Mount, View, key, own_path, statx};
 use crate::rootfs::Owners;
-
-/// Device nodes of the host that a RUN may open.
-const DEVICES: [&str; 7] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx"];
-
-/// Links in /dev.
-const LINKS: [(&str, &str); 5] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("core", "/proc/kcore"),
-];
 
 /// What a RUN sees, ready.
 pub struct Places {
@@ -95,18 +84,21 @@ impl Places {
     /// # Errors
     /// With the mount: what the kernel says.
     pub fn arrange(&mut self, spec: &RunSpec) -> Result<(), SandboxError> {
+        for path in stubs::create_standard(self.root.as_fd(), None)? {
+            // What is served is known by these very names.
+            if !stubs::STANDARD.iter().any(|standard| path == Path::new(standard)) {
+                let what = format!("mount something at `{}`, where a link leads", path.display());
+                return Err(SandboxError::Setup { what, source: io::ErrorKind::NotADirectory.into() });
+            }
+        }
         for (path, kind) in [("/proc", Kind::Proc), ("/sys", Kind::Sys)] {
             setup(format!("mount {path}"), self.host(path, kind))?;
         }
         setup("make /dev", self.dev(spec))?;
-        let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let hosts = network::hosts(&spec.hostname, &spec.extra_hosts);
-        for (path, text) in [("/etc/resolv.conf", network::resolv_conf(&host)), ("/etc/hosts", hosts)] {
+        for (path, text) in network::files(spec) {
             setup(format!("mount {path}"), self.bytes(Path::new(path), text.as_bytes(), (0o644, 0, 0), true))?;
         }
-        let mut sorted: Vec<&SandboxMount> = spec.mounts.iter().collect();
-        sorted.sort_by(|a, b| a.target.cmp(&b.target));
-        for mount in sorted {
+        for mount in mounts_in_order(spec) {
             let what = match &mount.source {
                 MountSource::Host(path) => format!("mount `{}` at `{}`", path.display(), mount.target.display()),
                 _ => format!("mount `{}`", mount.target.display()),
@@ -119,27 +111,9 @@ impl Places {
 
     /// A directory of the host that the tree always has.
     fn host(&mut self, path: &str, kind: Kind) -> io::Result<()> {
-        self.standard(path)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
         self.view.cover(Mount::new(path.as_bytes(), fd, kind, kind == Kind::Sys, None)?);
-        Ok(())
-    }
-
-    /// Made where missing, and stays.
-    fn standard(&self, path: &str) -> io::Result<()> {
-        match rustix::fs::mkdirat(&self.root, &path[1..], Mode::from_raw_mode(0o755)) {
-            Ok(()) => {
-                rustix::fs::chmodat(&self.root, &path[1..], Mode::from_raw_mode(0o755), rustix::fs::AtFlags::empty())?
-            }
-            Err(Errno::EXIST) => {
-                let stat = rustix::fs::statat(&self.root, &path[1..], rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
-                if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-                    return Err(io::ErrorKind::NotADirectory.into());
-                }
-            }
-            Err(errno) => return Err(errno.into()),
-        }
         Ok(())
     }
 
@@ -157,18 +131,18 @@ impl Places {
     }
 
     fn dev(&mut self, spec: &RunSpec) -> io::Result<()> {
-        self.standard("/dev")?;
         let (path, fd) = self.fresh(0o755)?;
         let played = || Some(Arc::clone(&self.played));
         self.view.cover(Mount::new(b"/dev", fd, Kind::Temporary, false, played())?);
-        for (name, text) in LINKS {
+        for (name, text) in dev::LINKS {
             std::os::unix::fs::symlink(text, path.join(name))?;
         }
         for name in ["pts", "mqueue"] {
             std::fs::create_dir(path.join(name))?;
         }
-        let extra = ["fuse", "kvm"].iter().filter(|_| spec.insecure);
-        for name in DEVICES.iter().chain(extra) {
+        let extra = ["fuse", "kvm"].into_iter().filter(|_| spec.insecure);
+        let nodes = dev::NODES.iter().map(|node| node.name).chain(["ptmx"]);
+        for name in nodes.chain(extra) {
             let host = format!("/dev/{name}");
             let Ok(fd) = rustix::fs::open(&host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) else { continue };
             std::fs::write(path.join(name), b"")?;
