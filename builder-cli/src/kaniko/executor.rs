@@ -76,9 +76,6 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
             logger.debug(&format!("--{} has no effect: {why}", definition.name));
         }
     }
-    if parsed.is(&flags::SINGLE_SNAPSHOT) {
-        logger.warn("--single-snapshot: each step keeps a layer of its own; the files are the same");
-    }
     for name in super::registries::unknown_helpers(&parsed) {
         logger.warn(&format!("unknown credential helper {name} is skipped"));
     }

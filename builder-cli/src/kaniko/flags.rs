@@ -119,8 +119,8 @@ definitions! {
         .better("the default level is chosen by measurement and compresses on all processors");
     REPRODUCIBLE = Definition::bool("reproducible", "Leave times out, so that equal inputs give equal images")
         .better("new layers only, as a stream; base layers, OCI media types and zstd are kept");
-    SINGLE_SNAPSHOT = Definition::bool("single-snapshot", "Has no effect: each step keeps its layer")
-        .meaningless("it spares Kaniko all walks over the file system but one; here they cost nothing, and each step keeps its layer, which caches and registries share");
+    SINGLE_SNAPSHOT = Definition::bool("single-snapshot", "One layer for everything that is added to the base image")
+        .better("steps are cached one by one all the same; every instruction stays in the history");
     REPORT_AS = Definition::list("report-as", "HOST[/PREFIX]=OTHER[/PREFIX]: names that are written out say OTHER where --destination says HOST")
         .env("`SLIPWAY_REPORT_AS`, several separated by `;`")
         .ours("a registry may be pushed to by one name and pulled from by another");

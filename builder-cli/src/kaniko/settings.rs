@@ -118,6 +118,7 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     request.platforms = platform.into_iter().collect();
     request.tags = destinations.iter().map(|destination| destination.reference.clone()).collect();
     request.inherit_media_types = true;
+    request.single_layer = parsed.is(&flags::SINGLE_SNAPSHOT);
     request.compression = compression(parsed)?;
     let annotation = |(key, value)| Annotation { level: AnnotationLevel::Manifest, platform: None, key, value };
     request.annotations = parsed.pairs(&flags::ANNOTATION).into_iter().map(annotation).collect();

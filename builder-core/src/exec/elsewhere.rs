@@ -368,6 +368,30 @@ impl Shared<'_> {
         trail.after(content, action, Some(&made.layer))
     }
 
+    /// The layer under a key that says by itself what the layer holds, and the number of its shelf.
+    pub(super) fn record_elsewhere(&self, key: Sha256, step: StepId) -> Option<(SealedLayer, usize)> {
+        let (record, shelf) = self.elsewhere.find(key, step, &self.cancel)?;
+        self.blobs.is_also_at(record.layer.blob.digest, self.elsewhere.shelves[shelf].0.origin());
+        Some((record.layer, shelf))
+    }
+
+    /// Notes the layer under such a key, unless it has `parts` that are not kept elsewhere. `at` has it already.
+    pub(super) fn offer_record<'p>(
+        &self,
+        (key, step): (Sha256, StepId),
+        made: &StepRecord,
+        mut parts: impl Iterator<Item = &'p (StageId, usize)>,
+        at: Option<usize>,
+    ) {
+        if parts.all(|(stage, index)| self.elsewhere.takes(&self.plan.stages[stage.0].steps[*index].action)) {
+            let platform = self.plan.stages[self.plan.target.0].platform.clone();
+            let record =
+                Record { content: key, below: key, layer: made.layer.clone(), created: made.created, platform };
+            let in_image = !crate::output::needs_recompression(&record.layer.blob, self.request.layer_compression());
+            self.elsewhere.offer(Job { step, record, keys: vec![key], at, in_image });
+        }
+    }
+
     /// How it goes on while the step's layer is still being made.
     pub(super) fn trail_meanwhile(&self, key: &StepKey<'_>, trail: Trail) -> Trail {
         if self.request.cache.is_empty() {

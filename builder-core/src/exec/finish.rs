@@ -16,7 +16,7 @@ use super::report::{Recorder, Report};
 use super::request::BuildRequest;
 use super::shared::{BlobAccess, Keeping, Places, Shared, Slot, StageResult};
 use super::uploads::Uploads;
-use super::{BuildError, maintain, stage};
+use super::{BuildError, maintain, single, stage};
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
 use crate::http;
@@ -254,8 +254,15 @@ fn assemble(shared: &Shared<'_>, planned: &PlatformPlan, target: &StageResult) -
         let layer = ImageLayer { diff_id: layer.diff_id, blob: layer.blob.clone() };
         base_layers.push(if force { in_form(shared, layer)? } else { layer });
     }
+    let (made, history) = if request.single_layer {
+        let made = single::squash(shared, target)?;
+        let history = single::history(&plan.stages[plan.target.0].history, &made);
+        (made, history)
+    } else {
+        (target.made.clone(), plan.stages[plan.target.0].history.clone())
+    };
     let mut new_layers = BTreeMap::new();
-    for (place, made) in &target.made {
+    for (place, made) in &made {
         // A kept layer may have been compressed for another output.
         let layer = ImageLayer { diff_id: made.sealed.diff_id, blob: made.sealed.blob.clone() };
         let layer = SealedLayer { blob: in_form(shared, layer)?.blob, ..made.sealed.clone() };
@@ -267,7 +274,7 @@ fn assemble(shared: &Shared<'_>, planned: &PlatformPlan, target: &StageResult) -
     let stage = &plan.stages[plan.target.0];
     Ok(image::assemble(&Assembly {
         config: &stage.config,
-        history: &stage.history,
+        history: &history,
         base_layers: &base_layers,
         new_layers: &new_layers,
         source_date_epoch: request.epoch(plan),

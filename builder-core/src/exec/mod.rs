@@ -30,6 +30,7 @@ mod report;
 mod request;
 mod running;
 mod shared;
+mod single;
 mod ssh;
 mod stage;
 mod trace;

@@ -52,7 +52,8 @@ pub(super) fn tree(shared: &Shared<'_>, whole: &Tree, action: &CopyAction) -> Re
     }
     let mut tree = shared.checkout(&[])?;
     let step = tree.begin()?;
-    match wanted.write(shared, &whole.layers, &known, step.rootfs()) {
+    let paths = wanted.paths.iter().map(PathBuf::as_path);
+    match write(shared, &whole.layers, &known, paths, step.rootfs()) {
         Ok(()) => {}
         Err(Failure::Layer(TreeError::Cancelled)) => return Err(BuildError::Cancelled),
         Err(Failure::Layer(error)) => return Err(error.into()),
@@ -83,8 +84,11 @@ fn literal(source: &CopySource) -> Option<&str> {
     }
 }
 
-enum Failure {
+/// Why files could not be taken out of their layers.
+pub(super) enum Failure {
+    /// A layer cannot be read.
     Layer(TreeError),
+    /// The disk does not take them.
     Disk(io::Error),
 }
 
@@ -144,74 +148,80 @@ impl Wanted {
         }
         true
     }
+}
 
-    /// Writes all of it into an empty tree.
-    fn write(&self, shared: &Shared<'_>, layers: &[LayerRef], known: &IndexTree, into: &Rootfs) -> Result<(), Failure> {
-        let mut files: BTreeMap<(usize, u64), Vec<(&Path, &IndexNode)>> = BTreeMap::new();
-        let mut directories = Vec::new();
-        for path in &self.paths {
-            let Some(node) = known.get(path) else { continue };
-            let device = node.metadata.device;
-            let new = match node.metadata.kind {
-                FileKind::Directory => {
-                    directories.push((path, node));
-                    into.create(path, NewFile::Directory, &Attributes::default()).map_err(Failure::Disk)?;
-                    continue;
-                }
-                FileKind::File if node.metadata.size > 0 => {
-                    let Some(place) = node.origin() else {
-                        return Err(Failure::Disk(io::ErrorKind::NotFound.into()));
-                    };
-                    let names = files.entry(place).or_default();
-                    if names.iter().any(|(_, other)| other.metadata.inode != node.metadata.inode) {
-                        // Two files from one entry: it can be read once.
-                        return Err(Failure::Disk(io::ErrorKind::Unsupported.into()));
-                    }
-                    names.push((path, node));
-                    continue;
-                }
-                FileKind::File | FileKind::Socket => NewFile::File(&mut io::empty()),
-                FileKind::Symlink => NewFile::Symlink(Path::new(node.link().unwrap_or_default())),
-                FileKind::Fifo => NewFile::Fifo,
-                FileKind::CharDevice => NewFile::CharDevice(device.0, device.1),
-                FileKind::BlockDevice => NewFile::BlockDevice(device.0, device.1),
-            };
-            into.create(path, new, &attributes(node)).map_err(Failure::Disk)?;
-        }
-        let places: Places = files.keys().copied().collect();
-        let mut failed = None;
-        let recall = Recall { layers, source: shared.blobs, cancel: &shared.cancel };
-        let read = recall.entries(&places, &mut |place, _, data| {
-            let names = files.get(&place).map(Vec::as_slice).unwrap_or_default();
-            let mut first = None;
-            for (path, node) in names {
-                let written = match first {
-                    Some(first) => into.hard_link(first, path),
-                    None => {
-                        first = Some(*path);
-                        into.create(path, NewFile::File(data), &attributes(node))
-                    }
-                };
-                if let Err(error) = written {
-                    let kind = error.kind();
-                    failed.get_or_insert(error);
-                    return Err(kind.into());
-                }
+/// Writes what is at `paths` into an empty tree: plain ones, parents before what is in them.
+pub(super) fn write<'p>(
+    shared: &Shared<'_>,
+    layers: &[LayerRef],
+    known: &IndexTree,
+    paths: impl Iterator<Item = &'p Path>,
+    into: &Rootfs,
+) -> Result<(), Failure> {
+    let mut files: BTreeMap<(usize, u64), Vec<(&Path, &IndexNode)>> = BTreeMap::new();
+    let mut directories = Vec::new();
+    for path in paths {
+        let Some(node) = known.get(path) else { continue };
+        let device = node.metadata.device;
+        let new = match node.metadata.kind {
+            FileKind::Directory => {
+                directories.push((path, node));
+                into.create(path, NewFile::Directory, &Attributes::default()).map_err(Failure::Disk)?;
+                continue;
             }
-            Ok(())
-        });
-        match (read, failed) {
-            (Ok(()), _) => {}
-            // Its own errors carry a cause; what only has a number came from the disk.
-            (Err(_), Some(error)) if error.raw_os_error().is_some() => return Err(Failure::Disk(error)),
-            (Err(error), _) => return Err(Failure::Layer(error)),
-        }
-        // Deepest first, so that none changes the time of the one around it.
-        for (path, node) in directories.into_iter().rev() {
-            into.set_attributes(path, &attributes(node)).map_err(Failure::Disk)?;
+            FileKind::File if node.metadata.size > 0 => {
+                let Some(place) = node.origin() else {
+                    return Err(Failure::Disk(io::ErrorKind::NotFound.into()));
+                };
+                let names = files.entry(place).or_default();
+                if names.iter().any(|(_, other)| other.metadata.inode != node.metadata.inode) {
+                    // Two files from one entry: it can be read once.
+                    return Err(Failure::Disk(io::ErrorKind::Unsupported.into()));
+                }
+                names.push((path, node));
+                continue;
+            }
+            FileKind::File | FileKind::Socket => NewFile::File(&mut io::empty()),
+            FileKind::Symlink => NewFile::Symlink(Path::new(node.link().unwrap_or_default())),
+            FileKind::Fifo => NewFile::Fifo,
+            FileKind::CharDevice => NewFile::CharDevice(device.0, device.1),
+            FileKind::BlockDevice => NewFile::BlockDevice(device.0, device.1),
+        };
+        into.create(path, new, &attributes(node)).map_err(Failure::Disk)?;
+    }
+    let places: Places = files.keys().copied().collect();
+    let mut failed = None;
+    let recall = Recall { layers, source: shared.blobs, cancel: &shared.cancel };
+    let read = recall.entries(&places, &mut |place, _, data| {
+        let names = files.get(&place).map(Vec::as_slice).unwrap_or_default();
+        let mut first = None;
+        for (path, node) in names {
+            let written = match first {
+                Some(first) => into.hard_link(first, path),
+                None => {
+                    first = Some(*path);
+                    into.create(path, NewFile::File(data), &attributes(node))
+                }
+            };
+            if let Err(error) = written {
+                let kind = error.kind();
+                failed.get_or_insert(error);
+                return Err(kind.into());
+            }
         }
         Ok(())
+    });
+    match (read, failed) {
+        (Ok(()), _) => {}
+        // Its own errors carry a cause; what only has a number came from the disk.
+        (Err(_), Some(error)) if error.raw_os_error().is_some() => return Err(Failure::Disk(error)),
+        (Err(error), _) => return Err(Failure::Layer(error)),
     }
+    // Deepest first, so that none changes the time of the one around it.
+    for (path, node) in directories.into_iter().rev() {
+        into.set_attributes(path, &attributes(node)).map_err(Failure::Disk)?;
+    }
+    Ok(())
 }
 
 fn attributes(node: &IndexNode) -> Attributes {

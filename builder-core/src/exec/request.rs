@@ -66,6 +66,8 @@ pub struct BuildRequest {
     pub limits: Limits,
     /// Keep the blobs of layers and bases in the work dir although every destination has them.
     pub keep_layers: bool,
+    /// One layer for all that the build adds to the base, instead of one a step.
+    pub single_layer: bool,
     /// Which steps must not come from the cache.
     pub no_cache: NoCache,
     /// Results of steps in other places.
@@ -190,6 +192,7 @@ impl BuildRequest {
             warmed: None,
             limits: Limits::default(),
             keep_layers: false,
+            single_layer: false,
             no_cache: NoCache::Off,
             cache: CacheOptions::default(),
             compression: Compression::default(),

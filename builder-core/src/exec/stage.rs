@@ -583,7 +583,8 @@ impl Shared<'_> {
 
     /// Whether a layer of `stage` is one of the image in the form that it has.
     pub(super) fn leaves_at_once(&self, stage: &Stage, blob: &Descriptor) -> bool {
-        in_image(self.plan, stage.id) && !output::needs_recompression(blob, self.request.layer_compression())
+        let as_it_is = in_image(self.plan, stage.id) && !self.request.single_layer;
+        as_it_is && !output::needs_recompression(blob, self.request.layer_compression())
     }
 
     fn recall(&self, stage: &Stage, index: usize) -> Option<Components> {

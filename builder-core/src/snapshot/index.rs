@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::overlay::{COMPARE_BYTES, failed};
 use super::{Change, Difference, SnapshotError, assemble, same_metadata};
 use crate::oci::{Hasher, Sha256};
-use crate::rootfs::index::{IndexNode, IndexStep, Opened, Places};
+use crate::rootfs::index::{IndexNode, IndexStep, IndexTree, Opened, Places};
 use crate::rootfs::{FileKind, Metadata, Recall};
 
 /// What a step made of the tree before it, which has the layers of `below`.
@@ -22,6 +22,16 @@ pub fn changes_of_index(step: &IndexStep<'_>, below: Recall<'_>) -> Result<Vec<C
     let Found { mut differences, undecided } = found;
     differences.extend(decide(undecided, step, below)?);
     Ok(assemble(differences, &|path| Some(after.get(path)?.metadata)))
+}
+
+/// What layers made of the tree `before`: `after` is that tree with them on top. A file that was written counts as
+/// changed, for the step that wrote it found that it was.
+pub fn changes_of_stack(before: &IndexTree, after: &IndexTree) -> Vec<Change> {
+    let mut found = Found { differences: Vec::new(), undecided: Vec::new() };
+    found.directory(Path::new(""), before.root(), after.root());
+    let Found { mut differences, undecided } = found;
+    differences.extend(undecided.into_iter().map(|(path, _, is)| (path, Difference::Written(is.metadata))));
+    assemble(differences, &|path| Some(after.get(path)?.metadata))
 }
 
 struct Found {

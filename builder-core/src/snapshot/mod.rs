@@ -26,7 +26,7 @@ pub use ignored::Ignored;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use index::changes_of_index;
+pub use index::{changes_of_index, changes_of_stack};
 
 use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, TreeError, TreeStep, path_order};
 

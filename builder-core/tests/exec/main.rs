@@ -14,6 +14,7 @@ mod outputs;
 mod platforms;
 mod reproducible;
 mod secrets;
+mod single;
 mod ssh;
 mod trees;
 
@@ -40,7 +41,7 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 11] = [
+    let groups: [(&str, &[Case]); 12] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
         ("clouds", clouds::CASES),
@@ -50,6 +51,7 @@ fn main() {
         ("platforms", platforms::CASES),
         ("reproducible", reproducible::CASES),
         ("secrets", secrets::CASES),
+        ("single", single::CASES),
         ("ssh", ssh::CASES),
         ("trees", trees::CASES),
     ];

@@ -62,6 +62,21 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "cached::single-snapshot",
+        arguments: &["--cache", "--cache-copy-layers", "--single-snapshot"],
+        dockerfile: "FROM BASE\nRUN echo 1 > /x\nCOPY one /one\nRUN rm /x /bin/touch\n",
+        check: |case, _| {
+            let expected = ["bin/", "bin/.wh.touch", "dev/", "one", "proc/", "sys/"].map(str::to_owned).to_vec();
+            same("files", case.files("out:1")?[1..].to_vec(), vec![expected])?;
+            again_from_cache(
+                case,
+                &["--cache", "--cache-copy-layers", "--single-snapshot"],
+                "Using caching version of cmd: RUN rm /x /bin/touch",
+            )
+        },
+        ..ROW
+    },
+    Row {
         name: "cached::cache-run-layers-off",
         arguments: &["--cache", "--cache-run-layers=false"],
         dockerfile: "FROM BASE\nRUN echo 1 > /x\n",

@@ -155,6 +155,26 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "outputs::single-snapshot",
+        arguments: &["--single-snapshot"],
+        check: |case, _| {
+            let files = case.files("out:1")?;
+            same("layers", files.len(), 2)?;
+            same("files", files[1].clone(), vec!["one".to_owned(), "two".to_owned()])?;
+            let config = case.config("out:1")?;
+            let full = |item: &&Value| item["empty_layer"] != Value::Bool(true);
+            let items: Vec<&str> = config["history"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter(full)
+                .filter_map(|item| item["created_by"].as_str())
+                .collect();
+            same("history", items.last().is_some_and(|last| last.starts_with("COPY two /two")), true)
+        },
+        ..ROW
+    },
+    Row {
         name: "outputs::reproducible",
         arguments: &["--reproducible", "--destination=REGISTRY/again:1"],
         check: reproducible,

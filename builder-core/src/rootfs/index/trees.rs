@@ -27,11 +27,24 @@ impl Trees {
         source: &dyn LayerSource,
         cancel: &Cancel,
     ) -> Result<Option<IndexTree>, TreeError> {
+        self.index_on(IndexTree::empty(), layers, source, cancel)
+    }
+
+    /// The same of layers on top of a tree that is known, with which the result shares what they leave as it was.
+    ///
+    /// # Errors
+    /// [`TreeError`], of reading layers.
+    pub fn index_on(
+        &self,
+        mut tree: IndexTree,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+        cancel: &Cancel,
+    ) -> Result<Option<IndexTree>, TreeError> {
         let indexes = self.indexes();
         let stop = Stop::new(cancel);
         let missing: Vec<&LayerRef> = layers.iter().filter(|layer| !indexes.contains(layer.diff_id)).collect();
         index_all(&missing, &indexes, source, self.streams(), self.layer_limit(), &stop)?;
-        let mut tree = IndexTree::empty();
         for layer in layers {
             let applied = match indexes.open(layer.diff_id) {
                 Ok(Some(mut index)) => tree.apply(&mut index),
