@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use super::BuildError;
 use super::cache::{InputRecord, StepRecord};
 use super::shared::{Shared, SourceTree};
-use super::stage::Inputs;
+use super::step_key::Inputs;
 use super::{known, partial};
 use crate::context::Files;
 use crate::copy::{self, ResolvedCopy};

@@ -17,7 +17,7 @@ use super::cache::StepRecord;
 use super::forecast::{Forecast, components, start};
 use super::request::BuildRequest;
 use super::shared::{BlobAccess, MadeLayer, Shared, lock};
-use super::stage::{Inputs, StepKey};
+use super::step_key::{Inputs, StepKey};
 use super::uploads::Uploads;
 use crate::cache::{CacheError, CacheOptions, Record, Shelf};
 use crate::cancel::Cancel;

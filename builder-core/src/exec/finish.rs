@@ -16,7 +16,7 @@ use super::report::{Recorder, Report};
 use super::request::BuildRequest;
 use super::shared::{BlobAccess, Keeping, Places, Shared, Slot, StageResult};
 use super::uploads::Uploads;
-use super::{BuildError, maintain, single, stage};
+use super::{BuildError, maintain, single, stages};
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
 use crate::http;
@@ -118,7 +118,7 @@ pub(super) fn build_prepared(
                 first_step,
             );
             first_step += steps(&planned.plan);
-            let target = stage::build_all(&shared)?;
+            let target = stages::build_all(&shared)?;
             elsewhere.is_result(target.made.keys().map(|(stage, index)| shared.step_id(*stage, *index)));
             images.push(assemble(&shared, planned, &target)?);
             if request.outputs.iter().any(Target::is_files) {

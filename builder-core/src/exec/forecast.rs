@@ -19,7 +19,7 @@ use super::{BuildError, running};
 use crate::cache::Record;
 use crate::oci::{ChainId, Sha256};
 use crate::plan::key::{Components, StateKey};
-use crate::plan::{Action, Base, FileSource, MountKind, Stage, StageId, Step};
+use crate::plan::{Action, Base, FileSource, Stage, StageId, Step};
 
 /// A step's place in a plan.
 type Place = (StageId, usize);
@@ -130,10 +130,7 @@ fn inputs(
         Action::Run(action) => {
             let mut items = BTreeMap::new();
             for mount in &action.mounts {
-                let from = match &mount.kind {
-                    MountKind::Bind { from, .. } | MountKind::Cache { from: Some(from), .. } => from,
-                    _ => continue,
-                };
+                let Some(from) = mount.file_source() else { continue };
                 match of_tree(from)? {
                     Some(Some(tree)) => _ = items.insert(format!("tree at {}", mount.target), tree),
                     Some(None) => return Ok(None),
@@ -197,8 +194,8 @@ impl Visit<'_, '_> {
                 }
                 None => {
                     trail = None;
-                    for source in sources(&step.action) {
-                        self.stage(source);
+                    for stage in step.action.file_sources().into_iter().filter_map(FileSource::stage) {
+                        self.stage(stage);
                     }
                 }
             }
@@ -240,25 +237,5 @@ impl Visit<'_, '_> {
         });
         found.extend(more);
         self.forecast.found.extend(found.into_iter().map(|(index, found)| ((stage.id, index), found)));
-    }
-}
-
-/// Stages whose files a step reads.
-fn sources(action: &Action) -> Vec<StageId> {
-    let stage = |from: &FileSource| match from {
-        FileSource::Stage(id) => Some(*id),
-        _ => None,
-    };
-    match action {
-        Action::Copy(action) => stage(&action.from).into_iter().collect(),
-        Action::Workdir(_) => Vec::new(),
-        Action::Run(action) => action
-            .mounts
-            .iter()
-            .filter_map(|mount| match &mount.kind {
-                MountKind::Bind { from, .. } | MountKind::Cache { from: Some(from), .. } => stage(from),
-                _ => None,
-            })
-            .collect(),
     }
 }

@@ -14,14 +14,13 @@ use super::BuildError;
 use super::copying::Prepared;
 use super::request::Directories;
 use super::shared::{Shared, lock};
-use super::stage::{file_sources, in_image};
 use crate::context::FilesError;
 use crate::copy::{self, CopyError};
 use crate::event::StepId;
 use crate::layer::{LayerError, SealedLayer};
 use crate::oci::ChainId;
 use crate::output::Target;
-use crate::plan::{Action, Base, FileSource, Plan, Stage, StageId, Step};
+use crate::plan::{Action, Base, Plan, Stage, StageId, Step};
 use crate::rootfs::index::{IndexStep, IndexTree};
 use crate::rootfs::{FileKind, LayerRef, LayerSource, Recall};
 use crate::snapshot::{self, Change};
@@ -78,7 +77,7 @@ impl Way<'_> {
 
     /// Whether the directory will be needed.
     fn needed(&self, shared: &Shared<'_>) -> bool {
-        let written = shared.request.outputs.iter().any(Target::is_files) && in_image(shared.plan, self.stage.id);
+        let written = shared.request.outputs.iter().any(Target::is_files) && shared.plan.in_image(self.stage.id);
         written || runs(&self.stage.steps[self.index + 1..]) || needed_above(shared.plan, self.stage.id)
     }
 }
@@ -91,7 +90,7 @@ fn runs(steps: &[Step]) -> bool {
 fn needed_above(plan: &Plan, id: StageId) -> bool {
     let above = plan.stages.iter().filter(|stage| stage.base == Base::Stage(id));
     above.into_iter().any(|stage| runs(&stage.steps) || needed_above(plan, stage.id))
-        || file_sources(plan).any(|from| *from == FileSource::Stage(id))
+        || plan.file_sources().any(|from| from.stage() == Some(id))
 }
 
 /// Makes the layer of a COPY, ADD or WORKDIR on what is known of `layers`; `None` if it needs a directory after all.

@@ -1,7 +1,7 @@
 //! Runs a plan: order, cache, cancellation, events. The only module that sees the others together.
 //!
 //! [`build`] goes through the whole line: context and Dockerfile are read, bases resolved, the plan made, each stage built
-//! in a thread of its own (`stage`), the image assembled and written to its outputs (`finish`). A step's result is
+//! in a thread of its own (`stages`, `stage`), the image assembled and written to its outputs (`finish`). A step's result is
 //! kept under the work dir (`cache`), so that a build that was ended at any moment goes on behind its last finished step.
 //!
 //! ```text
@@ -12,6 +12,7 @@
 //!
 //! Architecture invariant: neither terminal nor flags are known here.
 
+mod background;
 mod cache;
 mod copying;
 mod elsewhere;
@@ -29,10 +30,13 @@ mod released;
 mod report;
 mod request;
 mod running;
+mod sealing;
 mod shared;
 mod single;
 mod ssh;
 mod stage;
+mod stages;
+mod step_key;
 mod trace;
 mod uploads;
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::BuildError;
 use super::inputs::{self, InputError, Inputs};
 use super::maintain::{self, InUse};
 use super::request::BuildRequest;
-use super::{BuildError, stage};
 use crate::cancel::Cancel;
 use crate::context::Files;
 use crate::dockerfile::{self, Dockerfile, Finding};
@@ -121,7 +121,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
             Base::Context(name) => Some(name),
             _ => None,
         });
-        let sources = stage::file_sources(&planned.plan).filter_map(|from| match from {
+        let sources = planned.plan.file_sources().filter_map(|from| match from {
             FileSource::NamedContext(name) => Some(name),
             _ => None,
         });

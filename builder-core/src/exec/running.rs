@@ -8,7 +8,7 @@ use super::BuildError;
 use super::copying::{self, Prepared};
 use super::mounts::{self, CacheMounts};
 use super::shared::Shared;
-use super::stage::Inputs;
+use super::step_key::Inputs;
 use crate::event::{Event, StepId};
 use crate::oci::Platform;
 use crate::plan::{FileSource, Mount, MountKind, NetworkMode, RunAction, SecurityMode, Stage};

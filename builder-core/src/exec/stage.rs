@@ -6,24 +6,23 @@
 //! the one before it, so each is packed before the next begins.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{Scope, ScopedJoinHandle};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::cache::StepRecord;
+use super::background::{BACKGROUND_FROM_BYTES, Coming, content_bytes};
 use super::elsewhere::Trail;
-use super::forecast::forecast;
-use super::shared::{MadeLayer, Promise, Shared, Slot, StageResult, Tree};
+use super::sealing::Phases;
+use super::shared::{MadeLayer, Shared, StageResult, Tree};
+use super::step_key::{Inputs, StepKey};
 use super::{BuildError, copying, known, running};
 use crate::event::{Event, StepId};
-use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
-use crate::oci::{ChainId, Descriptor, Sha256};
-use crate::output;
+use crate::layer::SealedLayer;
+use crate::oci::{ChainId, Sha256};
 use crate::plan::key::{Components, StateKey};
-use crate::plan::{Action, Base, CopyAction, FileSource, MountKind, Plan, Stage, StageId, Step};
+use crate::plan::{Action, Base, CopyAction, FileSource, Stage, StageId, Step};
 use crate::rootfs::index::IndexTree;
-use crate::rootfs::{DetachedStep, FileKind, LayerRef, Recall, TreeMode, TreeStep, WorkTree};
+use crate::rootfs::{LayerRef, Recall, TreeMode, TreeStep, WorkTree};
 use crate::snapshot::{self, Change};
 
 /// A stage on its way.
@@ -31,24 +30,18 @@ pub(super) struct Progress<'scope, 'a> {
     pub(super) shared: &'a Shared<'a>,
     pub(super) stage: &'a Stage,
     /// For layers that are made while later steps run.
-    scope: &'scope Scope<'scope, 'a>,
+    pub(super) scope: &'scope Scope<'scope, 'a>,
     /// Base layers, then one for each step done.
     layers: Vec<LayerRef>,
     /// Layers above those that are still being made; every step after the first of them is one.
-    coming: Vec<Coming<'scope>>,
+    pub(super) coming: Vec<Coming<'scope>>,
     /// The directory behind `layers` and `coming`, once a step needed one; `None` after a cached step, which leaves it behind.
-    tree: Option<WorkTree>,
+    pub(super) tree: Option<WorkTree>,
     /// What `layers` hold, as far as a step without a directory had to know it; of use while it has as many layers.
     index: Option<IndexTree>,
     made: BTreeMap<(StageId, usize), MadeLayer>,
     /// How it came to where it is.
-    trail: Trail,
-}
-
-/// What a step is made from: everything that its cache key covers.
-pub(super) struct Inputs {
-    /// Hash over each thing that it reads beside the tree below it, by a name for people.
-    pub(super) items: BTreeMap<String, Sha256>,
+    pub(super) trail: Trail,
 }
 
 /// Builds `stage` to its end.
@@ -75,7 +68,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             Base::Image(request) => (shared.image(request)?.layers.clone(), None, BTreeMap::new()),
             Base::Stage(id) => {
                 let below = shared.stage(*id)?;
-                let tree = if users(shared.plan, *id) == 1 { below.tree.take() } else { None };
+                let tree = if shared.plan.users(*id) == 1 { below.tree.take() } else { None };
                 (below.tree.layers.clone(), tree, below.made.clone())
             }
             Base::Context(name) => (vec![copying::context_as_base(shared, stage, name)?], None, BTreeMap::new()),
@@ -98,7 +91,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         self.shared.step_id(self.stage.id, index)
     }
 
-    fn chain(&self) -> Option<ChainId> {
+    pub(super) fn chain(&self) -> Option<ChainId> {
         ChainId::of(self.layers.iter().map(|layer| layer.diff_id))
     }
 
@@ -131,25 +124,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         }
     }
 
-    fn push(&mut self, index: usize, made: MadeLayer) {
+    pub(super) fn push(&mut self, index: usize, made: MadeLayer) {
         self.layers.push(made.layer());
         self.made.insert((self.stage.id, index), made);
-    }
-
-    /// Waits for all layers that are being made.
-    fn settle(&mut self) -> Result<(), BuildError> {
-        let mut failed = None;
-        for coming in std::mem::take(&mut self.coming) {
-            match coming.wait() {
-                (index, Ok((made, trail))) => {
-                    self.push(index, made);
-                    self.trail = trail;
-                }
-                // Those above it fail because of the first one.
-                (_, Err(error)) => _ = failed.get_or_insert(error),
-            }
-        }
-        failed.map_or(Ok(()), Err)
     }
 
     /// The step's layer and whether it came from the cache; `None` if the layer is being made, by somebody who tells when
@@ -192,29 +169,8 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             false => None,
         };
 
-        if !shared.request.no_cache.applies_to(&self.stage.name) {
-            if let Some(hash) = components.as_ref().map(Components::key)
-                && let Some(record) = shared.cache.step(hash)
-                && shared.blobs.released.knows(record.layer.blob.digest)
-                && !shared.is_expired(record.created)
-            {
-                self.tree = None;
-                self.trail = shared.offer(&key, self.trail, &record);
-                shared.remember(self.stage, index, components.as_ref().expect("it has a key"));
-                return Ok(Some((MadeLayer::from_record(&record, &step.title), true)));
-            }
-            if let Some(found) = shared.content_hit(&key, self.trail) {
-                self.settle()?;
-                self.tree = None;
-                return Ok(Some((found.take(shared, self.stage, index, &mut self.trail), true)));
-            }
-            let reason = match (shared.recall(self.stage, index), &components) {
-                (None, _) => "not built here before".to_owned(),
-                (Some(old), Some(now)) if old.key() == now.key() => "its result was pruned".to_owned(),
-                (Some(old), Some(now)) => now.difference(&old),
-                (Some(old), None) => key.components_on(StateKey(Sha256::of(b"not known yet"))).difference(&old),
-            };
-            shared.observer.event(Event::CacheMiss { step: id, reason: &reason });
+        if let Some(found) = self.look_up(&key, components.as_ref(), id)? {
+            return Ok(Some((found, true)));
         }
 
         shared.at_work[self.stage.id.0].store(true, Ordering::SeqCst);
@@ -222,64 +178,119 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         if shared.cancel.is_cancelled() {
             return Err(BuildError::Cancelled);
         }
-        let layer = if let Some(layer) = self.make_known(&key, copy.as_ref(), detached, id)? {
-            self.settle()?;
-            self.tree = None;
-            layer
-        } else if detached {
-            let prepared = copy.as_ref().expect("only a copy is detached");
-            let mut empty = shared.checkout(&[])?;
-            let tree_step = empty.begin()?;
-            prepared.apply(tree_step.rootfs())?;
-            let changes = self.changes(&tree_step, &[])?;
-            let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
-            self.settle()?;
-            self.tree = None;
-            layer
-        } else {
-            let begun = Instant::now();
-            let mut tree = match self.tree.take() {
-                Some(tree) => tree,
-                None => {
-                    self.settle()?;
-                    shared.checkout(&self.layers)?
-                }
-            };
-            let mut tree_step = tree.begin()?;
-            if let Action::Run(_) = &step.action {
-                tree_step.prepare_command(&shared.cancel)?;
+        let layer = match self.make_known(&key, copy.as_ref(), detached, id)? {
+            Some(layer) => layer,
+            None if detached => {
+                let prepared = copy.as_ref().expect("only a copy is detached");
+                let mut empty = shared.checkout(&[])?;
+                let tree_step = empty.begin()?;
+                prepared.apply(tree_step.rootfs())?;
+                let changes = self.changes(&tree_step, &[])?;
+                shared.seal(&changes, tree_step.rootfs(), step, id)?
             }
-            phases.done("tree", begun);
-            let begun = Instant::now();
-            match &step.action {
-                Action::Run(action) => {
-                    running::run(shared, self.stage, action, tree_step.rootfs(), id)?;
-                }
-                Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
-                Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
-            }
-            phases.done(if matches!(step.action, Action::Run(_)) { "run" } else { "copy" }, begun);
-            let begun = Instant::now();
-            let changes = self.changes(&tree_step, &self.layers)?;
-            phases.done("changes", begun);
-            let more = index + 1 < self.stage.steps.len();
-            let large = more && content_bytes(&changes) >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
-            if large || !self.coming.is_empty() {
-                let detached = tree_step.detach()?;
-                self.tree = Some(tree);
-                self.make_meanwhile(key, detached, changes, id, started);
-                return Ok(None);
-            }
-            let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
-            tree_step.commit(layer.diff_id)?;
-            self.tree = Some(tree);
-            layer
+            None => return self.make_in_tree(key, copy.as_ref(), started, &phases),
         };
+        self.settle()?;
+        self.tree = None;
+        self.keep(&key, layer, &phases).map(Some)
+    }
+
+    /// Does the step in the directory behind the layers; `None` if its layer is being made meanwhile.
+    fn make_in_tree(
+        &mut self,
+        key: StepKey<'a>,
+        copy: Option<&copying::Prepared<'_>>,
+        started: Instant,
+        phases: &Phases<'_>,
+    ) -> Result<Option<(MadeLayer, bool)>, BuildError> {
+        let (shared, step, id) = (self.shared, key.step, phases.step);
+        let begun = Instant::now();
+        let mut tree = match self.tree.take() {
+            Some(tree) => tree,
+            None => {
+                self.settle()?;
+                shared.checkout(&self.layers)?
+            }
+        };
+        let mut tree_step = tree.begin()?;
+        if let Action::Run(_) = &step.action {
+            tree_step.prepare_command(&shared.cancel)?;
+        }
+        phases.done("tree", begun);
+        let begun = Instant::now();
+        match &step.action {
+            Action::Run(action) => {
+                running::run(shared, self.stage, action, tree_step.rootfs(), id)?;
+            }
+            Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
+            Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
+        }
+        phases.done(if matches!(step.action, Action::Run(_)) { "run" } else { "copy" }, begun);
+        let begun = Instant::now();
+        let changes = self.changes(&tree_step, &self.layers)?;
+        phases.done("changes", begun);
+        let more = key.index + 1 < self.stage.steps.len();
+        let large = more && content_bytes(&changes) >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
+        if large || !self.coming.is_empty() {
+            let detached = tree_step.detach()?;
+            self.tree = Some(tree);
+            self.make_meanwhile(key, detached, changes, id, started);
+            return Ok(None);
+        }
+        let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
+        tree_step.commit(layer.diff_id)?;
+        self.tree = Some(tree);
+        self.keep(&key, layer, phases).map(Some)
+    }
+
+    /// Notes a layer that was made now.
+    fn keep(
+        &mut self,
+        key: &StepKey<'_>,
+        layer: SealedLayer,
+        phases: &Phases<'_>,
+    ) -> Result<(MadeLayer, bool), BuildError> {
         let begun = Instant::now();
         let (made, trail) = key.keep(self.chain(), self.trail, layer)?;
         self.trail = trail;
         phases.done("keep", begun);
-        Ok(Some((made, false)))
+        Ok((made, false))
+    }
+
+    /// The step's layer from an earlier build, here or elsewhere; without one it is told why.
+    fn look_up(
+        &mut self,
+        key: &StepKey<'_>,
+        components: Option<&Components>,
+        id: StepId,
+    ) -> Result<Option<MadeLayer>, BuildError> {
+        let (shared, stage, step, index) = (self.shared, self.stage, key.step, key.index);
+        if shared.request.no_cache.applies_to(&stage.name) {
+            return Ok(None);
+        }
+        if let Some(components) = components
+            && let Some(record) = shared.cache.step(components.key())
+            && shared.blobs.released.knows(record.layer.blob.digest)
+            && !shared.is_expired(record.created)
+        {
+            self.tree = None;
+            self.trail = shared.offer(key, self.trail, &record);
+            shared.remember(stage, index, components);
+            return Ok(Some(MadeLayer::from_record(&record, &step.title)));
+        }
+        if let Some(found) = shared.content_hit(key, self.trail) {
+            self.settle()?;
+            self.tree = None;
+            return Ok(Some(found.take(shared, stage, index, &mut self.trail)));
+        }
+        let reason = match (shared.recall(stage, index), components) {
+            (None, _) => "not built here before".to_owned(),
+            (Some(old), Some(now)) if old.key() == now.key() => "its result was pruned".to_owned(),
+            (Some(old), Some(now)) => now.difference(&old),
+            (Some(old), None) => key.components_on(StateKey(Sha256::of(b"not known yet"))).difference(&old),
+        };
+        shared.observer.event(Event::CacheMiss { step: id, reason: &reason });
+        Ok(None)
     }
 
     /// Makes the layer of a step without a directory, if that is the better way and works.
@@ -349,339 +360,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         let shared = self.shared;
         Ok(snapshot::changes(step, Some(Recall { layers: below, source: shared.blobs, cancel: &shared.cancel }))?)
     }
-
-    /// Makes the layer of a step in a thread of its own, and everything that follows from it.
-    fn make_meanwhile(
-        &mut self,
-        key: StepKey<'a>,
-        detached: DetachedStep,
-        changes: Vec<Change>,
-        id: StepId,
-        started: Instant,
-    ) {
-        let below = match self.coming.last() {
-            Some(coming) => Below::Coming(Arc::clone(&coming.done)),
-            None => Below::Known(self.chain(), self.trail),
-        };
-        self.trail = self.shared.trail_meanwhile(&key, self.trail);
-        let done = Arc::new(Slot::default());
-        let promise = Promise(Arc::clone(&done));
-        let index = key.index;
-        let thread = self.scope.spawn(move || {
-            let (shared, stage, step) = (key.shared, key.stage, key.step);
-            let mut elapsed = Duration::ZERO;
-            let made = (|| {
-                let layer = shared.seal(&changes, detached.rootfs(), step, id)?;
-                drop(changes);
-                // What it waits for from here on is not its own work.
-                elapsed = started.elapsed();
-                let (below, trail) = below.wait()?;
-                let chain = ChainId::extend(below, layer.diff_id);
-                detached.name(chain)?;
-                let (made, trail) = key.keep(below, trail, layer)?;
-                Ok((chain, made, trail))
-            })();
-            match made {
-                Ok((chain, made, trail)) => {
-                    shared.sealed(stage, &made);
-                    let layer = Some(made.sealed.diff_id);
-                    shared.observer.event(Event::StepFinished { step: id, cached: false, layer, elapsed });
-                    promise.keep((chain, made, trail));
-                    Ok(())
-                }
-                Err(error) => {
-                    // What runs on top of it has no future.
-                    shared.cancel.cancel();
-                    drop(promise);
-                    shared.observer.event(match error {
-                        BuildError::Cancelled => Event::StepCancelled { step: id },
-                        _ => Event::StepFailed { step: id, elapsed: started.elapsed() },
-                    });
-                    Err(error.at(step, stage))
-                }
-            }
-        });
-        self.coming.push(Coming { index, done, thread });
-    }
 }
 
 /// How often it is looked whether another stage is at work.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-
-/// Bytes of files in a layer from which on the next step does not wait for it. Smaller ones are done in about a tenth of a
-/// second, and what stands on them may be in the cache.
-const BACKGROUND_FROM_BYTES: u64 = 32 << 20;
-
-/// Bytes of all files among `changes`, holes included.
-fn content_bytes(changes: &[Change]) -> u64 {
-    let size = |change: &Change| match change {
-        Change::Entry { metadata, link_to: None, .. } if metadata.kind == FileKind::File => metadata.size,
-        _ => 0,
-    };
-    changes.iter().map(size).sum()
-}
-
-/// A layer that is being made.
-struct Coming<'scope> {
-    /// Of its step in the stage.
-    index: usize,
-    /// The layer, the chain id of the stack with it, and how it came about.
-    done: Arc<Slot<(ChainId, MadeLayer, Trail)>>,
-    thread: ScopedJoinHandle<'scope, Result<(), BuildError>>,
-}
-
-impl Coming<'_> {
-    /// Its layer, when it is done.
-    fn wait(self) -> (usize, Result<(MadeLayer, Trail), BuildError>) {
-        let ended = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let made =
-            ended.and_then(|()| self.done.wait().map(|(_, made, trail)| (made, trail)).ok_or(BuildError::Cancelled));
-        (self.index, made)
-    }
-}
-
-/// The stack below a layer.
-enum Below {
-    Known(Option<ChainId>, Trail),
-    Coming(Arc<Slot<(ChainId, MadeLayer, Trail)>>),
-}
-
-impl Below {
-    fn wait(&self) -> Result<(Option<ChainId>, Trail), BuildError> {
-        match self {
-            Self::Known(chain, trail) => Ok((*chain, *trail)),
-            // It has reported its own error.
-            Self::Coming(slot) => {
-                slot.wait().map(|(chain, _, trail)| (Some(chain), trail)).ok_or(BuildError::Cancelled)
-            }
-        }
-    }
-}
-
-/// Everything that decides the result of a step but the tree below it.
-pub(super) struct StepKey<'a> {
-    shared: &'a Shared<'a>,
-    pub(super) stage: &'a Stage,
-    pub(super) step: &'a Step,
-    pub(super) index: usize,
-    pub(super) inputs: Inputs,
-}
-
-impl StepKey<'_> {
-    fn components(&self, below: Option<ChainId>) -> Components {
-        self.components_on(StateKey::image(below))
-    }
-
-    fn components_on(&self, below: StateKey) -> Components {
-        let base = if self.index == 0 { self.stage.pinned.clone() } else { None };
-        Components::new(self.step, &self.stage.platform, below, &self.inputs.items)
-            .on_base(base)
-            .clamped_to(self.shared.request.clamp_mtime(self.shared.plan))
-            .ignoring(self.shared.request.ignored.patterns())
-    }
-
-    /// Notes the layer that the step made on `below`, so that another build finds it.
-    fn keep(&self, below: Option<ChainId>, trail: Trail, layer: SealedLayer) -> Result<(MadeLayer, Trail), BuildError> {
-        let shared = self.shared;
-        let components = self.components(below);
-        let record = StepRecord { layer, created: shared.timestamp() };
-        shared.cache.put_step(components.key(), &record).map_err(|source| BuildError::Cache { source })?;
-        shared.remember(self.stage, self.index, &components);
-        let trail = shared.offer(self, trail, &record);
-        Ok((MadeLayer::from_record(&record, &self.step.title), trail))
-    }
-}
-
-/// Tells how long the parts of a step take.
-struct Phases<'a> {
-    shared: &'a Shared<'a>,
-    step: StepId,
-}
-
-impl Phases<'_> {
-    fn done(&self, name: &'static str, begun: Instant) {
-        self.shared.observer.event(Event::Phase { step: self.step, name, elapsed: begun.elapsed() });
-    }
-}
-
-impl Shared<'_> {
-    /// Writes changes of a tree as a layer.
-    pub(super) fn seal(
-        &self,
-        changes: &[Change],
-        tree: &dyn layer::Tree,
-        step: &Step,
-        id: StepId,
-    ) -> Result<SealedLayer, BuildError> {
-        let begun = Instant::now();
-        let layer = self.write_layer(changes, tree, &step.title)?;
-        Phases { shared: self, step: id }.done("layer", begun);
-        self.observer.event(Event::Packed {
-            step: id,
-            digest: layer.blob.digest,
-            tar_bytes: layer.uncompressed_bytes,
-            blob_bytes: layer.blob.size,
-            entries: layer.entries,
-        });
-        Ok(layer)
-    }
-
-    /// The same of something that is no step.
-    pub(super) fn write_layer(
-        &self,
-        changes: &[Change],
-        tree: &dyn layer::Tree,
-        title: &str,
-    ) -> Result<SealedLayer, BuildError> {
-        let _turn = self.seals.enter();
-        let options = LayerOptions {
-            compression: self.request.layer_compression(),
-            docker_media_types: self.request.docker_media_types(),
-            clamp_mtime: self.request.clamp_mtime(self.plan),
-        };
-        let progress = |done| {
-            let transfer = crate::event::Transfer::Compress;
-            self.observer.event(Event::Progress { transfer, id: title, done, total: None });
-        };
-        let limits = &self.request.limits;
-        let index = self.trees.indexes().record_new();
-        let index = index.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok();
-        let changes = self.request.ignored.leave_out(changes);
-        let input = LayerInput { changes: &changes, tree, index };
-        Ok(layer::write(input, self.store, &options, limits, &self.cancel, &progress)?)
-    }
-}
-
-impl MadeLayer {
-    fn from_record(record: &StepRecord, title: &str) -> Self {
-        Self { sealed: record.layer.clone(), created: record.created, title: title.to_owned() }
-    }
-}
-
-impl Shared<'_> {
-    /// Seconds and nanoseconds since 1970.
-    pub(super) fn timestamp(&self) -> (i64, u32) {
-        let now = (self.request.now)();
-        match now.duration_since(std::time::UNIX_EPOCH) {
-            Ok(since) => (since.as_secs().try_into().unwrap_or(i64::MAX), since.subsec_nanos()),
-            Err(_) => (0, 0),
-        }
-    }
-
-    /// Where the step at this place of this Dockerfile leaves what it was made from.
-    fn place(&self, stage: &Stage, index: usize) -> Sha256 {
-        let dockerfile = format!("{:?}", self.request.dockerfile);
-        Sha256::of(format!("{dockerfile}\0{}\0{}\0{}\0{index}", stage.position, stage.name, stage.platform).as_bytes())
-    }
-
-    /// A layer is whole: it may leave at once if it is one of the image, in the form that it has.
-    fn sealed(&self, stage: &Stage, made: &MadeLayer) {
-        if self.leaves_at_once(stage, &made.sealed.blob) {
-            self.uploads.offer(&made.sealed.blob);
-        }
-    }
-
-    /// Whether a layer of `stage` is one of the image in the form that it has.
-    pub(super) fn leaves_at_once(&self, stage: &Stage, blob: &Descriptor) -> bool {
-        let as_it_is = in_image(self.plan, stage.id) && !self.request.single_layer;
-        as_it_is && !output::needs_recompression(blob, self.request.layer_compression())
-    }
-
-    fn recall(&self, stage: &Stage, index: usize) -> Option<Components> {
-        self.cache.last(self.place(stage, index))
-    }
-
-    fn remember(&self, stage: &Stage, index: usize, components: &Components) {
-        if let Err(error) = self.cache.put_last(self.place(stage, index), components) {
-            // Only the wording of the next build's miss depends on it.
-            tracing::debug!(%error, "cannot note what a step was made from");
-        }
-    }
-}
-
-/// Runs all stages of the plan, each in its thread, and gives the target's result.
-pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildError> {
-    let forecast = shared.forecast.get_or_init(|| forecast(shared));
-    for stage in shared.plan.stages.iter().filter(|stage| !forecast.is_needed(stage.id)) {
-        for (index, step) in stage.steps.iter().enumerate() {
-            let (step, title) = (shared.step_id(stage.id, index), &step.title);
-            shared.observer.event(Event::StepStarted { step, title });
-            shared.observer.event(Event::StepFinished { step, cached: true, layer: None, elapsed: Duration::ZERO });
-        }
-    }
-    let failures = std::thread::scope(|scope| {
-        let workers: Vec<_> = shared
-            .plan
-            .stages
-            .iter()
-            .filter(|stage| forecast.is_needed(stage.id))
-            .map(|stage| {
-                scope.spawn(move || {
-                    let result = build(shared, stage);
-                    let slot = &shared.stages[stage.id.0];
-                    match result {
-                        Ok(done) => {
-                            slot.fill(Some(Arc::new(done)));
-                            None
-                        }
-                        Err(error) => {
-                            shared.cancel.cancel();
-                            slot.fill(None);
-                            Some(error)
-                        }
-                    }
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .filter_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect::<Vec<_>>()
-    });
-    // The first error that is not the consequence of another one is the build's.
-    let mut cancelled = None;
-    for error in failures {
-        if !matches!(error, BuildError::Cancelled) {
-            return Err(error);
-        }
-        cancelled = Some(error);
-    }
-    if let Some(error) = cancelled {
-        return Err(error);
-    }
-    shared.stage(shared.plan.target)
-}
-
-/// Where each file source of a plan stands.
-pub(super) fn file_sources(plan: &Plan) -> impl Iterator<Item = &FileSource> {
-    plan.stages.iter().flat_map(|stage| &stage.steps).flat_map(|step| -> Vec<&FileSource> {
-        match &step.action {
-            Action::Copy(action) => vec![&action.from],
-            Action::Workdir(_) => Vec::new(),
-            Action::Run(action) => action
-                .mounts
-                .iter()
-                .filter_map(|mount| match &mount.kind {
-                    MountKind::Bind { from, .. } | MountKind::Cache { from: Some(from), .. } => Some(from),
-                    _ => None,
-                })
-                .collect(),
-        }
-    })
-}
-
-/// Whether the layers of a stage are layers of the image: it is the target, or the target stands on it.
-pub(super) fn in_image(plan: &Plan, id: StageId) -> bool {
-    let below = |stage: &StageId| match &plan.stages[stage.0].base {
-        Base::Stage(base) => Some(*base),
-        _ => None,
-    };
-    std::iter::successors(Some(plan.target), below).any(|stage| stage == id)
-}
-
-/// How often a stage's result is used: as a base, by COPY and mounts, as the result.
-fn users(plan: &Plan, id: StageId) -> usize {
-    let bases = plan.stages.iter().filter(|stage| stage.base == Base::Stage(id)).count();
-    let files = file_sources(plan).filter(|from| **from == FileSource::Stage(id)).count();
-    bases + files + usize::from(plan.target == id)
-}

@@ -37,6 +37,7 @@ mod stage;
 mod tests;
 mod text;
 mod types;
+mod uses;
 
 pub use chmod::ChmodError;
 pub use epoch::{EpochSource, epoch_source};

@@ -1,0 +1,92 @@
+//! Changes become layers: written, told of, and sent off.
+
+use std::time::Instant;
+
+use super::BuildError;
+use super::cache::StepRecord;
+use super::shared::{MadeLayer, Shared};
+use crate::event::{Event, StepId};
+use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
+use crate::oci::Descriptor;
+use crate::output;
+use crate::plan::{Stage, Step};
+use crate::snapshot::Change;
+
+/// Tells how long the parts of a step take.
+pub(super) struct Phases<'a> {
+    pub(super) shared: &'a Shared<'a>,
+    pub(super) step: StepId,
+}
+
+impl Phases<'_> {
+    pub(super) fn done(&self, name: &'static str, begun: Instant) {
+        self.shared.observer.event(Event::Phase { step: self.step, name, elapsed: begun.elapsed() });
+    }
+}
+
+impl Shared<'_> {
+    /// Writes changes of a tree as a layer.
+    pub(super) fn seal(
+        &self,
+        changes: &[Change],
+        tree: &dyn layer::Tree,
+        step: &Step,
+        id: StepId,
+    ) -> Result<SealedLayer, BuildError> {
+        let begun = Instant::now();
+        let layer = self.write_layer(changes, tree, &step.title)?;
+        Phases { shared: self, step: id }.done("layer", begun);
+        self.observer.event(Event::Packed {
+            step: id,
+            digest: layer.blob.digest,
+            tar_bytes: layer.uncompressed_bytes,
+            blob_bytes: layer.blob.size,
+            entries: layer.entries,
+        });
+        Ok(layer)
+    }
+
+    /// The same of something that is no step.
+    pub(super) fn write_layer(
+        &self,
+        changes: &[Change],
+        tree: &dyn layer::Tree,
+        title: &str,
+    ) -> Result<SealedLayer, BuildError> {
+        let _turn = self.seals.enter();
+        let options = LayerOptions {
+            compression: self.request.layer_compression(),
+            docker_media_types: self.request.docker_media_types(),
+            clamp_mtime: self.request.clamp_mtime(self.plan),
+        };
+        let progress = |done| {
+            let transfer = crate::event::Transfer::Compress;
+            self.observer.event(Event::Progress { transfer, id: title, done, total: None });
+        };
+        let limits = &self.request.limits;
+        let index = self.trees.indexes().record_new();
+        let index = index.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok();
+        let changes = self.request.ignored.leave_out(changes);
+        let input = LayerInput { changes: &changes, tree, index };
+        Ok(layer::write(input, self.store, &options, limits, &self.cancel, &progress)?)
+    }
+
+    /// A layer is whole: it may leave at once if it is one of the image, in the form that it has.
+    pub(super) fn sealed(&self, stage: &Stage, made: &MadeLayer) {
+        if self.leaves_at_once(stage, &made.sealed.blob) {
+            self.uploads.offer(&made.sealed.blob);
+        }
+    }
+
+    /// Whether a layer of `stage` is one of the image in the form that it has.
+    pub(super) fn leaves_at_once(&self, stage: &Stage, blob: &Descriptor) -> bool {
+        let as_it_is = self.plan.in_image(stage.id) && !self.request.single_layer;
+        as_it_is && !output::needs_recompression(blob, self.request.layer_compression())
+    }
+}
+
+impl MadeLayer {
+    pub(super) fn from_record(record: &StepRecord, title: &str) -> Self {
+        Self { sealed: record.layer.clone(), created: record.created, title: title.to_owned() }
+    }
+}
