@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::TreeError;
@@ -65,6 +65,25 @@ pub(super) fn make_directory(path: &Path) -> Result<(), TreeError> {
     }
 }
 
+/// Asks the file system to place what is in one directory of `path` apart from what is in another, as it does with the
+/// directories of its root (`chattr +T`, see ext4(5) and chattr(1)).
+///
+/// ext4 without a journal gives no inode away again within the minutes after its file was removed, and looks past all of
+/// these for each file that it makes near them: 100,000 files made where a tree of as many was removed a moment ago took
+/// 12 s of processor time, and 0.7 s elsewhere on the disk. Where the flag is unknown nothing happens.
+fn place_apart(path: &Path) {
+    let flagged = open_directory(path).and_then(|directory| {
+        let flags = rustix::fs::ioctl_getflags(&directory)?;
+        if !flags.contains(IFlags::TOPDIR) {
+            rustix::fs::ioctl_setflags(&directory, flags | IFlags::TOPDIR)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = flagged {
+        tracing::debug!(path = %path.display(), %error, "trees are placed as the file system likes");
+    }
+}
+
 impl TreesDir {
     /// Opens or makes the directory and removes what nobody works on any more.
     pub(super) fn open(work_dir: &Path) -> Result<Self, TreeError> {
@@ -76,6 +95,7 @@ impl TreesDir {
         for name in ["layers", "flat", "plain", "indexes", "none", "none/a", "none/b", "tmp"] {
             make_directory(&this.root.join(name))?;
         }
+        place_apart(&this.root.join("tmp"));
         this.remove_abandoned()?;
         Ok(this)
     }
@@ -177,5 +197,28 @@ pub(super) fn publish(from: &Path, to: &Path) -> Result<bool, TreeError> {
         Ok(()) => Ok(true),
         Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(false),
         Err(error) => Err(io_error("publish", to)(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::print_stdout, reason = "tests say why they cannot run")]
+    fn trees_are_placed_apart_where_the_file_system_can() {
+        let dir = tempfile::tempdir().unwrap();
+        TreesDir::open(dir.path()).unwrap();
+        let flags = |path: &Path| rustix::fs::ioctl_getflags(open_directory(path).unwrap());
+        // A directory of our own, for a file system that has flags but not this one.
+        let probe = dir.path().join("probe");
+        std::fs::create_dir(&probe).unwrap();
+        place_apart(&probe);
+        match flags(&probe) {
+            Ok(flags) if flags.contains(IFlags::TOPDIR) => {}
+            other => return println!("skipped: the file system has no such flag ({other:?})"),
+        }
+        assert!(flags(&dir.path().join("trees/tmp")).unwrap().contains(IFlags::TOPDIR));
+        assert!(!flags(&dir.path().join("trees/layers")).unwrap().contains(IFlags::TOPDIR));
     }
 }
