@@ -51,7 +51,7 @@ pub(super) fn build_prepared(
     cancel: &Cancel,
 ) -> Result<BuildResult, BuildError> {
     let started = Instant::now();
-    let io_before = super::report::io_so_far();
+    let io_before = request.environment.counters.read();
     let recorder = Arc::new(Recorder::new(observer));
     let observer: Arc<dyn Observer> = recorder.clone();
     request.check_annotations(&prepared.plans.iter().map(|planned| &planned.plan.platform).collect::<Vec<_>>())?;
@@ -161,7 +161,7 @@ pub(super) fn build_prepared(
     report.peak_anonymous_bytes = peaks.anonymous;
     report.peak_disk_bytes = peaks.disk;
     report.peak_disk_elsewhere_bytes = peaks.elsewhere;
-    let io = super::report::io_so_far();
+    let io = request.environment.counters.read();
     (report.bytes_read, report.bytes_written) = (io.0.saturating_sub(io_before.0), io.1.saturating_sub(io_before.1));
     for files in std::iter::once(&prepared.context).chain(prepared.named_contexts.values()) {
         let counts = files.hash_counts();

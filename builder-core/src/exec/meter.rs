@@ -245,31 +245,34 @@ impl<'a> Meter<'a> {
 
     /// Regular files that this process has open for writing where it should not (proc_pid_fd(5), proc_pid_fdinfo(5)).
     fn elsewhere(&self) -> u64 {
-        let mut total = 0;
-        for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
-            let allowed = ["/dev", "/proc", "/sys", "/memfd:"].iter().any(|other| target.starts_with(other));
-            let is_ours =
-                target.starts_with(&self.work_dir) || self.outputs.iter().any(|place| target.starts_with(place));
-            // 0 to 2 are the caller's.
-            let standard =
-                entry.file_name().to_str().and_then(|number| number.parse::<u32>().ok()).is_none_or(|n| n < 3);
-            if !target.is_absolute() || allowed || is_ours || standard {
-                continue;
-            }
-            let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(entry.file_name())).unwrap_or_default();
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-            let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
-            const ACCESS: u32 = 3;
-            if flags & ACCESS != 0
-                && let Ok(metadata) = fs::metadata(entry.path())
-                && metadata.is_file()
-            {
-                tracing::debug!(path = %target.display(), "a file outside of the work dir is open for writing");
-                total += metadata.blocks() * 512;
-            }
+        let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        // 0 to 2 are the caller's.
+        descriptors
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+            .filter(|number| *number > 2)
+            .filter_map(|number| self.taken_elsewhere(number))
+            .sum()
+    }
+
+    /// Space of the file behind a descriptor, if it counts.
+    fn taken_elsewhere(&self, descriptor: u32) -> Option<u64> {
+        const ACCESS: u32 = 3;
+        let path = format!("/proc/self/fd/{descriptor}");
+        let target = fs::read_link(&path).ok()?;
+        let in_memory = target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:");
+        let allowed = in_memory || ["/dev", "/proc", "/sys"].iter().any(|other| target.starts_with(other));
+        let is_ours = target.starts_with(&self.work_dir) || self.outputs.iter().any(|place| target.starts_with(place));
+        if !target.is_absolute() || allowed || is_ours {
+            return None;
         }
-        total
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        if u32::from_str_radix(flags.trim(), 8).ok()? & ACCESS == 0 {
+            return None;
+        }
+        let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        tracing::debug!(path = %target.display(), "a file outside of the work dir is open for writing");
+        Some(metadata.blocks() * 512)
     }
 }
 
@@ -319,6 +322,8 @@ fn anonymous_memory() -> u64 {
 mod tests {
     use std::sync::Arc;
 
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use crate::event::Silent;
 
@@ -358,9 +363,16 @@ mod tests {
         let recorder = Recorder::new(Arc::new(Silent));
         let meter = |outputs| Meter::new(work.path(), None, outputs, &cache, &recorder, Instant::now());
         let (strict, lenient) = (meter(Vec::new()), meter(vec![other.path().to_owned()]));
+        let number = |file: &dyn AsRawFd| u32::try_from(file.as_raw_fd()).expect("a descriptor");
         let file = fs::File::create(other.path().join("x")).expect("a file");
         std::io::Write::write_all(&mut &file, &[1; 100_000]).expect("written");
-        assert!(strict.elsewhere() >= 100_000 + lenient.elsewhere());
+        assert!(strict.taken_elsewhere(number(&file)).is_some_and(|size| size >= 100_000));
+        assert_eq!(lenient.taken_elsewhere(number(&file)), None, "an output");
+        assert!(strict.elsewhere() >= 100_000);
+        // Memory, although it has a descriptor.
+        let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
+        rustix::io::write(&memory, &[1; 100_000]).expect("written");
+        assert_eq!(strict.taken_elsewhere(number(&memory)), None);
     }
 
     #[test]

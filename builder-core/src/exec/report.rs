@@ -138,16 +138,6 @@ pub(super) fn status_bytes(name: &str) -> u64 {
     kibibytes.unwrap_or(0) * 1024
 }
 
-/// Bytes that this process and its ended children read and wrote so far (proc_pid_io(5)); zeros where it cannot be read.
-pub(super) fn io_so_far() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let value = |name: &str| {
-        let found = text.lines().find_map(|line| line.strip_prefix(name));
-        found.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
-    };
-    (value("rchar:"), value("wchar:"))
-}
-
 /// Passes events on and counts them.
 pub(super) struct Recorder {
     inner: Arc<dyn Observer>,

@@ -17,6 +17,7 @@ use rustix::mount::MountPropagationFlags;
 use rustix::thread::UnshareFlags;
 
 use super::SandboxError;
+use super::counters::Counters;
 use super::ids::{IdRanges, granted};
 use super::remedies;
 use super::supervision::{Supervised, try_supervision};
@@ -47,6 +48,8 @@ pub struct Environment {
     pub gids: IdRanges,
     /// The kernel's release, as uname(1) prints it.
     pub kernel: String,
+    /// What was read and written.
+    pub counters: Counters,
 }
 
 /// How commands are run, the strongest first.
@@ -270,6 +273,7 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
         uids: IdRanges::read(Path::new("/proc/self/uid_map")).unwrap_or_default(),
         gids: IdRanges::read(Path::new("/proc/self/gid_map")).unwrap_or_default(),
         kernel,
+        counters: Counters::open(),
     };
     // Works, but cannot make owners real on this volume.
     let mut second_choice = None;

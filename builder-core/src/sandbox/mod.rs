@@ -41,6 +41,7 @@
 
 mod chroot;
 mod command;
+mod counters;
 mod dev;
 mod environment;
 mod execute;
@@ -63,6 +64,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
+pub use counters::Counters;
 pub use environment::{Environment, IdMapping, Refusal, Tier, Wish};
 pub use ids::{IdRange, IdRanges};
 pub use machine::Machine;
