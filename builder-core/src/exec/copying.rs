@@ -149,7 +149,8 @@ pub(super) fn context_as_base(shared: &Shared<'_>, stage: &Stage, name: &str) ->
     prepared.apply(&work)?;
     let changes =
         snapshot::changes_of_index(&work, Recall { layers: &[], source: shared.blobs, cancel: &shared.cancel })?;
-    let layer = shared.write_layer(&changes, &work, &stage.name).map_err(known::of_context)?;
+    let layer =
+        shared.write_layer(&changes, &work, &stage.name, shared.plan.in_image(stage.id)).map_err(known::of_context)?;
     let record = StepRecord { layer, created: shared.timestamp() };
     shared.cache.put_step(key, &record).map_err(|source| BuildError::Cache { source })?;
     tracing::debug!(stage = stage.name, context = name, "context taken as base");

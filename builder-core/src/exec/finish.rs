@@ -1,6 +1,6 @@
 //! From finished stages to written outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -10,11 +10,12 @@ use super::cache::StepCache;
 use super::elsewhere::Elsewhere;
 use super::known::Known;
 use super::meter::{self, Meter};
+use super::passing::Passing;
 use super::prepare::{PlatformPlan, Prepared};
 use super::released::Released;
 use super::report::{Recorder, Report};
 use super::request::BuildRequest;
-use super::shared::{BlobAccess, Keeping, Places, Shared, Slot, StageResult};
+use super::shared::{BlobAccess, Places, Shared, Slot, StageResult};
 use super::uploads::Uploads;
 use super::{BuildError, maintain, single, stages};
 use crate::cancel::Cancel;
@@ -22,11 +23,11 @@ use crate::event::{Event, Observer};
 use crate::http;
 use crate::image::{self, Assembly, Image, ImageLayer, MediaTypes, NewLayer};
 use crate::layer::{LayerOptions, SealedLayer};
-use crate::oci::{ChainId, Descriptor, Platform, Reference};
+use crate::oci::{BlobDigest, ChainId, Descriptor, Platform, Reference};
 use crate::output::{
     self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Target,
 };
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Base, Plan};
 use crate::registry::{Credentials, Registry};
 use crate::rootfs::{Rootfs, TreeMode, Trees, Volume};
 use crate::sandbox::{IdMapping, SandboxError, Tier};
@@ -75,13 +76,15 @@ pub(super) fn build_prepared(
         observer.event(Event::Notice { message: &message });
     }
     let released = Released::new(request, &cache, &prepared.store);
+    let (passing, passes) = Passing::new(base_blobs(request, &prepared), registries(request));
     let blobs = BlobAccess::new(
         &prepared.store,
         &prepared.sources,
         Arc::clone(&observer),
         cancel.clone(),
         prepared.plans.iter().flat_map(|planned| planned.images.values()),
-        (&released, keeping(request, &trees)),
+        &released,
+        (keeps_bases(request, &trees), passing),
     );
 
     let own = request.outputs.iter().map(|output| push_registry(request, &prepared, output));
@@ -95,7 +98,7 @@ pub(super) fn build_prepared(
             _ => None,
         })
         .collect();
-    let uploads = Uploads::new(request, &registries, &blobs, &released, &*observer);
+    let uploads = Uploads::new(request, &registries, &blobs, (&released, passes), &*observer);
     let elsewhere = Elsewhere::new(request, prepared.sources.registry(), Arc::clone(&observer));
     let stop = cancel.child();
     let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
@@ -442,23 +445,41 @@ fn packed_bases(request: &BuildRequest, prepared: &Prepared) -> u64 {
     missing.values().sum()
 }
 
-/// Which blobs of bases stay in the store.
-fn keeping(request: &BuildRequest, trees: &Trees) -> Keeping {
+/// Whether blobs of bases stay in the store.
+fn keeps_bases(request: &BuildRequest, trees: &Trees) -> bool {
     let to_files = |output: &Target| {
         !matches!(output.exporter, Exporter::Registry { .. } | Exporter::CacheOnly) && !output.is_files()
     };
     // A directory is changed in place by steps, so further trees are made from blobs. An archive needs them each time.
-    if request.keep_layers || trees.mode() == TreeMode::Directory || request.outputs.iter().any(to_files) {
-        return Keeping::All;
+    request.keep_layers || trees.mode() == TreeMode::Directory || request.outputs.iter().any(to_files)
+}
+
+/// Registries that the image goes to.
+fn registries(request: &BuildRequest) -> BTreeSet<String> {
+    let outputs = request.outputs.iter().filter(|output| matches!(output.exporter, Exporter::Registry { .. }));
+    let names = outputs.flat_map(|output| request.tags.iter().chain(&output.names));
+    names.map(|name| name.registry().to_owned()).collect()
+}
+
+/// Base layers of the images, as far as they keep their form.
+fn base_blobs(request: &BuildRequest, prepared: &Prepared) -> BTreeSet<BlobDigest> {
+    let force = request.outputs.iter().any(|output| output.force_compression);
+    let changes = |blob: &Descriptor| force && output::needs_recompression(blob, request.layer_compression());
+    let mut blobs = BTreeSet::new();
+    for PlatformPlan { plan, images, .. } in &prepared.plans {
+        for stage in plan.stages.iter().filter(|stage| plan.in_image(stage.id)) {
+            let Base::Image(base) = &stage.base else { continue };
+            let layers = images.get(base).map_or(&[][..], |image| &image.layers);
+            let kept = layers.iter().filter(|layer| layer.blob.urls.is_empty() && !changes(&layer.blob));
+            blobs.extend(kept.map(|layer| layer.blob.digest));
+        }
     }
-    let registries = request.outputs.iter().filter(|output| matches!(output.exporter, Exporter::Registry { .. }));
-    let names = registries.flat_map(|output| request.tags.iter().chain(&output.names));
-    Keeping::ForOtherRegistries(names.map(|name| name.registry().to_owned()).collect())
+    blobs
 }
 
 impl Blobs for BlobAccess<'_> {
     fn open(&self, descriptor: &Descriptor) -> io::Result<Box<dyn Read + Send + '_>> {
-        let stream = self.open_blob(descriptor, false).map_err(io::Error::other)?;
+        let stream = self.open_blob(descriptor).map_err(io::Error::other)?;
         Ok(stream)
     }
 

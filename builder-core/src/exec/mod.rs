@@ -25,6 +25,7 @@ mod maintain;
 mod meter;
 mod mounts;
 mod partial;
+mod passing;
 mod prepare;
 mod released;
 mod report;

@@ -9,7 +9,7 @@ use crate::event::{Event, StepId};
 use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
 use crate::oci::Descriptor;
 use crate::output;
-use crate::plan::{Stage, Step};
+use crate::plan::{Stage, StageId, Step};
 use crate::snapshot::Change;
 
 /// Tells how long the parts of a step take.
@@ -34,7 +34,8 @@ impl Shared<'_> {
         id: StepId,
     ) -> Result<SealedLayer, BuildError> {
         let begun = Instant::now();
-        let layer = self.write_layer(changes, tree, &step.title)?;
+        let leaves = self.plan.in_image(self.stage_of(id)) && !self.request.single_layer;
+        let layer = self.write_layer(changes, tree, &step.title, leaves)?;
         Phases { shared: self, step: id }.done("layer", begun);
         self.observer.event(Event::Packed {
             step: id,
@@ -46,12 +47,13 @@ impl Shared<'_> {
         Ok(layer)
     }
 
-    /// The same of something that is no step.
+    /// The same of something that is no step. It `leaves` while it is written if it is part of the image.
     pub(super) fn write_layer(
         &self,
         changes: &[Change],
         tree: &dyn layer::Tree,
         title: &str,
+        leaves: bool,
     ) -> Result<SealedLayer, BuildError> {
         let _turn = self.seals.enter();
         let options = LayerOptions {
@@ -68,7 +70,19 @@ impl Shared<'_> {
         let index = index.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok();
         let changes = self.request.ignored.leave_out(changes);
         let input = LayerInput { changes: &changes, tree, index };
-        Ok(layer::write(input, self.store, &options, limits, &self.cancel, &progress)?)
+        let mut blob = self.store.writer()?;
+        let following = if leaves { self.uploads.follow(&mut blob) } else { None };
+        let layer = layer::write_into(input, blob, &options, limits, &self.cancel, &progress)?;
+        if let Some(following) = following {
+            following.sealed(&layer.blob);
+        }
+        Ok(layer)
+    }
+
+    /// The stage of a step.
+    fn stage_of(&self, id: StepId) -> StageId {
+        // Of stages that begin at one number, all but the last have no steps.
+        StageId(self.first_step.partition_point(|first| *first <= id.0).saturating_sub(1))
     }
 
     /// A layer is whole: it may leave at once if it is one of the image, in the form that it has.

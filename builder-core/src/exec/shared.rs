@@ -10,6 +10,7 @@ use super::cache::StepCache;
 use super::elsewhere::{Elsewhere, Trail};
 use super::forecast::Forecast;
 use super::known::Known;
+use super::passing::{Passing, Patience};
 use super::released::Released;
 use super::request::BuildRequest;
 use super::uploads::Uploads;
@@ -273,16 +274,10 @@ pub(super) struct BlobAccess<'a> {
     elsewhere: Mutex<BTreeMap<BlobDigest, Vec<Origin>>>,
     /// Layers that are only where they were pushed to.
     pub(super) released: &'a Released<'a>,
-    /// Which blobs of bases stay in the store.
-    keeping: Keeping,
-}
-
-/// Which blobs of bases stay in the store when they are unpacked or passed on.
-pub(super) enum Keeping {
-    /// All of them.
-    All,
-    /// Those that will be needed once more, because a registry of these gets them and cannot have them from a neighbour.
-    ForOtherRegistries(Vec<String>),
+    /// Whether blobs of bases stay in the store when they are unpacked or passed on.
+    keeps_bases: bool,
+    /// Where else they go while they are read.
+    passing: Passing,
 }
 
 impl<'a> BlobAccess<'a> {
@@ -293,24 +288,43 @@ impl<'a> BlobAccess<'a> {
         observer: Arc<dyn Observer>,
         cancel: Cancel,
         images: impl Iterator<Item = &'i Arc<ResolvedImage>>,
-        (released, keeping): (&'a Released<'a>, Keeping),
+        released: &'a Released<'a>,
+        (keeps_bases, passing): (bool, Passing),
     ) -> Self {
         let origins =
             images.flat_map(|image| image.layers.iter().map(|layer| (layer.blob.digest, Arc::clone(image)))).collect();
-        Self { store, sources, observer, cancel, origins, elsewhere: Mutex::default(), released, keeping }
+        Self { store, sources, observer, cancel, origins, elsewhere: Mutex::default(), released, keeps_bases, passing }
     }
 
-    /// A blob as a verified stream. One that is not in the store is fetched from where it is; `again` says whether it may be
-    /// needed once more when it was read.
-    pub(super) fn open_blob(&self, blob: &Descriptor, again: bool) -> Result<Box<dyn Read + Send>, BlobError> {
+    /// A blob as a verified stream. One that is not in the store is fetched from where it is.
+    pub(super) fn open_blob(&self, blob: &Descriptor) -> Result<Box<dyn Read + Send>, BlobError> {
         if self.store.contains(blob) {
             return Ok(Box::new(self.store.blob(blob.digest)?));
         }
         let inner = match self.origins.get(&blob.digest) {
-            Some(image) => self.sources.open_blob(image, blob, self.keep(image, again), &self.cancel)?,
+            Some(image) => {
+                let keep = if self.keeps_bases { Keep::InStore } else { Keep::Nothing };
+                self.sources.open_blob(image, blob, keep, &self.cancel)?
+            }
             None => self.open_elsewhere(blob)?,
         };
         Ok(self.counted(inner, blob))
+    }
+
+    /// The same for one who reads it for its files; a base goes on to registries that get it while it is read.
+    pub(super) fn open_and_pass(
+        &self,
+        blob: &Descriptor,
+        patience: Patience,
+    ) -> Result<Box<dyn Read + Send>, BlobError> {
+        let stream = self.open_blob(blob)?;
+        match self.origins.get(&blob.digest).map(|image| &image.origin) {
+            // What stays can be sent, and sent again, at any time.
+            Some(Origin::Registry(locations)) if !self.keeps_bases && !self.store.contains(blob) => {
+                Ok(self.passing.beside(blob, locations, stream, patience))
+            }
+            _ => Ok(stream),
+        }
     }
 
     /// The same; one of a base stays in the store.
@@ -320,7 +334,7 @@ impl<'a> BlobAccess<'a> {
                 let inner = self.sources.open_blob(image, blob, Keep::InStore, &self.cancel)?;
                 Ok(self.counted(inner, blob))
             }
-            None => self.open_blob(blob, true),
+            None => self.open_blob(blob),
         }
     }
 
@@ -333,19 +347,6 @@ impl<'a> BlobAccess<'a> {
             told: 0,
             total: blob.size,
         })
-    }
-
-    fn keep(&self, image: &ResolvedImage, again: bool) -> Keep {
-        let kept = match (&self.keeping, &image.origin) {
-            (Keeping::All, _) => true,
-            // What lies in a directory of this machine needs no copy.
-            (_, Origin::Layout(_)) => false,
-            (Keeping::ForOtherRegistries(to), Origin::Registry(locations)) => {
-                let is_near = |registry: &String| locations.iter().any(|location| location.registry() == registry);
-                again && !to.iter().all(is_near)
-            }
-        };
-        if kept { Keep::InStore } else { Keep::Nothing }
     }
 }
 
@@ -412,7 +413,16 @@ pub enum BlobError {
 
 impl LayerSource for BlobAccess<'_> {
     fn open(&self, layer: &LayerRef) -> Result<Box<dyn Read + Send>, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.open_blob(&layer.blob, true)?)
+        Ok(self.open_and_pass(&layer.blob, Patience::Little)?)
+    }
+}
+
+/// Layers that are read for nothing but their index: nobody waits for that more than for their way to the registry.
+pub(super) struct ForIndex<'b, 'a>(pub(super) &'b BlobAccess<'a>);
+
+impl LayerSource for ForIndex<'_, '_> {
+    fn open(&self, layer: &LayerRef) -> Result<Box<dyn Read + Send>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.open_and_pass(&layer.blob, Patience::Much)?)
     }
 }
 

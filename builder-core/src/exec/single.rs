@@ -87,12 +87,12 @@ fn make(shared: &Shared<'_>, result: &StageResult, base: usize) -> Result<Option
         let mut tree = shared.checkout(&[])?;
         let step = tree.begin()?;
         match partial::write(shared, layers, &after, paths, step.rootfs()) {
-            Ok(()) => return Ok(Some(shared.write_layer(&changes, step.rootfs(), title)?)),
+            Ok(()) => return Ok(Some(shared.write_layer(&changes, step.rootfs(), title, true)?)),
             Err(Failure::Layer(TreeError::Cancelled)) => return Err(BuildError::Cancelled),
             Err(Failure::Layer(error)) => return Err(error.into()),
             // What cannot be made here is recorded in a whole tree.
             Err(Failure::Disk(error)) => tracing::debug!(%error, "files cannot be taken out of their layers"),
         }
     }
-    Ok(Some(shared.write_layer(&changes, &result.tree.rootfs(shared)?, title)?))
+    Ok(Some(shared.write_layer(&changes, &result.tree.rootfs(shared)?, title, true)?))
 }

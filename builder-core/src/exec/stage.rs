@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::background::{BACKGROUND_FROM_BYTES, Coming, content_bytes};
 use super::elsewhere::Trail;
 use super::sealing::Phases;
-use super::shared::{MadeLayer, Shared, StageResult, Tree};
+use super::shared::{ForIndex, MadeLayer, Shared, StageResult, Tree};
 use super::step_key::{Inputs, StepKey};
 use super::{BuildError, copying, known, running};
 use crate::event::{Event, StepId};
@@ -315,7 +315,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         }
         let before = match self.index.take().filter(|tree| tree.layers() == self.layers.len()) {
             Some(tree) => tree,
-            None => match shared.known.tree(shared, &self.layers, shared.blobs)? {
+            None => match shared.known.tree(shared, &self.layers, &ForIndex(shared.blobs))? {
                 Some(tree) => tree,
                 None => return Ok(None),
             },

@@ -4,33 +4,72 @@
 //! that the outputs name. When the last step is done they take nothing new; what is left is placed by
 //! [`Pusher::publish`], which waits for what is still on its way. So the config waits for nothing but the last layers.
 //!
+//! A layer that takes a while to be written does not wait for that either: its upload reads behind the writer
+//! ([`Uploads::follow`]). And blobs of bases that are read anyway are passed on meanwhile ([`super::passing`]).
+//!
 //! An early upload that fails is no failure of the build: `publish` tries again, and its error counts. Only a registry
-//! that refuses this user ends the build at once, since nothing that follows can change that.
+//! that refuses this user, as often as such failures may be tried again ([`crate::output::PushOptions`]), ends the build before
+//! its end, since nothing that follows can change that.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread::Scope;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, after, never, unbounded};
 
 use super::BuildError;
+use super::passing::Pass;
 use super::released::Released;
 use super::request::BuildRequest;
 use super::shared::lock;
 use crate::cancel::Cancel;
 use crate::event::Observer;
 use crate::oci::{Descriptor, Reference};
-use crate::output::{Blobs, Exporter, OutputError, Pusher, Target};
+use crate::output::{Blobs, Exporter, GrowingLayer, OutputError, PushOptions, Pusher, Target};
 use crate::registry::{Registry, RegistryError};
+use crate::store::BlobWriter;
 
 /// Where the layers of one build go early.
 pub(super) struct Uploads<'a> {
     destinations: Vec<Destination<'a>>,
     queue: (Sender<Descriptor>, Receiver<Descriptor>),
+    growing: (Sender<Follow>, Receiver<Follow>),
+    /// Taken by the thread that begins uploads; gone with it, so that nobody hands on what nobody takes.
+    passes: Mutex<Option<Receiver<Pass>>>,
     /// Taken by the end of the last step: nobody takes anything from the queue then.
     open: Mutex<Option<Sender<()>>>,
     ended: Receiver<()>,
     refused: Mutex<Option<OutputError>>,
     released: &'a Released<'a>,
     workers: usize,
+}
+
+/// A layer that is being written, and one of the repositories that it goes to.
+struct Follow {
+    destination: usize,
+    repository: usize,
+    layer: Arc<GrowingLayer>,
+}
+
+/// The duty to say what became of a layer that is followed. Dropped, it is lost.
+pub(super) struct Following<'u, 'a> {
+    uploads: &'u Uploads<'a>,
+    /// For each destination.
+    layers: Vec<Arc<GrowingLayer>>,
+}
+
+impl Following<'_, '_> {
+    /// The layer is whole. To be said before anybody else hears of its blob.
+    pub(super) fn sealed(self, blob: &Descriptor) {
+        for (destination, layer) in self.uploads.destinations.iter().zip(&self.layers) {
+            destination.pusher.sealed(layer, blob);
+        }
+    }
+}
+
+impl Drop for Following<'_, '_> {
+    fn drop(&mut self) {
+        self.layers.iter().for_each(|layer| layer.lost());
+    }
 }
 
 /// One registry output.
@@ -47,7 +86,7 @@ impl<'a> Uploads<'a> {
         request: &BuildRequest,
         registries: &[Option<&'a Registry>],
         blobs: &'a dyn Blobs,
-        released: &'a Released<'a>,
+        (released, passes): (&'a Released<'a>, Receiver<Pass>),
         observer: &'a dyn Observer,
     ) -> Self {
         let destinations =
@@ -59,6 +98,8 @@ impl<'a> Uploads<'a> {
         Self {
             destinations: destinations.collect(),
             queue: unbounded(),
+            growing: unbounded(),
+            passes: Mutex::new(Some(passes)),
             open: Mutex::new(Some(open)),
             ended,
             refused: Mutex::default(),
@@ -73,6 +114,33 @@ impl<'a> Uploads<'a> {
             // The receiver lives as long as `self`.
             _ = self.queue.0.send(layer.clone());
         }
+    }
+
+    /// Sends a layer of the image while it is written; `None` if it goes nowhere.
+    pub(super) fn follow(&self, blob: &mut BlobWriter) -> Option<Following<'_, 'a>> {
+        if self.destinations.is_empty() {
+            return None;
+        }
+        let growing = match blob.follow() {
+            Ok(growing) => growing,
+            Err(error) => {
+                tracing::debug!(%error, "a layer is uploaded when it is whole");
+                return None;
+            }
+        };
+        let mut layers = Vec::with_capacity(self.destinations.len());
+        for (destination, to) in self.destinations.iter().enumerate() {
+            let layer = Arc::new(GrowingLayer::new(growing.clone()));
+            // The other repositories of a registry mount it from the first.
+            for (repository, name) in to.repositories.iter().enumerate() {
+                if !to.repositories[..repository].iter().any(|other| other.registry() == name.registry()) {
+                    // The receiver lives as long as `self`.
+                    _ = self.growing.0.send(Follow { destination, repository, layer: Arc::clone(&layer) });
+                }
+            }
+            layers.push(layer);
+        }
+        Some(Following { uploads: self, layers })
     }
 
     /// The pusher of an output that is a registry; it knows what is there already.
@@ -109,6 +177,7 @@ impl<'a> Uploads<'a> {
                 for _ in 0..self.workers {
                     scope.spawn(|| self.work(stop));
                 }
+                scope.spawn(|| self.begin_streams(scope, stop));
             }
             // Also when `build` panics: the scope waits for the workers.
             let _end = End(self);
@@ -143,12 +212,44 @@ impl<'a> Uploads<'a> {
         }
     }
 
+    /// Begins uploads of what is being written or read, each in a thread of its own: they wait for others, so in a thread that
+    /// several share one could wait for the next.
+    fn begin_streams<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, stop: &'scope Cancel) {
+        let passes = lock(&self.passes).take().unwrap_or_else(never);
+        loop {
+            crossbeam_channel::select! {
+                recv(self.growing.1) -> follow => {
+                    let Ok(Follow { destination, repository, layer }) = follow else { return };
+                    let to = &self.destinations[destination];
+                    scope.spawn(move || to.pusher.follow(&to.repositories[repository], &layer, stop));
+                }
+                recv(passes) -> pass => {
+                    let Ok(pass) = pass else { return };
+                    scope.spawn(move || self.pass(pass, stop));
+                }
+                recv(self.ended) -> _ => return,
+            }
+        }
+    }
+
+    /// Sends a blob of a base that somebody reads.
+    fn pass(&self, mut pass: Pass, stop: &Cancel) {
+        let places = self.destinations.iter().flat_map(|to| to.repositories.iter().map(move |name| (&to.pusher, name)));
+        let Some((pusher, name)) = places.into_iter().find(|(_, name)| name.registry() == pass.registry) else {
+            return;
+        };
+        let blob = pass.blob.clone();
+        if let Err(error) = pusher.pass(name, &blob, &mut pass, stop) {
+            tracing::debug!(%error, digest = %blob.digest, "a base's blob was not passed on while it was read");
+        }
+    }
+
     /// Brings a layer to every destination, and lets go of it if all have it.
     fn bring_everywhere(&self, layer: &Descriptor, stop: &Cancel) {
         let mut everywhere = true;
         for destination in &self.destinations {
             for repository in &destination.repositories {
-                let Err(error) = destination.pusher.blob(repository, layer, stop) else { continue };
+                let Err(error) = self.bring_as_agreed(destination, repository, layer, stop) else { continue };
                 everywhere = false;
                 if is_refusal(&error) {
                     lock(&self.refused).get_or_insert(error);
@@ -161,6 +262,35 @@ impl<'a> Uploads<'a> {
         if everywhere {
             self.released.arrived(layer, &self.repositories());
         }
+    }
+
+    /// Brings a layer to a repository. A refusal counts when it came as often as failures may be tried again, with the pauses
+    /// between; other failures are left to the end.
+    fn bring_as_agreed(
+        &self,
+        to: &Destination<'_>,
+        repository: &Reference,
+        layer: &Descriptor,
+        stop: &Cancel,
+    ) -> Result<(), OutputError> {
+        let retries = to.pusher.options().retries;
+        for attempt in 1..=retries {
+            match to.pusher.blob(repository, layer, stop) {
+                Err(error) if is_refusal(&error) => {
+                    tracing::debug!(%error, attempt, "an early upload was refused and is tried again");
+                }
+                ended => return ended,
+            }
+            crossbeam_channel::select! {
+                // The publisher has attempts of its own.
+                recv(self.ended) -> _ => return Err(OutputError::Cancelled),
+                recv(after(PushOptions::pause(attempt))) -> _ => {}
+            }
+            if stop.is_cancelled() {
+                return Err(OutputError::Cancelled);
+            }
+        }
+        to.pusher.blob(repository, layer, stop)
     }
 
     /// All repositories that layers go to.

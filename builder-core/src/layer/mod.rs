@@ -27,7 +27,7 @@ use crate::limits::Limits;
 use crate::oci::{Descriptor, DiffId, MediaType};
 use crate::rootfs::index::Recorder;
 use crate::snapshot::Change;
-use crate::store::Store;
+use crate::store::{BlobWriter, Store};
 
 /// How layers are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -133,7 +133,22 @@ pub fn write(
     cancel: &Cancel,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<SealedLayer, LayerError> {
-    write_tree(input, store, options, &settings(options, limits, cancel, progress))
+    write_into(input, store.writer()?, options, limits, cancel, progress)
+}
+
+/// The same into a blob that somebody may follow.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_into(
+    input: LayerInput<'_>,
+    blob: BlobWriter,
+    options: &LayerOptions,
+    limits: &Limits,
+    cancel: &Cancel,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<SealedLayer, LayerError> {
+    write_tree(input, blob, options, &settings(options, limits, cancel, progress))
 }
 
 /// Sends a plain tar through compression: a layer that exists, in another form. The diff_id of the result is that of
@@ -210,11 +225,11 @@ fn settings<'a>(
 
 fn write_tree(
     LayerInput { changes, tree, index }: LayerInput<'_>,
-    store: &Store,
+    blob: BlobWriter,
     options: &LayerOptions,
     settings: &pipeline::Settings<'_>,
 ) -> Result<SealedLayer, LayerError> {
-    let ((entries, index), totals) = pipeline::run(*settings, store.writer()?, |sink| {
+    let ((entries, index), totals) = pipeline::run(*settings, blob, |sink| {
         let times = options.clamp_mtime.map_or(tar::Times::Keep, tar::Times::Clamp);
         let mut tar = tar::TarWriter::new(sink, times).noting(index);
         for change in changes {

@@ -8,7 +8,8 @@
 //!
 //! Blocks are cut by size alone and written in order, so the result is the same for any number of threads. All
 //! channels are bounded: a slow disk stops the workers, and those stop the producer. Threads start with the second
-//! block; a small layer needs none. The writer is an [`io::Write`]: what reads behind it (an upload) hooks in there.
+//! block; a small layer needs none. What reads behind the writer (an upload)
+//! follows its [`BlobWriter`].
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;

@@ -15,6 +15,7 @@ mod layout;
 mod push;
 mod recompress;
 mod saved;
+mod stream;
 mod target;
 
 use std::io::{self, Read};
@@ -26,6 +27,7 @@ pub use layout::{oci_directory, only_oci_directory};
 pub use push::{PushOptions, Pusher};
 pub use recompress::{needs_recompression, recompress};
 pub use saved::{Saved, SavedError};
+pub use stream::GrowingLayer;
 pub use target::{
     Annotation, AnnotationError, AnnotationErrorKind, AnnotationLevel, Destination, Exporter, Target, TargetError,
     TargetErrorKind,

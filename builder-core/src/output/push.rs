@@ -24,6 +24,14 @@ pub struct PushOptions {
     pub ignore_immutable_tags: bool,
 }
 
+impl PushOptions {
+    /// How long to wait after so many failures.
+    pub fn pause(failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1);
+        Duration::from_secs(1_u64.checked_shl(doublings).unwrap_or(u64::MAX).min(LONGEST_PAUSE_SECONDS))
+    }
+}
+
 /// What Artifact Registry and ECR say about tags that may not change.
 const IMMUTABLE_TAG: [&str; 2] =
     ["The repository has enabled tag immutability", "cannot be overwritten because the tag is immutable"];
@@ -34,7 +42,7 @@ const LONGEST_PAUSE_SECONDS: u64 = 64;
 /// Pushes one build's results. Blobs may go early ([`Pusher::blob`]), while later steps still run; names appear with
 /// [`Pusher::publish`], when all they lead to is there.
 pub struct Pusher<'a> {
-    registry: &'a Registry,
+    pub(super) registry: &'a Registry,
     blobs: &'a dyn Blobs,
     limits: Limits,
     observer: &'a dyn Observer,
@@ -45,7 +53,7 @@ pub struct Pusher<'a> {
 }
 
 /// Registry and path of a repository.
-type Repository = (String, String);
+pub(super) type Repository = (String, String);
 
 #[derive(Default)]
 struct State {
@@ -69,6 +77,11 @@ impl<'a> Pusher<'a> {
     #[must_use]
     pub fn with(self, options: PushOptions) -> Self {
         Self { options, ..self }
+    }
+
+    /// How failures are met.
+    pub fn options(&self) -> PushOptions {
+        self.options
     }
 
     /// Makes sure that the repository of `target` has a blob. Does nothing if this pusher knows that it has; waits if another
@@ -98,8 +111,7 @@ impl<'a> Pusher<'a> {
                 }
                 Err(error) => error,
             };
-            let seconds = 1_u64.checked_shl(attempt - 1).unwrap_or(u64::MAX).min(LONGEST_PAUSE_SECONDS);
-            let delay = Duration::from_secs(seconds);
+            let delay = PushOptions::pause(attempt);
             tracing::debug!(%error, attempt, "the push is tried again");
             self.observer.event(Event::Retry { what: &error.to_string(), attempt: attempt + 1, delay });
             if !http::sleep(delay, cancel) {
@@ -208,8 +220,7 @@ impl<'a> Pusher<'a> {
 
     fn place(&self, target: &Reference, part: &Part<'_>, cancel: &Cancel) -> Result<(), OutputError> {
         let descriptor = part.descriptor();
-        let here = (target.registry().to_owned(), target.repository().to_owned());
-        let Some(claim) = self.claim(descriptor.digest, here, cancel)? else { return Ok(()) };
+        let Some(claim) = self.claim(descriptor.digest, repository(target), cancel)? else { return Ok(()) };
         self.bring(target, part, cancel)?;
         claim.arrived();
         Ok(())
@@ -238,10 +249,16 @@ impl<'a> Pusher<'a> {
         }
     }
 
+    /// Takes the claim on a blob unless it is there or somebody has it.
+    pub(super) fn claim_now(&self, digest: BlobDigest, here: &Repository) -> bool {
+        let mut state = self.lock();
+        let there = state.placed.get(&digest).is_some_and(|places| places.contains(here));
+        !there && state.on_their_way.insert((digest, here.clone()))
+    }
+
     fn bring(&self, target: &Reference, part: &Part<'_>, cancel: &Cancel) -> Result<(), OutputError> {
         let descriptor = part.descriptor();
         let known = self.lock().placed.get(&descriptor.digest).cloned().unwrap_or_default();
-        let id = descriptor.digest.to_string();
         // What we placed in this registry ourselves is surely there; else where the base came from.
         let mount_from = known
             .iter()
@@ -261,16 +278,28 @@ impl<'a> Pusher<'a> {
                 }
             }
         };
-        let total = Some(descriptor.size);
-        let progress = |done| self.observer.event(Event::Progress { transfer: Transfer::Push, id: &id, done, total });
+        let progress = |done| self.progress(descriptor, done);
         let blob = BlobToPush { descriptor, open: &open, mount_from: mount_from.as_ref(), progress: &progress };
-        match self.registry.push_blob(target, &blob, cancel).map_err(|error| failed(target, error))? {
-            Pushed::Existed | Pushed::Mounted => {
-                self.observer.event(Event::Exists { transfer: Transfer::Push, id: &id });
-            }
-            Pushed::Uploaded => progress(descriptor.size),
-        }
+        let how = self.registry.push_blob(target, &blob, cancel).map_err(|error| failed(target, error))?;
+        self.tell(how, descriptor);
         Ok(())
+    }
+
+    /// So many bytes of a blob were sent.
+    pub(super) fn progress(&self, descriptor: &Descriptor, done: u64) {
+        let id = &descriptor.digest.to_string();
+        self.observer.event(Event::Progress { transfer: Transfer::Push, id, done, total: Some(descriptor.size) });
+    }
+
+    /// A blob has come there.
+    pub(super) fn tell(&self, how: Pushed, descriptor: &Descriptor) {
+        match how {
+            Pushed::Existed | Pushed::Mounted => {
+                let id = &descriptor.digest.to_string();
+                self.observer.event(Event::Exists { transfer: Transfer::Push, id });
+            }
+            Pushed::Uploaded => self.progress(descriptor, descriptor.size),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -279,13 +308,13 @@ impl<'a> Pusher<'a> {
 }
 
 /// A blob that only this thread brings to a repository.
-struct Claim<'p, 'a> {
-    pusher: &'p Pusher<'a>,
-    what: (BlobDigest, Repository),
+pub(super) struct Claim<'p, 'a> {
+    pub(super) pusher: &'p Pusher<'a>,
+    pub(super) what: (BlobDigest, Repository),
 }
 
 impl Claim<'_, '_> {
-    fn arrived(self) {
+    pub(super) fn arrived(self) {
         let (digest, here) = self.what.clone();
         self.pusher.lock().placed.entry(digest).or_default().insert(here);
     }
@@ -308,6 +337,11 @@ fn is_immutable_tag(error: &RegistryError) -> bool {
     }
 }
 
+/// The repository of a name.
+pub(super) fn repository(name: &Reference) -> Repository {
+    (name.registry().to_owned(), name.repository().to_owned())
+}
+
 fn same_repository(a: &Reference, b: &Reference) -> bool {
     a.registry() == b.registry() && a.repository() == b.repository()
 }
@@ -318,7 +352,7 @@ fn untagged(name: &Reference, digest: BlobDigest) -> Reference {
     text.parse().expect("parts of a reference make a reference")
 }
 
-fn failed(reference: &Reference, error: RegistryError) -> OutputError {
+pub(super) fn failed(reference: &Reference, error: RegistryError) -> OutputError {
     match error {
         RegistryError::Cancelled => OutputError::Cancelled,
         error => OutputError::Registry { reference: reference.clone(), source: Box::new(error) },

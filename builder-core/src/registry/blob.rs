@@ -105,7 +105,7 @@ impl BlobStream {
         match self.read_to_end(&mut bytes) {
             Ok(_) => Ok(bytes),
             Err(error) => Err(error.downcast().unwrap_or_else(|error: io::Error| RegistryError::Source {
-                digest: self.descriptor.digest,
+                digest: Some(self.descriptor.digest),
                 source: error,
             })),
         }
@@ -184,7 +184,7 @@ impl BlobStream {
     fn sorted(&self, error: io::Error) -> RegistryError {
         match HttpError::from_io(error) {
             Ok(error) => RegistryError::http(self.location.registry(), error),
-            Err(source) => RegistryError::Source { digest: self.descriptor.digest, source },
+            Err(source) => RegistryError::Source { digest: Some(self.descriptor.digest), source },
         }
     }
 

@@ -195,10 +195,10 @@ pub enum RegistryError {
         source: Box<RegistryError>,
     },
     /// What should be pushed could not be read.
-    #[error("cannot read blob {digest} to push it")]
+    #[error("cannot read {} to push it", digest.map_or_else(|| "a layer that is being written".to_owned(), |digest| format!("blob {digest}")))]
     Source {
-        /// Which blob.
-        digest: BlobDigest,
+        /// Which blob; `None` while that is not known.
+        digest: Option<BlobDigest>,
         /// Why.
         source: io::Error,
     },

@@ -20,6 +20,8 @@ mod host;
 mod options;
 mod pull;
 mod push;
+mod stream;
+mod upload;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -32,6 +34,7 @@ pub use options::{MapTarget, MapTargetParseError, RegistryMap, RegistryOptions};
 pub use pull::Manifest;
 pub(crate) use pull::classify;
 pub use push::{BlobToPush, Pushed};
+pub use stream::{GrowingBlob, Grown, Streamed};
 
 use crate::http;
 

@@ -21,6 +21,7 @@
 //! Without flock (some network file systems) leftovers stay until they are removed by hand. Nothing is ever evicted here.
 
 mod error;
+mod growing;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -32,6 +33,7 @@ use rustix::fs::FlockOperation;
 use tempfile::{NamedTempFile, TempDir};
 
 pub use self::error::StoreError;
+pub use self::growing::{Growing, Growth};
 use crate::oci::{BlobDigest, Descriptor, Hasher, Sha256};
 
 /// One write to the spill file, in bytes. Large enough that the system call costs nothing beside the hash (1 GB/s).
@@ -61,6 +63,8 @@ pub struct BlobWriter {
     identity: Identity,
     bytes: u64,
     store: Store,
+    /// Those who read behind it.
+    followed: Option<growing::Teller>,
 }
 
 /// How a blob being written gets its digest.
@@ -80,6 +84,7 @@ impl Write for BlobWriter {
                     hasher.update(&buf[..written]);
                 }
                 self.bytes += written as u64;
+                self.tell();
                 Ok(written)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
@@ -88,7 +93,9 @@ impl Write for BlobWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush().map_err(|error| self.typed("write", error).into())
+        self.file.flush().map_err(|error| self.typed("write", error))?;
+        self.tell();
+        Ok(())
     }
 }
 
@@ -96,6 +103,25 @@ impl BlobWriter {
     /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Lets somebody read what has been written while more is.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left.
+    pub fn follow(&mut self) -> Result<Growing, StoreError> {
+        let file = self.file.get_ref().as_file().try_clone().map_err(|error| self.typed("open", error))?;
+        let (teller, growing) = growing::Teller::new(file);
+        self.followed = Some(teller);
+        self.tell();
+        Ok(growing)
+    }
+
+    /// Tells followers how much is in the file and not only in the buffer before it.
+    fn tell(&self) {
+        if let Some(teller) = &self.followed {
+            teller.grown(self.bytes - self.file.buffer().len() as u64);
+        }
     }
 
     /// Ends the blob, checks its digest if one is expected, and gives it its name. Returns digest and size in bytes.
@@ -106,7 +132,7 @@ impl BlobWriter {
         if let Err(error) = self.file.flush() {
             return Err(self.typed("write", error));
         }
-        let Self { file, identity, bytes, store } = self;
+        let Self { file, identity, bytes, store, followed } = self;
         let actual = match identity {
             Identity::Hashed(hasher) => BlobDigest(hasher.finish()),
             Identity::Verified(digest) => digest,
@@ -122,6 +148,9 @@ impl BlobWriter {
             .set_permissions(fs::Permissions::from_mode(0o444))
             .map_err(|error| StoreError::io("seal", file.path(), error))?;
         file.persist(&path).map_err(|error| StoreError::io("publish", &path, error.error))?;
+        if let Some(teller) = followed {
+            teller.whole(bytes);
+        }
         Ok((actual, bytes))
     }
 
@@ -223,6 +252,7 @@ impl Store {
             identity,
             bytes: 0,
             store: self.clone(),
+            followed: None,
         })
     }
 

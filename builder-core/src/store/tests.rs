@@ -1,4 +1,5 @@
 use std::io::{Read as _, Write as _};
+use std::time::Duration;
 
 use super::*;
 use crate::oci::MediaType;
@@ -90,4 +91,38 @@ fn a_full_disk_keeps_its_kind_through_io_error() {
     assert!(
         matches!(StoreError::from_write(error, Path::new("/y")), StoreError::NoSpace { path, .. } if path == Path::new("/x"))
     );
+}
+
+#[test]
+fn a_blob_can_be_read_while_it_is_written() {
+    let work = tempfile::tempdir().expect("a directory");
+    let store = Store::open(work.path()).expect("a store");
+    let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let read = |growing: &Growing, offset: usize, count: usize| {
+        let mut found = vec![0; count];
+        growing.read_from(offset as u64).read_exact(&mut found).expect("what was announced");
+        assert!(found == bytes[offset..offset + count]);
+    };
+    let mut writer = store.writer().expect("a writer");
+    let growing = writer.follow().expect("followed");
+    let moment = Duration::from_millis(1);
+    assert_eq!(growing.wait(1, moment), Growth::Bytes(0));
+    writer.write_all(&bytes[..3_000_000]).expect("written");
+    let Growth::Bytes(so_far) = growing.wait(2_000_000, moment) else { panic!("it is not whole yet") };
+    assert!((2_000_000..=3_000_000).contains(&so_far), "{so_far}");
+    read(&growing, 5, usize::try_from(so_far).expect("small") - 5);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| growing.wait(u64::MAX, Duration::from_secs(60)));
+        writer.write_all(&bytes[3_000_000..]).expect("written");
+        let (digest, _) = writer.publish(None).expect("published");
+        assert_eq!(waiting.join().expect("no panic"), Growth::Whole(4_000_000));
+        store.remove(digest).expect("removed");
+    });
+    // What is removed stays for those who read it.
+    read(&growing, 0, 4_000_000);
+
+    let mut writer = store.writer().expect("a writer");
+    let growing = writer.follow().expect("followed");
+    drop(writer);
+    assert_eq!(growing.wait(1, moment), Growth::Lost);
 }

@@ -17,6 +17,7 @@ mod secrets;
 mod single;
 mod ssh;
 mod trees;
+mod uploads;
 
 use bench::Bench;
 use builder_core::sandbox::{self, Environment, IdMapping};
@@ -41,7 +42,7 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 12] = [
+    let groups: [(&str, &[Case]); 13] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
         ("clouds", clouds::CASES),
@@ -54,6 +55,7 @@ fn main() {
         ("single", single::CASES),
         ("ssh", ssh::CASES),
         ("trees", trees::CASES),
+        ("uploads", uploads::CASES),
     ];
     let mut trials = Vec::new();
     for (group, cases) in groups {
