@@ -66,7 +66,7 @@
 //! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `cloud`, `http`, `git`, `oci`, `cancel`, `hint` |
 //! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
-//! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci` |
+//! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci`; of `context` the pattern matcher |
 //! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
 //! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan`, `layer` |
 //! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `http`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |

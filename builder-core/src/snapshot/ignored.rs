@@ -2,39 +2,29 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::Change;
+use crate::context::glob::{Glob, wildcard};
 
 /// Absolute paths with shell patterns (`*`, `?`, `[…]`, `\`) in each component; each covers everything below it. What they
 /// match is there while the build runs, and in no layer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Ignored(Vec<Vec<String>>);
+pub struct Ignored(Vec<Pattern>);
 
 impl Ignored {
     /// Takes paths as a command line gives them. Relative ones match nothing and are left out, so is the root.
     pub fn new(paths: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        let patterns = paths.into_iter().filter_map(|path| {
-            let path = path.as_ref();
-            let mut parts: Vec<String> = Vec::new();
-            for part in path.strip_prefix('/')?.split('/') {
-                match part {
-                    "" | "." => {}
-                    ".." => _ = parts.pop(),
-                    part => parts.push(part.to_owned()),
-                }
-            }
-            (!parts.is_empty()).then_some(parts)
-        });
-        let mut patterns: Vec<_> = patterns.collect();
+        let mut patterns: Vec<Vec<String>> = paths.into_iter().filter_map(|path| parts(path.as_ref())).collect();
         patterns.sort();
         patterns.dedup();
-        Self(patterns)
+        Self(patterns.into_iter().map(Pattern::new).collect())
     }
 
     /// The patterns, in an order that does not depend on how they were given; results of steps depend on them.
     pub fn patterns(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|parts| parts.join("/"))
+        self.0.iter().map(|pattern| pattern.parts.join("/"))
     }
 
     /// Whether nothing is ignored.
@@ -44,14 +34,7 @@ impl Ignored {
 
     /// Whether a path of the tree, without a leading `/`, is ignored.
     pub fn matches(&self, path: &Path) -> bool {
-        let parts: Vec<_> = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-        self.0.iter().any(|pattern| {
-            pattern.len() <= parts.len()
-                && pattern.iter().zip(&parts).all(|(pattern, part)| {
-                    let part = part.as_os_str().to_string_lossy();
-                    component(&pattern.chars().collect::<Vec<_>>(), &part.chars().collect::<Vec<_>>())
-                })
-        })
+        self.0.iter().any(|pattern| pattern.matches(path))
     }
 
     /// The changes without what is ignored. A hard link to an ignored name becomes the file itself.
@@ -73,52 +56,48 @@ impl Ignored {
     }
 }
 
-/// Whether a component matches a pattern, as Go's `filepath.Match` decides it; a malformed pattern matches nothing.
-fn component(pattern: &[char], text: &[char]) -> bool {
-    match pattern {
-        [] => text.is_empty(),
-        ['*', rest @ ..] => (0..=text.len()).any(|skipped| component(rest, &text[skipped..])),
-        ['?', rest @ ..] => !text.is_empty() && component(rest, &text[1..]),
-        ['[', rest @ ..] => {
-            let Some((first, after)) = text.split_first() else { return false };
-            matches!(class(rest, *first), Some((true, rest)) if component(rest, after))
+/// Components of an absolute path; `None` for what matches nothing.
+fn parts(path: &str) -> Option<Vec<String>> {
+    let mut parts: Vec<String> = Vec::new();
+    for part in path.strip_prefix('/')?.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => _ = parts.pop(),
+            part => parts.push(part.to_owned()),
         }
-        ['\\', literal, rest @ ..] => text.first() == Some(literal) && component(rest, &text[1..]),
-        ['\\'] => false,
-        [literal, rest @ ..] => text.first() == Some(literal) && component(rest, &text[1..]),
+    }
+    (!parts.is_empty()).then_some(parts)
+}
+
+/// One path, component by component.
+#[derive(Debug, Clone)]
+struct Pattern {
+    /// As given.
+    parts: Vec<String>,
+    /// The same in the rules of Go's `filepath.Match`; `None` if a component is malformed, which then matches nothing.
+    globs: Option<Vec<Glob>>,
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        // The rest follows from them.
+        self.parts == other.parts
     }
 }
 
-/// Whether `c` is in the class that begins here, and what follows it.
-fn class(pattern: &[char], c: char) -> Option<(bool, &[char])> {
-    let (negated, mut rest) = match pattern {
-        ['^', rest @ ..] => (true, rest),
-        rest => (false, rest),
-    };
-    let mut found = false;
-    let mut first = true;
-    loop {
-        if let [']', after @ ..] = rest
-            && !first
-        {
-            return Some((found != negated, after));
-        }
-        first = false;
-        let (low, after) = literal(rest)?;
-        let (high, after) = match after {
-            ['-', after @ ..] => literal(after)?,
-            after => (low, after),
-        };
-        found |= (low..=high).contains(&c);
-        rest = after;
-    }
-}
+impl Eq for Pattern {}
 
-fn literal(pattern: &[char]) -> Option<(char, &[char])> {
-    match pattern {
-        ['\\', c, rest @ ..] => Some((*c, rest)),
-        ['\\' | '-' | ']', ..] | [] => None,
-        [c, rest @ ..] => Some((*c, rest)),
+impl Pattern {
+    fn new(parts: Vec<String>) -> Self {
+        let globs: Result<_, _> = parts.iter().map(|part| wildcard(part).map(|tokens| Glob::new(&tokens))).collect();
+        Self { parts, globs: globs.ok() }
+    }
+
+    /// Whether `path` or something above it matches.
+    fn matches(&self, path: &Path) -> bool {
+        let Some(globs) = &self.globs else { return false };
+        let mut parts = path.components().filter(|part| matches!(part, Component::Normal(_)));
+        globs.iter().all(|glob| parts.next().is_some_and(|part| glob.matches(part.as_os_str().as_bytes())))
     }
 }
 
@@ -143,6 +122,8 @@ mod tests {
             (r"/\*", "*", true),
             (r"/\*", "x", false),
             ("/[a", "a", false),
+            ("/x/[a", "x", false),
+            ("/[]a]", "a", false),
             ("relative", "relative", false),
             ("/", "x", false),
             ("/tmp/*.log", "tmp/a.log", true),
@@ -150,6 +131,22 @@ mod tests {
         ] {
             assert_eq!(Ignored::new([pattern]).matches(Path::new(path)), expected, "{pattern} {path}");
         }
+    }
+
+    #[test]
+    fn many_stars_take_no_longer_than_one() {
+        // With backtracking this would be 2^60 steps and more.
+        let ignored = Ignored::new([format!("/{}b", "a*".repeat(60))]);
+        assert!(!ignored.matches(Path::new(&"a".repeat(250))));
+        assert!(ignored.matches(Path::new(&format!("{}b/below", "a".repeat(250)))));
+    }
+
+    #[test]
+    fn the_order_does_not_count() {
+        let ignored = Ignored::new(["/b/*", "/a", "/b/*"]);
+        assert_eq!(ignored, Ignored::new(["/a/", "//b/*"]));
+        assert_ne!(ignored, Ignored::new(["/a"]));
+        assert_eq!(ignored.patterns().collect::<Vec<_>>(), ["a", "b/*"]);
     }
 
     #[test]
