@@ -64,6 +64,13 @@ enum Change {
     Message { name: Vec<u8> },
 }
 
+fn kill_process(process: i32) {
+    if let Some(process) = rustix::process::Pid::from_raw(process) {
+        // ESRCH: it is dying.
+        _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+    }
+}
+
 /// One RUN's tracer.
 pub struct Tracer<'a> {
     pub world: &'a World,
@@ -74,7 +81,7 @@ pub struct Tracer<'a> {
     /// Set from outside: everything is to end.
     pub cancelled: &'a AtomicBool,
     work: HashMap<i32, Work>,
-    /// Threads that stopped before their parent told of them.
+    /// Threads that stopped before their parent told of them, which it never does if it is killed in between.
     early: HashSet<i32>,
     status: Option<ExitStatus>,
 }
@@ -111,6 +118,9 @@ impl<'a> Tracer<'a> {
                 Some(_) => ptrace::go(thread, 0),
                 None => {
                     self.early.insert(thread);
+                    if self.ends() {
+                        self.kill_all();
+                    }
                     Ok(())
                 }
             },
@@ -127,18 +137,33 @@ impl<'a> Tracer<'a> {
         if thread == self.main {
             self.status = Some(status);
         }
-        if self.status.is_some() || self.cancelled.load(Ordering::Relaxed) {
+        if self.ends() {
             self.kill_all();
+        } else {
+            for orphan in self.early.iter().filter(|thread| self.is_orphan(**thread)) {
+                kill_process(*orphan);
+            }
         }
     }
 
+    /// Whether everything that is left is to be ended.
+    fn ends(&self) -> bool {
+        self.status.is_some() || self.cancelled.load(Ordering::Relaxed)
+    }
+
     fn kill_all(&self) {
-        for process in self.world.tasks.processes() {
-            if let Some(process) = rustix::process::Pid::from_raw(process) {
-                // ESRCH: it is dying.
-                _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-            }
-        }
+        self.world.tasks.processes().into_iter().chain(self.early.iter().copied()).for_each(kill_process);
+    }
+
+    /// Whether nobody is left who could tell whose child a new thread is: it dies with its parent then, which did not see
+    /// it either.
+    fn is_orphan(&self, thread: i32) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<i32>().ok());
+        let (Some(process), Some(parent)) = (field("Tgid:"), field("PPid:")) else { return false };
+        let origin = if process == thread { parent } else { process };
+        // Of this process's children the first is the RUN's, and further ones are its doing (clone(2), CLONE_PARENT).
+        origin != rustix::process::getpid().as_raw_nonzero().get() && self.world.tasks.of_process(origin).is_none()
     }
 
     fn forked(&mut self, thread: i32) -> Result<(), Errno> {
@@ -155,7 +180,7 @@ impl<'a> Tracer<'a> {
         if self.early.remove(&new) {
             _ = ptrace::go(new, 0);
         }
-        if self.status.is_some() {
+        if self.ends() {
             self.kill_all();
         }
         ptrace::go(thread, 0)
