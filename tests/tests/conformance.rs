@@ -6,7 +6,7 @@
 //!
 //! | Variable | Meaning |
 //! |---|---|
-//! | `CONFORMANCE_MODES` | comma-separated: `root-overlay`, `root-directory`, `user-overlay`, `user-directory`, `single-directory`, `user-traced`, `root-traced`; `E4`, `E5`, `E6` for containers confined like pods |
+//! | `CONFORMANCE_MODES` | comma-separated: `root-overlay`, `root-directory`, `user-overlay`, `user-directory`, `single-auto`, `user-traced`, `root-traced`; `E4`, `E5`, `E6` for containers confined like pods |
 //! | `CONFORMANCE_RESULTS` | file for the results as JSON, with all differences |
 //! | `CONFORMANCE_PYTHON` | `1`: ask the corpus' own comparer too, and fail where it disagrees |
 //! | `CONFORMANCE_BUILDER` | another builder's command line, in the words of `run.py`; the list is then not consulted |
@@ -318,10 +318,12 @@ impl Bench {
             Builder::Slipway { binary } => {
                 let mut command = Command::new(binary);
                 let traced = mode.trees == "traced";
-                command
-                    .args(self.arguments(mode, case, prepared))
-                    .env("SLIPWAY_TREES", if traced { "directory" } else { &mode.trees })
-                    .env("SLIPWAY_SANDBOX", if traced { "traced" } else { "namespaces" });
+                command.args(self.arguments(mode, case, prepared));
+                if mode.trees != "auto" {
+                    command
+                        .env("SLIPWAY_TREES", if traced { "directory" } else { &mode.trees })
+                        .env("SLIPWAY_SANDBOX", if traced { "traced" } else { "namespaces" });
+                }
                 command
             }
             Builder::Template(words) => template(words, case, prepared, self.registry.address()),

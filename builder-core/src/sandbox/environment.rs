@@ -1,6 +1,7 @@
 //! What this process may do, found out by doing it in a child process, and then done.
 //!
-//! The strongest that works is taken. Whether it works is tried in a forked child with everything that a RUN needs: the
+//! The strongest that works is taken, unless it cannot make a file belong to anyone but one user and a weaker one can play
+//! all of them: a build must give the same image for everybody who runs it. Whether it works is tried in a forked child with everything that a RUN needs: the
 //! namespaces and a mount in them; or a chroot, and a system call that this process answers.
 //!
 //! # Limitations
@@ -38,10 +39,12 @@ pub struct Wish {
 pub struct Environment {
     /// Which ids can be used.
     pub ids: IdMapping,
-    /// What was tried before and refused, strongest first.
+    /// What was tried before and refused, strongest first; and what works but was not the best choice, with the reason.
     pub refused: Vec<Refusal>,
     /// How commands are run; `None` if they cannot be.
     pub tier: Option<Tier>,
+    /// Whether a command can have a network of its own, which reaches nothing: for `--network=none`.
+    pub own_network: bool,
     /// User ids that exist inside.
     pub uids: IdRanges,
     /// Group ids that exist inside.
@@ -153,10 +156,11 @@ impl Environment {
     /// Advice after a RUN failed, if this environment may be why.
     pub fn failed_run_hint(&self) -> Option<String> {
         (self.ids == IdMapping::Single).then(|| {
-            "only one user id exists in this sandbox, so `chown`, `su` and package managers that switch users fail with \
-             \"Invalid argument\"; grant subordinate ids (`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 \
-             $USER`, package uidmap) to give the build all of them"
-                .to_owned()
+            format!(
+                "only one user id exists in this sandbox, so `chown`, `su` and package managers that switch users fail \
+                 with \"Invalid argument\"; `--sandbox auto` plays all ids where `slipway info` says that the tier \
+                 traced is possible, and {SUBORDINATE_IDS} give the build real ones"
+            )
         })
     }
 
@@ -184,12 +188,29 @@ impl Environment {
     }
 }
 
+/// What gives a user more ids than its own.
+const SUBORDINATE_IDS: &str = "ranges in /etc/subuid and /etc/subgid (`usermod --add-subuids 100000-165535 --add-subgids \
+                               100000-165535 $USER`), and package uidmap";
+
+/// What gives root of a container more ids than its own.
+const IDS_OF_A_CONTAINER: &str =
+    "more ids in the id map of the container, with capabilities SETUID and SETGID (securityContext.capabilities.add)";
+
 /// A way to get ids, with all that is needed to try and to take it.
 enum Candidate {
     Root,
-    UserNamespace { ids: IdMapping, uids: IdRanges, gids: IdRanges, how: Writer },
+    UserNamespace {
+        ids: IdMapping,
+        uids: IdRanges,
+        gids: IdRanges,
+        how: Writer,
+    },
     Chroot,
-    Traced,
+    /// In a user namespace with these ids if there are any: nothing is mounted there, but a command can be kept from the
+    /// network, and files of the user's own can be read whatever their mode.
+    Traced {
+        namespace: Option<(IdRanges, IdRanges)>,
+    },
 }
 
 impl Candidate {
@@ -197,7 +218,7 @@ impl Candidate {
         match self {
             Self::Root | Self::UserNamespace { .. } => Tier::Namespaces,
             Self::Chroot => Tier::Chroot,
-            Self::Traced => Tier::Traced,
+            Self::Traced { .. } => Tier::Traced,
         }
     }
 
@@ -208,7 +229,8 @@ impl Candidate {
             Self::UserNamespace { ids: IdMapping::Subordinate, .. } => "subordinate ids",
             Self::UserNamespace { .. } => "a user namespace with one id",
             Self::Chroot => "a chroot as root",
-            Self::Traced => "tracing without privileges",
+            Self::Traced { namespace: Some(_) } => "tracing in a user namespace",
+            Self::Traced { namespace: None } => "tracing without privileges",
         }
     }
 }
@@ -251,9 +273,12 @@ pub(super) fn enter(wish: &Wish) -> io::Result<Environment> {
             environment.uids = IdRanges::read(Path::new("/proc/self/uid_map"))?;
             environment.gids = IdRanges::read(Path::new("/proc/self/gid_map"))?;
         }
-        Some(Candidate::Chroot | Candidate::Traced) => {}
+        Some(Candidate::Traced { namespace: Some((uids, gids)) }) => {
+            enter_user_namespace(&uids, &gids, Writer::Itself)?
+        }
+        Some(Candidate::Chroot | Candidate::Traced { namespace: None }) => {}
     }
-    if environment.tier == Some(Tier::Namespaces) {
+    if environment.tier == Some(Tier::Namespaces) || environment.own_network {
         // What we mount must not appear outside; what is mounted outside (an automounter's work) may appear here.
         rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     }
@@ -270,12 +295,13 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
         ids: IdMapping::None,
         refused: Vec::new(),
         tier: None,
+        own_network: false,
         uids: IdRanges::read(Path::new("/proc/self/uid_map")).unwrap_or_default(),
         gids: IdRanges::read(Path::new("/proc/self/gid_map")).unwrap_or_default(),
         kernel,
         counters: Counters::open(),
     };
-    // Works, but cannot make owners real on this volume.
+    // Works, but cannot make owners real.
     let mut second_choice = None;
     let mut chosen = None;
     for candidate in candidates(&mut environment) {
@@ -290,7 +316,8 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
         };
         match try_out(&candidate, wish.work_dir.as_deref()).map_err(refused) {
             Ok(()) => {
-                if let Some(reason) = squashed(&candidate, wish) {
+                let reason = one_id(&candidate, &environment).or_else(|| squashed(&candidate, wish));
+                if let Some(reason) = reason {
                     environment.refused.push(refused(reason));
                     second_choice.get_or_insert(candidate);
                     continue;
@@ -306,18 +333,39 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
     }
     let Some(candidate) = chosen.or(second_choice) else { return (environment, None) };
     environment.tier = Some(candidate.tier());
+    environment.own_network = match &candidate {
+        Candidate::Root | Candidate::UserNamespace { .. } | Candidate::Traced { namespace: Some(_) } => true,
+        Candidate::Chroot | Candidate::Traced { namespace: None } => false,
+    };
     environment.ids = match &candidate {
         Candidate::Root | Candidate::Chroot => IdMapping::Root,
         Candidate::UserNamespace { ids, uids, gids, .. } => {
             (environment.uids, environment.gids) = (uids.clone(), gids.clone());
             *ids
         }
-        Candidate::Traced => {
+        Candidate::Traced { .. } => {
             (environment.uids, environment.gids) = (IdRanges::all(), IdRanges::all());
             IdMapping::Played
         }
     };
     (environment, Some(candidate))
+}
+
+/// Why a RUN cannot have more than one user, for tiers that do not play ids.
+fn one_id(candidate: &Candidate, environment: &Environment) -> Option<(String, Vec<String>)> {
+    let (uids, gids) = match candidate {
+        Candidate::UserNamespace { uids, gids, .. } => (uids, gids),
+        Candidate::Root | Candidate::Chroot => (&environment.uids, &environment.gids),
+        Candidate::Traced { .. } => return None,
+    };
+    (uids.count() <= 1 || gids.count() <= 1).then(|| {
+        (
+            "it works, but with one id alone: no file can be given to another user, and nobody can become one; the tier \
+             traced plays all of them"
+                .to_owned(),
+            vec![if rustix::process::geteuid().is_root() { IDS_OF_A_CONTAINER } else { SUBORDINATE_IDS }.to_owned()],
+        )
+    })
 }
 
 /// Why owners cannot be made real on the volume of the work dir, for those who could elsewhere. A tier that plays ids gives
@@ -326,7 +374,7 @@ fn squashed(candidate: &Candidate, wish: &Wish) -> Option<(String, Vec<String>)>
     let directory = wish.work_dir.as_deref()?;
     match candidate {
         Candidate::Root | Candidate::Chroot | Candidate::UserNamespace { ids: IdMapping::Identity, .. } => {}
-        Candidate::UserNamespace { .. } | Candidate::Traced => return None,
+        Candidate::UserNamespace { .. } | Candidate::Traced { .. } => return None,
     }
     // Ids that every map has that has more than one.
     match Volume::keeps_owners(directory, (1, 1)) {
@@ -364,11 +412,7 @@ fn candidates(environment: &mut Environment) -> Vec<Candidate> {
                 tier: Tier::Namespaces,
                 attempt: "subordinate ids".to_owned(),
                 reason,
-                remedies: vec![
-                    "ranges in /etc/subuid and /etc/subgid (`usermod --add-subuids 100000-165535 --add-subgids \
-                     100000-165535 $USER`), and package uidmap"
-                        .to_owned(),
-                ],
+                remedies: vec![SUBORDINATE_IDS.to_owned()],
             }),
         }
     }
@@ -379,7 +423,11 @@ fn candidates(environment: &mut Environment) -> Vec<Candidate> {
         how: Writer::Itself,
     });
     candidates.push(Candidate::Chroot);
-    candidates.push(Candidate::Traced);
+    if uid != 0 {
+        // Root's own id in a namespace gives nothing that it does not have.
+        candidates.push(Candidate::Traced { namespace: Some((IdRanges::single(uid), IdRanges::single(gid))) });
+    }
+    candidates.push(Candidate::Traced { namespace: None });
     candidates
 }
 
@@ -419,7 +467,7 @@ fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String
         Candidate::UserNamespace { uids, gids, how, .. } => {
             try_namespaces(&Ids::Given(&|pid| write_maps(pid, uids, gids, *how)))
         }
-        Candidate::Chroot | Candidate::Traced => {
+        Candidate::Chroot | Candidate::Traced { .. } => {
             if let Some(directory) = work_dir
                 && Volume::probe(directory).is_ok_and(|volume| volume.no_exec)
             {
@@ -441,6 +489,11 @@ fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String
                 Candidate::Chroot => try_supervision(Supervised::InChroot),
                 _ => try_supervision(Supervised::Traced),
             };
+            if let Candidate::Traced { namespace: Some((uids, gids)) } = candidate {
+                let (uid_map, gid_map) = (uids.to_map(), gids.to_map());
+                let maps = Ids::Own { uid_map: uid_map.as_bytes(), gid_map: gid_map.as_bytes() };
+                try_namespaces(&maps).map_err(|(refused, error)| remedies::namespaces(refused, &error))?;
+            }
             return tried.map_err(|(missing, error)| remedies::supervision(missing, &error));
         }
     };

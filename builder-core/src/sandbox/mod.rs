@@ -275,11 +275,11 @@ impl Hint for SandboxError {
             },
             Self::NoSuchId { .. } => Some(
                 "more ids need a range in /etc/subuid and /etc/subgid (`usermod --add-subuids 100000-165535 \
-                 --add-subgids 100000-165535 $USER`, package uidmap), or root"
+                 --add-subgids 100000-165535 $USER`, package uidmap), or root; `--sandbox traced` plays every id"
                     .to_owned(),
             ),
             Self::NoNetworkNamespace => Some(
-                "`slipway info` says what the tier namespaces needs; without `--network=none` the RUN works in this tier".to_owned(),
+                "`slipway info` says what a user namespace needs here; without `--network=none` the RUN works in this tier".to_owned(),
             ),
             Self::NoExec { .. } => Some("put --work-dir (SLIPWAY_DIR) on a volume without the mount option noexec".to_owned()),
             Self::Unavailable { .. } => Some("`slipway info` shows what this machine allows".to_owned()),

@@ -18,6 +18,8 @@ pub struct Environment {
     pub tier: Tier,
     /// What `enter` must find.
     pub ids: IdMapping,
+    /// What is taken if no tier is wished for.
+    pub choice: (Option<Tier>, IdMapping),
     /// Shell commands, run as root in a mount namespace of their own, that end with `exec … "$@"`. `$dir` is a directory
     /// for files of theirs.
     start: &'static str,
@@ -45,6 +47,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "root",
         tier: Tier::Namespaces,
         ids: IdMapping::Root,
+        choice: (Some(Tier::Namespaces), IdMapping::Root),
         start: "exec \"$@\"",
         masked_proc: false,
         needs: None,
@@ -53,6 +56,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "root_in_pod",
         tier: Tier::Namespaces,
         ids: IdMapping::Identity,
+        choice: (Some(Tier::Namespaces), IdMapping::Identity),
         start: "POD \"$@\"",
         masked_proc: false,
         needs: None,
@@ -61,6 +65,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "root_in_pod_with_masked_proc",
         tier: Tier::Namespaces,
         ids: IdMapping::Identity,
+        choice: (Some(Tier::Namespaces), IdMapping::Identity),
         start: "mount -t tmpfs none /proc/scsi 2>/dev/null || mount -t tmpfs none /proc/acpi; \
                 mount --bind /dev/null /proc/timer_list; POD \"$@\"",
         masked_proc: true,
@@ -70,6 +75,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "chroot_in_pod",
         tier: Tier::Chroot,
         ids: IdMapping::Root,
+        choice: (Some(Tier::Namespaces), IdMapping::Identity),
         start: "POD \"$@\"",
         masked_proc: false,
         needs: None,
@@ -78,6 +84,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "user_with_subids",
         tier: Tier::Namespaces,
         ids: IdMapping::Subordinate,
+        choice: (Some(Tier::Namespaces), IdMapping::Subordinate),
         start: "SUBIDS USER \"$@\"",
         masked_proc: false,
         needs: None,
@@ -86,6 +93,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "user_without_subids",
         tier: Tier::Namespaces,
         ids: IdMapping::Single,
+        choice: (Some(Tier::Traced), IdMapping::Played),
         start: ": > $dir/none; mount --bind $dir/none /etc/subuid; USER \"$@\"",
         masked_proc: false,
         needs: None,
@@ -94,6 +102,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "traced_user",
         tier: Tier::Traced,
         ids: IdMapping::Played,
+        choice: (Some(Tier::Traced), IdMapping::Played),
         start: "exec setpriv --reuid=1000777 --regid=1000777 --clear-groups --no-new-privs --bounding-set=-all \
                 --inh-caps=-all \"$@\"",
         masked_proc: false,
@@ -103,8 +112,19 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "user_without_namespaces",
         tier: Tier::Namespaces,
         ids: IdMapping::None,
+        choice: (Some(Tier::Traced), IdMapping::Played),
         start: "exec unshare -U --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
                 exec setpriv --bounding-set=-all \"$@\"' -- \"$@\"",
+        masked_proc: false,
+        needs: None,
+    },
+    Environment {
+        name: "traced_without_namespaces",
+        tier: Tier::Traced,
+        ids: IdMapping::Played,
+        choice: (Some(Tier::Traced), IdMapping::Played),
+        start: "exec unshare -U --map-root-user sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
+                exec setpriv --no-new-privs --bounding-set=-all \"$@\"' -- \"$@\"",
         masked_proc: false,
         needs: None,
     },
@@ -112,6 +132,7 @@ pub const ENVIRONMENTS: &[Environment] = &[
         name: "container",
         tier: Tier::Namespaces,
         ids: IdMapping::Identity,
+        choice: (Some(Tier::Namespaces), IdMapping::Identity),
         start: "mkdir $dir/root; cd $dir/root; mkdir usr etc proc dev sys tmp run; for l in bin sbin lib lib64; do \
                 ln -s usr/$l $l; done; exec podman --cgroup-manager=cgroupfs run --rm --runtime runc --network host \
                 --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --security-opt seccomp=unconfined -e BUILDER_SECRET \

@@ -19,7 +19,7 @@ use crate::environments::ENVIRONMENTS;
 
 /// What the cases use of busybox.
 const APPLETS: &str = "awk cat chmod chown chroot cp cut dd df echo env false find grep head hostname id ip ls mkdir mkfifo \
-                       mknod mount printf pwd readlink rm seq setsid sh sleep sort stat su tail test touch tr true ulimit \
+                       mknod mktemp mount printf pwd readlink rm seq setsid sh sleep sort stat su tail test touch tr true ulimit \
                        umask unshare wc";
 
 /// Cases about what a supervisor without privileges cannot give, or that look at the disk for what it only records.
@@ -31,15 +31,15 @@ const NOT_TRACED: [(&str, &str); 10] = [
     ("scratch_keeps_standard_directories", "owners are recorded, not real"),
     ("working_directory", "owners are recorded, not real"),
     ("users_and_groups", "owners are recorded, not real"),
-    ("no_network", "there is no network namespace"),
     ("shared_memory", "the size is not bounded"),
     ("tmpfs_mounts", "the size is not bounded"),
+    ("overlays", "trees are directories"),
     ("insecure", "nothing can be mounted"),
 ];
 
 /// Cases about what only namespaces and mounts give; docs/sandbox.md tells users. `escapes` and the builds of the conformance
 /// corpus in a container are this tier's own tests.
-const NOT_IN_A_CHROOT: [(&str, &str); 17] = [
+const NOT_IN_A_CHROOT: [(&str, &str); 16] = [
     ("signals", "the command is not process 1"),
     ("process_one", "the command is not process 1"),
     ("hosts_and_resolv_conf", "/etc/hosts is a copy, and can be removed"),
@@ -49,7 +49,6 @@ const NOT_IN_A_CHROOT: [(&str, &str); 17] = [
     ("capabilities", "no CAP_SYS_CHROOT, and no_new_privs is set"),
     ("setuid_programs", "no_new_privs is set"),
     ("system_calls_are_filtered", "chroot(2) is refused but for `/`"),
-    ("no_network", "there is no network namespace"),
     ("shared_memory", "the size is not bounded"),
     ("mounts_of_the_host", "copies are not read-only"),
     ("mounts_of_descriptors", "copies are not read-only"),
@@ -63,6 +62,8 @@ const NOT_IN_A_CHROOT: [(&str, &str); 17] = [
 pub struct Context {
     /// As `enter` gave it.
     pub environment: Environment,
+    /// What `probe` found without a wish, and what it should have found.
+    pub choice: (Environment, (Option<Tier>, IdMapping)),
     /// Whether parts of the outer /proc are hidden.
     pub masked_proc: bool,
     /// A directory to write in.
@@ -94,17 +95,18 @@ pub struct Skip(pub String);
 
 pub fn main(name: &str, arguments: &[String]) {
     let expected = ENVIRONMENTS.iter().find(|environment| environment.name == name).expect("a known environment");
+    let choice = (sandbox::probe(), expected.choice);
     let wish = Wish { tier: Some(expected.tier), work_dir: None };
     let environment = sandbox::enter_as(&wish).expect("enter");
     std::panic::set_hook(Box::new(|_| {}));
     let directory = PathBuf::from(&arguments[0]).join("trees");
     fs::create_dir(&directory).expect("a directory for trees");
     let masked_proc = expected.masked_proc;
-    let context = Context { environment, masked_proc, directory: directory.clone(), trees: RefCell::new(0) };
+    let context = Context { environment, choice, masked_proc, directory: directory.clone(), trees: RefCell::new(0) };
     for case in CASES {
         let case_result = catch_unwind(AssertUnwindSafe(|| {
             assert_eq!(context.environment.ids, expected.ids, "{:?}", context.environment.refused);
-            if expected.ids == IdMapping::None && case.name != "unavailable" {
+            if expected.ids == IdMapping::None && !["unavailable", "choice"].contains(&case.name) {
                 std::panic::panic_any(Skip("nothing runs here".into()));
             }
             if expected.tier == Tier::Chroot

@@ -11,7 +11,8 @@ use std::str::FromStr;
 pub struct Mode {
     /// `root`, `user` (with subordinate ids) or `single` (a user without any); for a container its kind: `E4`, `E5`, `E6`.
     pub user: String,
-    /// `overlay` or `directory`; `traced` is directory in the sandbox of that name; `pod` for containers, which choose themselves.
+    /// `overlay` or `directory`; `traced` is directory in the sandbox of that name; `auto` is what slipway
+    /// chooses; `pod` for containers, which choose themselves.
     pub trees: String,
 }
 
@@ -21,12 +22,10 @@ impl FromStr for Mode {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('-') {
             Some((user @ ("root" | "user"), trees @ ("overlay" | "directory" | "traced")))
-            | Some((user @ "single", trees @ "directory")) => {
-                Ok(Self { user: user.to_owned(), trees: trees.to_owned() })
-            }
+            | Some((user @ "single", trees @ "auto")) => Ok(Self { user: user.to_owned(), trees: trees.to_owned() }),
             None if matches!(text, "E4" | "E5" | "E6") => Ok(Self { user: text.to_owned(), trees: "pod".to_owned() }),
             _ => Err(format!(
-                "`{text}` is no mode: it is root or user, a `-`, and overlay, directory or traced; or single-directory; or E4, E5, E6"
+                "`{text}` is no mode: it is root or user, a `-`, and overlay, directory or traced; or single-auto; or E4, E5, E6"
             )),
         }
     }
@@ -70,8 +69,9 @@ impl Status {
 
     /// What `case` is expected to reach in `mode`, and why it is not everything.
     pub fn expected(&self, case: &str, mode: &Mode) -> (Level, &str) {
-        let applies =
-            |scope: &str| scope.is_empty() || [&mode.user, &mode.trees, &mode.to_string()].contains(&&scope.to_owned());
+        // What slipway chooses for a user without subordinate ids.
+        let trees = if mode.trees == "auto" { "traced" } else { &mode.trees };
+        let applies = |scope: &str| scope.is_empty() || [&mode.user, trees, &mode.to_string()].contains(&scope);
         self.entries
             .get(case)
             .into_iter()

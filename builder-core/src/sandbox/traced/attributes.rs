@@ -12,7 +12,7 @@ use super::calls::{Answer, DONE};
 use super::filter::late;
 use super::ids::capability;
 use super::view::{Kind, key, own_path};
-use super::world::{Caller, Reached, may};
+use super::world::{Caller, Reached, SET_IDS, kept_mode, may};
 
 type Answered = Result<Answer, Errno>;
 
@@ -55,7 +55,7 @@ impl Caller<'_> {
         self.own(&shown, &me)?;
         self.still()?;
         let mut mode = mode & 0o7777;
-        if mode & 0o2000 != 0 && !me.is_in(shown.stx_gid) && !me.can(4) {
+        if mode & 0o2000 != 0 && !me.is_in(shown.stx_gid) && !me.can(capability::FSETID) {
             mode &= !0o2000;
         }
         let Some(owners) = file.mount.and_then(|mount| mount.owners.as_ref()) else {
@@ -65,10 +65,10 @@ impl Caller<'_> {
             rustix::fs::chmod(own_path(file.fd.as_fd()), Mode::from_raw_mode(mode))?;
             return DONE;
         };
-        let real = mode | if file.kind() == libc::S_IFDIR { 0o700 } else { 0o600 };
+        let real = kept_mode(mode, file.kind() == libc::S_IFDIR, &me);
         rustix::fs::chmod(own_path(file.fd.as_fd()), Mode::from_raw_mode(real))?;
         // Who is not in the group of a file cannot set its setgid bit.
-        let real = if mode & 0o6000 == 0 { real } else { rustix::fs::fstat(&file.fd)?.st_mode & 0o7777 };
+        let real = if real & SET_IDS == 0 { real } else { rustix::fs::fstat(&file.fd)?.st_mode & 0o7777 };
         owners.set_mode(key(&file.real), mode, real);
         DONE
     }

@@ -6,10 +6,10 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::calls::{Answer, DONE};
-use super::ids::Credentials;
+use super::ids::{Credentials, capability};
 use super::tasks::lock;
-use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, reopen};
-use super::world::{Caller, HERE, Reached, descriptor_path, may};
+use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, reopen};
+use super::world::{Caller, HERE, Reached, SET_IDS, descriptor_path, kept_mode, may};
 use super::{layout, procfs};
 
 type Answered = Result<Answer, Errno>;
@@ -280,7 +280,7 @@ impl Caller<'_> {
                 place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
                 return Err(Errno::ROFS);
             }
-            if readonly && writing {
+            if writing && (readonly || procfs::is_setting(self.world, &place.path)) {
                 return Err(Errno::ROFS);
             }
             if place.mount.kind == Kind::Proc
@@ -294,6 +294,9 @@ impl Caller<'_> {
             }
             self.check_open(place, flags, writing, &me)?;
             let flags = flags.difference(OFlags::CREATE | OFlags::EXCL);
+            // What the kernel would take from the file with its bytes has to be looked at before.
+            let empties = flags.contains(OFlags::TRUNC) && flags.intersects(OFlags::WRONLY | OFlags::RDWR);
+            let flags = if empties { flags.difference(OFlags::TRUNC) } else { flags };
             match place.open(flags | OFlags::NONBLOCK, Mode::empty()) {
                 // Nobody reads the pipe yet.
                 Err(Errno::NXIO) if !flags.contains(OFlags::NONBLOCK) => {
@@ -303,7 +306,13 @@ impl Caller<'_> {
                         _ => Err(Errno::NXIO),
                     }
                 }
-                fd => Ok(self.non_blocking(fd?, asked, Some(place))),
+                fd => {
+                    let fd = fd?;
+                    if writing {
+                        self.before_writing(place.mount, &fd, empties, &me)?;
+                    }
+                    Ok(self.non_blocking(fd, asked, Some(place)))
+                }
             }
         })?;
         Ok(match opened {
@@ -311,6 +320,31 @@ impl Caller<'_> {
             Answer::Wait(fd, flags) => Answer::Wait(fd, if cloexec { flags | OFlags::CLOEXEC } else { flags }),
             other => other,
         })
+    }
+
+    /// A file loses setuid and setgid when it is written to by somebody without CAP_FSETID, which the kernel sees to if the
+    /// disk has them; then empties it, if that is asked for.
+    fn before_writing(&self, mount: &Mount, fd: &OwnedFd, empties: bool, me: &Credentials) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(fd)?;
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Ok(());
+        }
+        let real = stat.st_mode & 0o7777;
+        if let Some(owners) = &mount.owners
+            && (real & SET_IDS != 0 || !me.can(capability::FSETID))
+        {
+            let key = key(&rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, STAT)?);
+            let shown = owners.facts(key).mode(real);
+            let wanted = kept_mode(shown, false, me);
+            if (shown | real) & SET_IDS != 0 && wanted != real {
+                rustix::fs::fchmod(fd, Mode::from_raw_mode(wanted))?;
+                owners.set_mode(key, shown, wanted);
+            }
+        }
+        if empties {
+            rustix::fs::ftruncate(fd, 0)?;
+        }
+        Ok(())
     }
 
     /// Takes `O_NONBLOCK`, with which everything is opened so as not to hang, away again; waits for the other end of a pipe.
@@ -389,7 +423,7 @@ impl Caller<'_> {
 
     /// Whether a file that exists may be opened so.
     fn check_open(&self, place: &Place<'_>, flags: OFlags, writing: bool, me: &Credentials) -> Result<(), Errno> {
-        let all = me.can(super::ids::capability::DAC_OVERRIDE);
+        let all = me.can(capability::DAC_OVERRIDE);
         if all && !self.world.has_devices() || matches!(place.mount.kind, Kind::Proc | Kind::Sys) {
             return Ok(());
         }

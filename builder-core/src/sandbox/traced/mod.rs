@@ -19,7 +19,7 @@
 //! kills everything that it traces.
 //!
 //! # Limitations
-//! - The network is the host's; `--network=none` is refused. IPC objects of System V and abstract sockets are shared too.
+//! - The network is the host's; `--network=none` is refused where no user namespace can be had. IPC objects of System V and abstract sockets are shared too.
 //! - Process numbers are the outer ones; /proc lists the numbers of other processes, but nothing of them can be opened.
 //! - Programs of 32 bits do not run; ptrace(2), io_uring(7) and user namespaces are refused.
 //! - Neither a `tmpfs` mount nor /dev/shm has a limit of its size.
@@ -78,14 +78,14 @@ struct Prepared {
 
 /// See [`super::run`].
 pub fn run(
-    _environment: &Environment,
+    environment: &Environment,
     root: BorrowedFd<'_>,
     owners: Option<&Arc<Owners>>,
     spec: &RunSpec,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    if spec.no_network {
+    if spec.no_network && !environment.own_network {
         return Err(SandboxError::NoNetworkNamespace);
     }
     let owners = owners.cloned().unwrap_or_default();
@@ -106,6 +106,9 @@ fn prepare(mut places: Places, spec: &RunSpec) -> Result<(Prepared, Stubs), Sand
     let (ends, inner) = pipes()?;
     let mut steps = Steps::default();
     steps.push("begin a session of its own", Op::Session);
+    if spec.no_network {
+        steps.push("bring the loopback interface up", Op::LoopbackUp);
+    }
     steps.push("give privileges up", Op::GiveUpPrivileges);
     steps.limits(spec)?;
     let report = steps.standard(inner, rustix::process::geteuid().as_raw());
@@ -215,7 +218,7 @@ fn trace(
     cancelled: &AtomicBool,
     complain: &(dyn Fn(&str) + Sync),
 ) -> Ended {
-    let child = match sys::start(&program, 0) {
+    let child = match sys::start(&program, if spec.no_network { libc::CLONE_NEWNET } else { 0 }) {
         Ok(child) => child,
         Err(error) => return Ended::Failed("start a process", error),
     };

@@ -94,6 +94,9 @@ impl Places {
         for (path, kind) in [("/proc", Kind::Proc), ("/sys", Kind::Sys)] {
             setup(format!("mount {path}"), self.host(path, kind))?;
         }
+        if spec.no_network {
+            setup("mount /sys/class/net", self.loopback_only())?;
+        }
         setup("make /dev", self.dev(spec))?;
         for (path, text) in network::files(spec) {
             setup(format!("mount {path}"), self.bytes(Path::new(path), text.as_bytes(), (0o644, 0, 0), true))?;
@@ -114,6 +117,15 @@ impl Places {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
         self.view.cover(Mount::new(path.as_bytes(), fd, kind, kind == Kind::Sys, None)?);
+        Ok(())
+    }
+
+    /// The outer /sys names the interfaces of the outer network, which a command without network does not have.
+    fn loopback_only(&mut self) -> io::Result<()> {
+        let (path, fd) = self.fresh(0o755)?;
+        std::os::unix::fs::symlink("../../devices/virtual/net/lo", path.join("lo"))?;
+        let played = Some(Arc::clone(&self.played));
+        self.view.cover(Mount::new(b"/sys/class/net", fd, Kind::Temporary, true, played)?);
         Ok(())
     }
 

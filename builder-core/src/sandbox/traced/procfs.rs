@@ -32,6 +32,9 @@ const HIDDEN: [&[u8]; 10] = [
     b"timer_stats",
 ];
 
+/// Read-only, as by container runtimes.
+const SETTINGS: [&[u8]; 5] = [b"bus", b"fs", b"irq", b"sys", b"sysrq-trigger"];
+
 /// Takes a physical path apart; `None` if it is not below /proc.
 pub fn entry<'a>(view: &View, path: &'a [u8]) -> Option<Entry<'a>> {
     let rest = path.strip_prefix(b"/proc")?;
@@ -125,6 +128,12 @@ pub fn check(world: &World, path: &[u8]) -> Result<(), Errno> {
         Some(Entry::Other(name)) if HIDDEN.contains(&cut(name).0) => Err(Errno::NOENT),
         _ => Ok(()),
     }
+}
+
+/// Whether a path below /proc is that of a setting of the kernel, which container runtimes mount read-only. Who calls may be
+/// real root.
+pub fn is_setting(world: &World, path: &[u8]) -> bool {
+    matches!(entry(&world.view, path), Some(Entry::Other(name)) if SETTINGS.contains(&cut(name).0))
 }
 
 /// Text of a file that would tell the outer story.

@@ -508,7 +508,7 @@ impl Caller<'_> {
             // A directory inherits setgid.
             let mode = mode | now & 0o2000;
             let kind = u32::from(real.stx_mode) & libc::S_IFMT;
-            let wanted = mode | if kind == libc::S_IFDIR { 0o700 } else { 0o600 };
+            let wanted = kept_mode(mode, kind == libc::S_IFDIR, &self.me());
             if now != wanted {
                 rustix::fs::chmod(own_path(fd.as_fd()), Mode::from_raw_mode(wanted))?;
             }
@@ -520,10 +520,24 @@ impl Caller<'_> {
     /// Mode for the kernel and, if the file shall show another one, that: `mode` less the caller's umask, and rights for us.
     pub fn modes(&self, mode: u32, directory: bool) -> (Mode, Option<u32>) {
         let shown = mode & 0o7777 & !lock(&self.task.surroundings).umask;
-        let real = shown | if directory { 0o700 } else { 0o600 };
+        let real = kept_mode(shown, directory, &self.me());
         // What the umask of this process takes away has to be given back.
         let told = (real != shown || real & self.world.umask != 0).then_some(shown);
         (Mode::from_raw_mode(real), told)
+    }
+}
+
+/// The bits setuid and setgid.
+pub const SET_IDS: u32 = 0o6000;
+
+/// Permission bits that the disk has for a file that shows `mode`: with rights for us, and for whoever may keep setuid and
+/// setgid (CAP_FSETID) without these, which count for nobody here. The kernel takes them from a file that is written to, as
+/// nobody really has that capability.
+pub fn kept_mode(mode: u32, directory: bool, me: &Credentials) -> u32 {
+    match directory {
+        true => mode | 0o700,
+        false if me.can(capability::FSETID) => mode & !SET_IDS | 0o600,
+        false => mode | 0o600,
     }
 }
 

@@ -200,10 +200,36 @@ pub(super) fn device_nodes(context: &Context) {
     assert!(tree.path.join("pipe").exists());
 }
 
+pub(super) fn set_ids_of_written_files(context: &Context) {
+    let tree = context.tree();
+    let script = "umask 0; echo a > f; exec 3>> f; chmod $1 f; stat -c %a f; echo b >&3; stat -c %a f; chmod $1 f; \
+                  echo c >> f; stat -c %a f; chmod $1 f; : > f; stat -c %a f";
+    let run = |user: u32, mode: &str| {
+        let user = RunUser { uid: user, gid: user, groups: vec![user], home: "/".into() };
+        let argv = ["/bin/sh", "-ec", &format!("cd $(mktemp -d); {script}"), "sh", mode];
+        context.succeed(&tree, &RunSpec { user, ..command(&argv) })
+    };
+    // Root's CAP_FSETID keeps them, which the kernel knows in the first user namespace alone.
+    let kept = matches!(context.environment.ids, IdMapping::Root | IdMapping::Played);
+    for (mode, lost) in [("4755", "755"), ("6755", "755"), ("2745", "2745")] {
+        let left = if kept { mode } else { lost };
+        assert_eq!(run(0, mode), [mode, left, left, left], "root");
+    }
+    context.needs_ids();
+    for (mode, lost) in [("4755", "755"), ("6755", "755")] {
+        assert_eq!(run(1000, mode), [mode, lost, lost, lost], "a user");
+    }
+}
+
 pub(super) fn no_network(context: &Context) {
     let tree = context.tree();
     let script = "ls /sys/class/net; ip -o addr show up | grep -c 'inet 127.0.0.1/8'";
     let spec = RunSpec { no_network: true, ..shell(script) };
+    if !context.environment.own_network {
+        let error = context.try_run(&tree.rootfs, &spec).expect_err("no network of its own");
+        assert!(matches!(error, SandboxError::NoNetworkNamespace), "{error:?}");
+        return;
+    }
     let outcome = context.try_run(&tree.rootfs, &spec).expect("runs");
     assert_eq!(outcome.stdout.last().map(String::as_str), Some("1"), "{outcome:?}");
     assert_eq!(outcome.stdout.first().map(String::as_str), Some("lo"), "{outcome:?}");

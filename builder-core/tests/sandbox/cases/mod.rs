@@ -29,6 +29,7 @@ macro_rules! cases {
 
 cases![
     processes::unavailable,
+    processes::choice,
     processes::exit_codes,
     processes::signals,
     processes::streams,
@@ -62,6 +63,7 @@ cases![
     processes::missing_program,
     processes::unusable_programs,
     processes::programs_are_found_in_path,
+    confinement::set_ids_of_written_files,
     confinement::no_network,
     confinement::limits,
     mounts::shared_memory,

@@ -4,7 +4,7 @@ use super::*;
 use crate::inside::{Context, command, shell};
 use builder_core::cancel::Cancel;
 use builder_core::rootfs::Rootfs;
-use builder_core::sandbox::{ExitStatus, IdMapping, RunSpec, SandboxError};
+use builder_core::sandbox::{ExitStatus, IdMapping, RunSpec, SandboxError, Tier};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -18,6 +18,14 @@ pub(super) fn unavailable(context: &Context) {
     let error = context.try_run(&rootfs, &command(&["/bin/true"])).expect_err("nothing runs here");
     assert!(matches!(error, SandboxError::Unavailable { .. }), "{error:?}");
     assert!(error.to_string().contains("sysctl user.max_user_namespaces=15000 (it is 0)"), "{error}");
+}
+
+pub(super) fn choice(context: &Context) {
+    let (found, expected) = &context.choice;
+    assert_eq!((found.tier, found.ids), *expected, "{:?}", found.refused);
+    // Whoever gets something weaker than namespaces learns why, and what would help.
+    let told = found.refused.iter().any(|refusal| refusal.tier == Tier::Namespaces && !refusal.remedies.is_empty());
+    assert!(told || found.tier == Some(Tier::Namespaces), "{:?}", found.refused);
 }
 
 pub(super) fn exit_codes(context: &Context) {
