@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build static images demo test lint doc bench bench-e2e fuzz clean
+.PHONY: help setup build static images demo test lint doc bench bench-e2e bench-sandbox fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ bench: ## Micro-benchmarks of the parts
 
 bench-e2e: build ## Whole builds against every builder installed; prints a table, writes JSON
 	$(CARGO) run --release -p benches --bin e2e
+
+bench-sandbox: setup ## What each tier of the sandbox costs, beside a plain chroot and proot; as root
+	$(CARGO) run --release -p benches --bin sandbox
 
 fuzz: ## Fuzz parser and expansion, FUZZ_SECONDS each
 	@scripts/fuzz $(FUZZ_SECONDS)
