@@ -52,18 +52,18 @@
 //! | Module | Its one job | May use |
 //! |---|---|---|
 //! | [`oci`] | Value types of the OCI specifications | |
-//! | [`cancel`], [`limits`], [`hint`] | Small values that everything may carry | |
+//! | [`cancel`], [`disk`], [`limits`], [`hint`] | Small values that everything may carry | |
 //! | [`dockerfile`] | Text → spanned, typed instructions; word expansion; findings | `hint` |
 //! | [`event`] | What a build tells while it runs | `dockerfile`, `oci` |
 //! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint`; of `context` the pattern matcher, for lint |
 //! | [`http`] | One HTTP client: TLS, proxies, retry, redaction, limits | `cancel`, `hint` |
 //! | [`cloud`] | Amazon, Google, Azure: identities, tokens, objects in stores | `http`, `cancel`, `hint` |
 //! | [`git`] | One commit of a repository as files | `http`, `cancel`, `hint` |
-//! | [`store`] | Content-addressed blobs on local disk | `oci`, `hint` |
+//! | [`store`] | Content-addressed blobs on local disk | `oci`, `disk`, `hint` |
 //! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
-//! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `hint` |
-//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `cloud`, `http`, `git`, `oci`, `cancel`, `hint` |
+//! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `disk`, `hint` |
+//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `cloud`, `http`, `git`, `oci`, `cancel`, `disk`, `hint` |
 //! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
 //! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci`; of `context` the pattern matcher |
@@ -76,6 +76,7 @@
 pub mod oci;
 
 pub mod cancel;
+pub mod disk;
 pub mod hint;
 pub mod limits;
 

@@ -1,7 +1,7 @@
 //! `slipway build`
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -104,22 +104,16 @@ pub fn exit_for(error: &BuildError) -> Exit {
 }
 
 fn full(build: &Build, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<ExitCode, BuildError> {
-    let made = exec::build(&build.request, observer, cancel)?;
+    let ended = exec::build_and_report(&build.request, observer, cancel);
+    let trace = build.report_trace.as_ref().map(|_| ended.report.trace().to_string()).unwrap_or_default();
+    let reports = [(&build.report_trace, trace), (&build.report, pretty(&json!(ended.report)))];
+    // What was done is told of a build that failed, too; its own error is the one that counts then.
+    let told = write_all(reports);
+    let made = ended.result?;
     let config = made.images.first().map(|image| image.config_descriptor.digest.to_string()).unwrap_or_default();
-    let trace = build.report_trace.as_ref().map(|_| made.report.trace().to_string()).unwrap_or_default();
-    let written = [
-        (&build.report_trace, trace),
-        (&build.iidfile, config.clone()),
-        (&build.metadata_file, pretty(&metadata(build, &made, &config))),
-        (&build.report, pretty(&json!(made.report))),
-    ];
-    for (path, text) in written {
-        if let Some(path) = path
-            && let Err(error) = write(path, &text)
-        {
-            diagnostics::plain(&format!("cannot write `{}`: {error}", path.display()), None);
-            return Ok(Exit::Input.into());
-        }
+    let results = [(&build.iidfile, config.clone()), (&build.metadata_file, pretty(&metadata(build, &made, &config)))];
+    if !write_all(results) || !told {
+        return Ok(Exit::Input.into());
     }
     let to_stdout = build.request.outputs.iter().any(builder_core::output::Target::is_stdout);
     if !to_stdout {
@@ -131,6 +125,20 @@ fn full(build: &Build, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<E
 fn pretty(value: &Value) -> String {
     // Values made of plain data always serialise.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+/// Writes what was asked for; `false` if something could not be written, which has been said then.
+fn write_all<const COUNT: usize>(files: [(&Option<PathBuf>, String); COUNT]) -> bool {
+    let mut all = true;
+    for (path, text) in files {
+        if let Some(path) = path
+            && let Err(error) = write(path, &text)
+        {
+            diagnostics::plain(&format!("cannot write `{}`: {error}", path.display()), None);
+            all = false;
+        }
+    }
+    all
 }
 
 /// Whole or not at all.

@@ -112,6 +112,7 @@ impl Remote {
         let path = temp.path().join("tree");
         std::fs::create_dir(&path).map_err(|source| self.io("create a directory in", source))?;
         let tree = Rootfs::open(&path).map_err(|source| self.io("open a directory in", source))?;
+        let tree = tree.within(self.disk.clone());
         let failed = |source| match source {
             ArchiveError::Cancelled => RemoteError::Cancelled,
             source => RemoteError::Archive { name: name.to_owned(), source },

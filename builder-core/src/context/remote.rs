@@ -24,6 +24,7 @@ use super::ignore::{Patterns, clean};
 use super::repository::GitOptions;
 use crate::cancel::Cancel;
 use crate::cloud::CloudError;
+use crate::disk::Disk;
 use crate::git::{self, Commit, GitError, GitRequest};
 use crate::hint::Hint;
 use crate::http::{self, Client, ClientOptions, HttpError, Request, Secret, Url};
@@ -44,6 +45,8 @@ pub struct Remote {
     pub(super) client: Client,
     directory: PathBuf,
     temporary: PathBuf,
+    /// What may be written.
+    pub(super) disk: Disk,
     secrets: Arc<SecretLookup>,
     pub(super) git: Arc<GitAccess>,
 }
@@ -231,7 +234,14 @@ impl Remote {
     /// `directory` keeps what servers said, `temporary` takes downloads while they are used. `secrets` is asked for
     /// `HTTP_AUTH_HEADER`, `HTTP_AUTH_TOKEN`, `GIT_AUTH_HEADER` and `GIT_AUTH_TOKEN`, with and without a host name.
     pub fn new(client: Client, directory: &Path, temporary: &Path, secrets: Arc<SecretLookup>) -> Self {
-        Self { client, directory: directory.to_owned(), temporary: temporary.to_owned(), secrets, git: Arc::default() }
+        let (directory, temporary) = (directory.to_owned(), temporary.to_owned());
+        Self { client, directory, temporary, disk: Disk::default(), secrets, git: Arc::default() }
+    }
+
+    /// The same; what is written counts.
+    #[must_use]
+    pub fn within(self, disk: Disk) -> Self {
+        Self { disk, ..self }
     }
 
     /// The same with other ways of fetching from git; `login` is sent where no secret is given for the host.
@@ -361,7 +371,9 @@ impl Remote {
             };
             hasher.update(&buffer[..length]);
             bytes += length as u64;
-            file.write_all(&buffer[..length]).map_err(|source| self.io("write a download to", source))?;
+            let taken = self.disk.take(length as u64);
+            let written = taken.and_then(|()| file.write_all(&buffer[..length]));
+            written.map_err(|source| self.io("write a download to", source))?;
         }
         let digest = hasher.finish();
         let answer = Remembered {

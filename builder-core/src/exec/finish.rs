@@ -48,18 +48,18 @@ pub struct BuildResult {
 pub(super) fn build_prepared(
     request: &BuildRequest,
     prepared: Prepared,
-    observer: Arc<dyn Observer>,
+    recorder: &Arc<Recorder>,
     cancel: &Cancel,
 ) -> Result<BuildResult, BuildError> {
     let started = Instant::now();
     let io_before = request.environment.counters.read();
-    let recorder = Arc::new(Recorder::new(observer));
-    let observer: Arc<dyn Observer> = recorder.clone();
+    let observer: Arc<dyn Observer> = Arc::clone(recorder) as Arc<dyn Observer>;
     request.check_annotations(&prepared.plans.iter().map(|planned| &planned.plan.platform).collect::<Vec<_>>())?;
     if request.docker_media_types() && request.all_annotations().next().is_some() {
         observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
     }
     let (trees, _) = maintain::open_trees(&request.work_dir, request.tree_mode, &request.environment)?;
+    trees.account(prepared.reach.disk.clone());
     if prepared.plans.iter().any(|planned| has_commands(&planned.plan)) {
         commands_can_run(request, &trees)?;
     }
@@ -102,7 +102,8 @@ pub(super) fn build_prepared(
     let elsewhere = Elsewhere::new(request, prepared.sources.registry(), Arc::clone(&observer));
     let stop = cancel.child();
     let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
-    let meter = Meter::new(&request.work_dir, request.limits.disk_bytes, outputs, &cache, &recorder, started);
+    let disk = (request.limits.disk_bytes, prepared.reach.disk.clone());
+    let meter = Meter::new(&request.work_dir, disk, outputs, &cache, recorder, started);
     let build = || {
         let mut images = Vec::new();
         let mut roots = Vec::new();
@@ -136,6 +137,23 @@ pub(super) fn build_prepared(
     };
     let with_records = || elsewhere.with_uploads(&blobs, &uploads, &stop, build);
     let ended = meter.during(&stop, || uploads.during(&stop, with_records));
+    let mut report = recorder.report();
+    report.seconds = started.elapsed().as_secs_f64();
+    report.peak_memory_bytes = super::report::peak_memory();
+    let peaks = meter.peaks();
+    report.peak_anonymous_bytes = peaks.anonymous;
+    report.peak_disk_bytes = peaks.disk;
+    report.peak_disk_elsewhere_bytes = peaks.elsewhere;
+    let io = request.environment.counters.read();
+    (report.bytes_read, report.bytes_written) = (io.0.saturating_sub(io_before.0), io.1.saturating_sub(io_before.1));
+    for files in std::iter::once(&prepared.context).chain(prepared.named_contexts.values()) {
+        let counts = files.hash_counts();
+        report.context_files_read += counts.read;
+        report.context_bytes_read += counts.bytes;
+        report.context_files_known += counts.known;
+    }
+    report.timeline.samples = meter.samples();
+    recorder.keep(&report);
     let (images, written) = ended.map_err(|error| match error {
         error if released.forgot() => BuildError::LayerGone { source: Box::new(error) },
         error => error,
@@ -154,25 +172,9 @@ pub(super) fn build_prepared(
         }
     }
 
-    let mut report = recorder.report();
     report.digest = written.digest.to_string();
     report.manifests =
         images.iter().map(|image| (image.platform.to_string(), image.digest.to_string())).collect::<BTreeMap<_, _>>();
-    report.seconds = started.elapsed().as_secs_f64();
-    report.peak_memory_bytes = super::report::peak_memory();
-    let peaks = meter.peaks();
-    report.peak_anonymous_bytes = peaks.anonymous;
-    report.peak_disk_bytes = peaks.disk;
-    report.peak_disk_elsewhere_bytes = peaks.elsewhere;
-    let io = request.environment.counters.read();
-    (report.bytes_read, report.bytes_written) = (io.0.saturating_sub(io_before.0), io.1.saturating_sub(io_before.1));
-    for files in std::iter::once(&prepared.context).chain(prepared.named_contexts.values()) {
-        let counts = files.hash_counts();
-        report.context_files_read += counts.read;
-        report.context_bytes_read += counts.bytes;
-        report.context_files_known += counts.known;
-    }
-    report.timeline.samples = meter.samples();
     observer.event(Event::Done { totals: report.totals() });
     Ok(BuildResult { images, root: written, report })
 }
@@ -234,7 +236,7 @@ fn shared<'a>(
         blobs,
         context: &prepared.context,
         named_contexts: &prepared.named_contexts,
-        remote: super::inputs::remote(request, &prepared.client),
+        remote: super::inputs::remote(request, &prepared.reach),
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
         at_work: planned.plan.stages.iter().map(|_| AtomicBool::new(false)).collect(),
         image_trees: Mutex::default(),

@@ -9,6 +9,7 @@ use super::BuildError;
 use super::request::{BuildRequest, ContextSource, DockerfileSource};
 use crate::cancel::Cancel;
 use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, find_ignore_file};
+use crate::disk::Disk;
 use crate::hint::Hint;
 use crate::http::{self, Secret};
 use crate::plan::NamedContext;
@@ -121,10 +122,17 @@ impl Hint for InputError {
     }
 }
 
+/// How contexts are reached, and what fetching them may write.
+#[derive(Debug, Clone)]
+pub(super) struct Reach {
+    pub(super) client: http::Client,
+    pub(super) disk: Disk,
+}
+
 /// Opens the main context and reads the Dockerfile.
-pub(super) fn open(request: &BuildRequest, client: &http::Client, cancel: &Cancel) -> Result<Inputs, BuildError> {
+pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Result<Inputs, BuildError> {
     let mut fetched = Vec::new();
-    let remote = remote(request, client);
+    let remote = remote(request, reach);
     let mut keep = |context| Root::of(context, &mut fetched);
     let root = match &request.context {
         ContextSource::Directory(path) => Root::Local(path.clone()),
@@ -195,12 +203,12 @@ pub(super) fn open_named(
     request: &BuildRequest,
     name: &str,
     opened: &mut Inputs,
-    client: &http::Client,
+    reach: &Reach,
     cancel: &Cancel,
 ) -> Result<(Files, Option<i64>), BuildError> {
     let value =
         request.plan.named_contexts.get(name).ok_or_else(|| BuildError::UnknownContext { name: name.to_owned() })?;
-    let remote = remote(request, client);
+    let remote = remote(request, reach);
     let mut fetched = Vec::new();
     let mut keep = |context| Root::of(context, &mut fetched);
     let (root, filtered) = match value {
@@ -280,14 +288,14 @@ impl Root {
 }
 
 /// How ADD and contexts reach URLs and git repositories.
-pub(super) fn remote(request: &BuildRequest, client: &http::Client) -> Remote {
+pub(super) fn remote(request: &BuildRequest, reach: &Reach) -> Remote {
     let secrets = request.secrets.clone();
     let look_up = move |id: &str| {
         let value = secrets.get(id)?;
         Some(Secret::new(String::from_utf8_lossy(&value.bytes()).into_owned()))
     };
     let (answers, temporary) = (request.work_dir.join("urls"), request.work_dir.join("tmp"));
-    Remote::new(client.clone(), &answers, &temporary, Arc::new(look_up))
+    Remote::new(reach.client.clone(), &answers, &temporary, Arc::new(look_up)).within(reach.disk.clone())
 }
 
 /// Argument that keeps `.git` in a context (checklist D-10).

@@ -1,30 +1,31 @@
 //! What a build takes while it runs: space below the work dir, files elsewhere, memory. Measured from outside of the code
 //! that takes it, so that nothing can forget to count.
 //!
-//! A thread looks every now and then, more rarely where looking takes longer. What has a name below `trees` never changes,
-//! so its size is kept (`<work>/cache/sizes/`) and only what is being worked on is walked each time.
+//! A thread looks every now and then, more rarely where looking takes longer, and at once when a writer of the builder
+//! might pass the budget ([`crate::disk`]).
 //!
 //! # Limitations
 //! Between two looks more may be taken than the peak says, and a command in a RUN can pass the budget by what it writes in
 //! that time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, Sender};
 
 use super::BuildError;
 use super::cache::StepCache;
 use super::report::Recorder;
 use super::shared::lock;
+use super::space::Space;
 use super::trace::Sample;
 use crate::cancel::Cancel;
+use crate::disk::Disk;
 use crate::event::{Event, Observer as _};
-use crate::oci::Sha256;
 
 /// Shortest and longest time between two looks.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -61,7 +62,8 @@ pub(super) struct Meter<'a> {
     budget: Option<u64>,
     /// Directories in which outputs appear.
     outputs: Vec<PathBuf>,
-    cache: &'a StepCache,
+    space: Space<'a>,
+    disk: Disk,
     recorder: &'a Recorder,
     begun: Instant,
     state: Mutex<State>,
@@ -74,8 +76,6 @@ struct State {
     /// Only every so-many-th look becomes a sample.
     stride: usize,
     looks: usize,
-    /// Sizes of what does not change.
-    known: BTreeMap<PathBuf, u64>,
     /// Space below the work dir when each running step was first seen.
     at_beginning: BTreeMap<String, u64>,
     exceeded: Option<BuildError>,
@@ -85,18 +85,20 @@ struct State {
 impl<'a> Meter<'a> {
     pub(super) fn new(
         work_dir: &Path,
-        budget: Option<u64>,
+        (budget, disk): (Option<u64>, Disk),
         outputs: Vec<PathBuf>,
         cache: &'a StepCache,
         recorder: &'a Recorder,
         begun: Instant,
     ) -> Self {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let work_dir = real(work_dir);
         Self {
-            work_dir: real(work_dir),
+            space: Space::new(&work_dir, cache),
+            work_dir,
             budget,
+            disk,
             outputs: outputs.iter().map(|path| real(path)).collect(),
-            cache,
             recorder,
             begun,
             state: Mutex::new(State { stride: 1, ..State::default() }),
@@ -115,14 +117,13 @@ impl<'a> Meter<'a> {
         let (running, ended) = crossbeam_channel::bounded::<()>(0);
         std::thread::scope(|scope| {
             scope.spawn(move || self.watch(stop, &ended));
-            let result = build();
-            drop(running);
-            result
+            self.disk.watch(true);
+            // Also when `build` panics: nobody waits for a measurement that does not come.
+            let _unwatched = Unwatched(&self.disk, Some(running));
+            build()
         })
-        .map_err(|error| match (error, lock(&self.state).exceeded.take()) {
-            (BuildError::Cancelled, Some(exceeded)) => exceeded,
-            (error, _) => error,
-        })
+        // Whoever was refused a write, or cancelled, failed because of that.
+        .map_err(|error| lock(&self.state).exceeded.take().unwrap_or(error))
     }
 
     pub(super) fn peaks(&self) -> Peaks {
@@ -138,13 +139,16 @@ impl<'a> Meter<'a> {
             Some(_) => (PAUSE_WITH_BUDGET, SHARE_WITH_BUDGET),
             None => (PAUSE, SHARE),
         };
+        let asked = self.disk.asked();
         loop {
             let looked = Instant::now();
             self.look(stop);
             let wait = (looked.elapsed() * share).clamp(pause.0, pause.1);
-            match ended.recv_timeout(wait) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+            crossbeam_channel::select! {
+                recv(ended) -> _ => break,
+                // Somebody wants to write and may not know whether that is too much.
+                recv(asked) -> _ => {}
+                default(wait) => {}
             }
         }
         // What is there at the end counts in any case.
@@ -152,7 +156,9 @@ impl<'a> Meter<'a> {
     }
 
     fn look(&self, stop: &Cancel) {
-        let disk = self.space();
+        self.disk.measuring();
+        let disk = self.space.measure();
+        let refused = self.disk.measured(disk);
         let (anonymous, elsewhere) = (anonymous_memory(), self.elsewhere());
         let running = self.recorder.running();
         let mut state = lock(&self.state);
@@ -176,14 +182,15 @@ impl<'a> Meter<'a> {
         for title in &running {
             state.at_beginning.entry(title.clone()).or_insert(disk);
         }
-        if let Some(budget) = self.budget.filter(|budget| disk > *budget)
+        let wanted = refused.map_or(0, |refused| refused.wanted);
+        if let Some(budget) = self.budget.filter(|budget| disk.saturating_add(wanted) > *budget)
             && state.exceeded.is_none()
         {
             // Of several the one during which most came.
             let grown = |(title, before): (&String, &u64)| (disk.saturating_sub(*before), title.clone());
             let (grown, step) = state.at_beginning.iter().map(grown).max().unzip();
-            let grown = grown.unwrap_or(0);
-            state.exceeded = Some(BuildError::DiskBudget { budget, used: disk, step, grown });
+            let (used, grown) = (disk.saturating_add(wanted), grown.unwrap_or(0).saturating_add(wanted));
+            state.exceeded = Some(BuildError::DiskBudget { budget, used, step, grown });
             stop.cancel();
         }
         if !state.told
@@ -195,52 +202,6 @@ impl<'a> Meter<'a> {
             let message = format!("only {free} bytes are free on the volume of the work directory `{path}`");
             self.recorder.event(Event::Notice { message: &message });
         }
-    }
-
-    /// Space that everything below the work dir takes.
-    fn space(&self) -> u64 {
-        let mut links = BTreeSet::new();
-        let mut total = 0;
-        let mut named = Vec::new();
-        for entry in fs::read_dir(&self.work_dir).into_iter().flatten().flatten() {
-            if entry.file_name() != "trees" {
-                total += walk(&entry.path(), &mut links);
-                continue;
-            }
-            for kind in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-                if matches!(kind.file_name().to_str(), Some("layers" | "flat" | "plain")) {
-                    named.extend(fs::read_dir(kind.path()).into_iter().flatten().flatten().map(|entry| entry.path()));
-                } else {
-                    total += walk(&kind.path(), &mut links);
-                }
-            }
-        }
-        total + named.iter().map(|path| self.size_of(path)).sum::<u64>()
-    }
-
-    /// Size of a directory that does not change as long as it has its name.
-    fn size_of(&self, path: &Path) -> u64 {
-        if let Some(known) = lock(&self.state).known.get(path) {
-            return *known;
-        }
-        let name = path.strip_prefix(&self.work_dir).unwrap_or(path);
-        let key = Sha256::of(name.as_os_str().as_encoded_bytes());
-        let size = match self.cache.size(key) {
-            Some(known) => known,
-            None => {
-                let size = walk(path, &mut BTreeSet::new());
-                // It may have lost its name while it was walked.
-                if !path.exists() {
-                    return size;
-                }
-                if let Err(error) = self.cache.put_size(key, size) {
-                    tracing::debug!(%error, "the size of a tree is not kept");
-                }
-                size
-            }
-        };
-        lock(&self.state).known.insert(path.to_owned(), size);
-        size
     }
 
     /// Regular files that this process has open for writing where it should not (proc_pid_fd(5), proc_pid_fdinfo(5)).
@@ -276,21 +237,14 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// Space that `top` and everything below it takes; what vanishes meanwhile takes none. Hard links count once.
-fn walk(top: &Path, links: &mut BTreeSet<(u64, u64)>) -> u64 {
-    let mut total = 0;
-    let mut pending = vec![top.to_owned()];
-    while let Some(path) = pending.pop() {
-        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        if metadata.is_dir() {
-            pending.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
-        } else if metadata.nlink() > 1 && !links.insert((metadata.dev(), metadata.ino())) {
-            continue;
-        }
-        // stat(2): blocks are of 512 bytes whatever the file system's own are.
-        total += metadata.blocks() * 512;
+/// Ends the watch.
+struct Unwatched<'a>(&'a Disk, Option<Sender<()>>);
+
+impl Drop for Unwatched<'_> {
+    fn drop(&mut self) {
+        self.0.watch(false);
+        drop(self.1.take());
     }
-    total
 }
 
 /// Bytes that a layer takes when it is unpacked, for each of its blob: what gzip makes of most file systems.
@@ -332,20 +286,20 @@ mod tests {
         let work = tempfile::tempdir().expect("a directory");
         let cache = StepCache::open(work.path()).expect("a cache");
         let recorder = Recorder::new(Arc::new(Silent));
-        let meter = Meter::new(work.path(), None, Vec::new(), &cache, &recorder, Instant::now());
-        let before = meter.space();
+        let meter = Meter::new(work.path(), (None, Disk::default()), Vec::new(), &cache, &recorder, Instant::now());
+        let before = meter.space.measure();
         let layer = work.path().join("trees/layers/00");
         fs::create_dir_all(&layer).expect("a directory");
         fs::create_dir_all(work.path().join("blobs")).expect("a directory");
         fs::write(layer.join("a"), vec![1; 100_000]).expect("a file");
         fs::hard_link(layer.join("a"), layer.join("b")).expect("a link");
         fs::write(work.path().join("blobs/x"), vec![1; 50_000]).expect("a file");
-        let grown = meter.space() - before;
+        let grown = meter.space.measure() - before;
         assert!((150_000..200_000).contains(&grown), "{grown}");
         // A named tree is not walked again, by nobody.
         fs::write(layer.join("c"), vec![1; 100_000]).expect("a file");
-        let other = Meter::new(work.path(), None, Vec::new(), &cache, &recorder, Instant::now());
-        assert!(meter.space() - before < 200_000 && other.space() - before < 200_000);
+        let other = Meter::new(work.path(), (None, Disk::default()), Vec::new(), &cache, &recorder, Instant::now());
+        assert!(meter.space.measure() - before < 200_000 && other.space.measure() - before < 200_000);
     }
 
     #[test]
@@ -361,7 +315,8 @@ mod tests {
         let other = tempfile::tempdir().expect("a directory");
         let cache = StepCache::open(work.path()).expect("a cache");
         let recorder = Recorder::new(Arc::new(Silent));
-        let meter = |outputs| Meter::new(work.path(), None, outputs, &cache, &recorder, Instant::now());
+        let meter =
+            |outputs| Meter::new(work.path(), (None, Disk::default()), outputs, &cache, &recorder, Instant::now());
         let (strict, lenient) = (meter(Vec::new()), meter(vec![other.path().to_owned()]));
         let number = |file: &dyn AsRawFd| u32::try_from(file.as_raw_fd()).expect("a descriptor");
         let file = fs::File::create(other.path().join("x")).expect("a file");
@@ -380,7 +335,14 @@ mod tests {
         let work = tempfile::tempdir().expect("a directory");
         let cache = StepCache::open(work.path()).expect("a cache");
         let recorder = Recorder::new(Arc::new(Silent));
-        let meter = Meter::new(work.path(), Some(1 << 20), Vec::new(), &cache, &recorder, Instant::now());
+        let meter = Meter::new(
+            work.path(),
+            (Some(1 << 20), Disk::limited(1 << 20, 0)),
+            Vec::new(),
+            &cache,
+            &recorder,
+            Instant::now(),
+        );
         let stop = Cancel::default();
         let error = meter
             .during(&stop, || -> Result<(), BuildError> {

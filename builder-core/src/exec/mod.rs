@@ -34,6 +34,7 @@ mod running;
 mod sealing;
 mod shared;
 mod single;
+mod space;
 mod ssh;
 mod stage;
 mod stages;
@@ -54,38 +55,59 @@ pub use request::{
 
 use std::sync::Arc;
 
+use self::report::Recorder;
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
+
+/// How a build ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it made, or why it made nothing.
+    pub result: Result<BuildResult, BuildError>,
+    /// What was done until then.
+    pub report: Report,
+}
 
 /// Builds what `request` asks for.
 ///
 /// # Errors
 /// [`BuildError`]; nothing that is not whole has then been pushed or published, and the work dir can be used again.
 pub fn build(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
+    build_and_report(request, observer, cancel).result
+}
+
+/// The same, and what was done also if the build failed.
+pub fn build_and_report(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Ended {
     let request = &BuildRequest { limits: request.limits.fitted(), ..request.clone() };
+    let recorder = Arc::new(Recorder::new(observer));
     let mut attempts = 1;
-    loop {
-        match build_once(request, Arc::clone(&observer), cancel) {
+    let result = loop {
+        match build_once(request, &recorder, cancel) {
             Err(BuildError::LayerGone { .. }) if attempts < MOST_ATTEMPTS && !cancel.is_cancelled() => {
-                observer.event(Event::Notice {
+                recorder.event(Event::Notice {
                     message: "a layer of an earlier build is gone from the registry that it was pushed to: it is made again",
                 });
                 attempts += 1;
             }
-            ended => return ended,
+            ended => break ended,
         }
-    }
+    };
+    let report = match &result {
+        Ok(made) => made.report.clone(),
+        Err(error) => recorder.failed(error),
+    };
+    Ended { result, report }
 }
 
 /// How often a build is begun. Each time at least one record of a layer that is gone has been removed, and with it all
 /// that stands on it.
 const MOST_ATTEMPTS: u32 = 8;
 
-fn build_once(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
-    let prepared = prepare(request, &*observer, cancel)?;
+fn build_once(request: &BuildRequest, recorder: &Arc<Recorder>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
+    let prepared = prepare(request, &**recorder, cancel)?;
     if request.inherit_media_types {
-        let settled = request.with_media_types_of(prepared.base_media_type(), &*observer);
-        return finish::build_prepared(&settled, prepared, observer, cancel);
+        let settled = request.with_media_types_of(prepared.base_media_type(), &**recorder);
+        return finish::build_prepared(&settled, prepared, recorder, cancel);
     }
-    finish::build_prepared(request, prepared, observer, cancel)
+    finish::build_prepared(request, prepared, recorder, cancel)
 }

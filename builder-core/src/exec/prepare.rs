@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::BuildError;
-use super::inputs::{self, InputError, Inputs};
+use super::cache::StepCache;
+use super::inputs::{self, InputError, Inputs, Reach};
 use super::maintain::{self, InUse};
 use super::request::BuildRequest;
+use super::space::Space;
 use crate::cancel::Cancel;
 use crate::context::Files;
+use crate::disk::Disk;
 use crate::dockerfile::{self, Dockerfile, Finding};
 use crate::event::{Event, Observer};
 use crate::http;
@@ -39,7 +42,7 @@ pub struct Prepared {
     pub dockerfile: Dockerfile,
     /// A plan for each platform.
     pub plans: Vec<PlatformPlan>,
-    pub(super) client: http::Client,
+    pub(super) reach: Reach,
     pub(super) store: Store,
     pub(super) sources: Sources,
     pub(super) context: Files,
@@ -84,16 +87,18 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
     request.check_outputs()?;
     let in_use = maintain::hold(&request.work_dir)
         .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
-    let store = Store::open(&request.work_dir)?;
+    let disk = disk(request)?;
+    let store = Store::open_within(&request.work_dir, disk.clone())?;
     let client = http::Client::new(request.client.clone());
+    let reach = Reach { client: client.clone(), disk: disk.clone() };
     let credentials = Credentials::new(request.credentials.clone());
     let of_registries = match &request.registry_client {
         Some(options) => http::Client::new(options.clone()),
-        None => client.clone(),
+        None => client,
     };
     let sources = Sources::new(Registry::new(of_registries, credentials, request.registry.clone()), store.clone())
         .with_warmed(request.warmed.clone());
-    let mut opened = inputs::open(request, &client, cancel)?;
+    let mut opened = inputs::open(request, &reach, cancel).map_err(|error| over_budget(request, &disk, error))?;
     let dockerfile = parse(&opened, observer)?;
 
     for (argument, told) in ARGUMENTS_WITHOUT_EFFECT {
@@ -103,7 +108,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
     }
 
     let mut named_contexts = BTreeMap::new();
-    let epoch = epoch_of_source(request, &dockerfile, &mut opened, &mut named_contexts, &client, cancel)?;
+    let epoch = epoch_of_source(request, &dockerfile, &mut opened, &mut named_contexts, &reach, cancel)?;
     let mut plans = Vec::new();
     for platform in platforms(request) {
         let options = PlanOptions { epoch_of_source: epoch, ..options(request, &opened, platform) };
@@ -127,7 +132,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
         });
         for name in bases.chain(sources) {
             if !named_contexts.contains_key(name) {
-                let (files, _) = inputs::open_named(request, name, &mut opened, &client, cancel)?;
+                let (files, _) = inputs::open_named(request, name, &mut opened, &reach, cancel)?;
                 named_contexts.insert(name.clone(), files);
             }
         }
@@ -136,7 +141,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
     Ok(Prepared {
         dockerfile,
         plans,
-        client,
+        reach,
         store,
         sources,
         context: files,
@@ -153,16 +158,16 @@ fn epoch_of_source(
     dockerfile: &Dockerfile,
     opened: &mut Inputs,
     named_contexts: &mut BTreeMap<String, Files>,
-    client: &http::Client,
+    reach: &Reach,
     cancel: &Cancel,
 ) -> Result<Option<Option<i64>>, BuildError> {
     let options = options(request, opened, request.platforms.first().cloned());
     let Some(source) = plan::epoch_source(dockerfile, &options).map_err(BuildError::Plan)? else { return Ok(None) };
-    let remote = inputs::remote(request, client);
+    let remote = inputs::remote(request, reach);
     Ok(Some(match source {
         EpochSource::Context => opened.time()?,
         EpochSource::Named(name) => {
-            let (files, time) = inputs::open_named(request, &name, opened, client, cancel)?;
+            let (files, time) = inputs::open_named(request, &name, opened, reach, cancel)?;
             named_contexts.insert(name, files);
             time
         }
@@ -184,12 +189,32 @@ pub fn check(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(Dockerfile, Checked), BuildError> {
-    let client = http::Client::new(request.client.clone());
-    let opened = inputs::open(request, &client, cancel)?;
+    let reach = Reach { client: http::Client::new(request.client.clone()), disk: Disk::default() };
+    let opened = inputs::open(request, &reach, cancel)?;
     let dockerfile = parse(&opened, observer)?;
     let platform = platforms(request).into_iter().next().flatten();
     let checked = plan::check(&dockerfile, &options(request, &opened, platform), &Bases::new());
     Ok((dockerfile, checked))
+}
+
+/// What may be written below the work dir, beside what is there.
+fn disk(request: &BuildRequest) -> Result<Disk, BuildError> {
+    let Some(budget) = request.limits.disk_bytes else { return Ok(Disk::default()) };
+    let cache = StepCache::open(&request.work_dir)
+        .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
+    Ok(Disk::limited(budget, Space::new(&request.work_dir, &cache).measure()))
+}
+
+/// The error of a context that is larger than the budget.
+fn over_budget(request: &BuildRequest, disk: &Disk, error: BuildError) -> BuildError {
+    match (disk.refused(), request.limits.disk_bytes) {
+        (Some(refused), Some(budget)) => {
+            let step = Some("fetching the context".to_owned());
+            let used = refused.used.saturating_add(refused.wanted);
+            BuildError::DiskBudget { budget, used, step, grown: refused.grown }
+        }
+        _ => error,
+    }
 }
 
 fn platforms(request: &BuildRequest) -> Vec<Option<Platform>> {

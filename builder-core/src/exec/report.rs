@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 
+use super::BuildError;
 use super::shared::lock;
 use super::trace::{self, Sample, Span};
 use crate::event::{Event, Observer, StepId, Totals, Transfer};
@@ -20,6 +21,9 @@ pub struct Report {
     pub digest: String,
     /// Digest of each platform's manifest, by platform.
     pub manifests: BTreeMap<String, String>,
+    /// Why there is no image; absent if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The names under which the image was pushed.
     pub pushed: Vec<String>,
     /// The steps, in plan order.
@@ -143,6 +147,8 @@ pub(super) struct Recorder {
     inner: Arc<dyn Observer>,
     begun: Instant,
     seen: Mutex<Seen>,
+    /// The report of a build that went as far as measuring.
+    kept: Mutex<Option<Report>>,
 }
 
 #[derive(Default)]
@@ -165,13 +171,32 @@ struct Moved {
 
 impl Recorder {
     pub(super) fn new(inner: Arc<dyn Observer>) -> Self {
-        Self { inner, begun: Instant::now(), seen: Mutex::default() }
+        Self { inner, begun: Instant::now(), seen: Mutex::default(), kept: Mutex::default() }
     }
 
     /// Titles of steps that began and did not end yet.
     pub(super) fn running(&self) -> Vec<String> {
         let seen = lock(&self.seen);
         seen.steps.values().filter(|step| step.state == RUNNING).map(|step| step.title.clone()).collect()
+    }
+
+    /// Keeps a report in case that the build fails.
+    pub(super) fn keep(&self, report: &Report) {
+        *lock(&self.kept) = Some(report.clone());
+    }
+
+    /// The report of a build that failed.
+    pub(super) fn failed(&self, error: &BuildError) -> Report {
+        let report = lock(&self.kept).take().unwrap_or_else(|| Report {
+            seconds: self.begun.elapsed().as_secs_f64(),
+            peak_memory_bytes: peak_memory(),
+            ..self.report()
+        });
+        let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+        let mut texts: Vec<String> = causes.map(ToString::to_string).collect();
+        // Some say what their cause says.
+        texts.dedup_by(|later, earlier| earlier.ends_with(later.as_str()));
+        Report { error: Some(texts.join(": ")), ..report }
     }
 
     /// The report so far; digests and what was measured are filled in by the caller.

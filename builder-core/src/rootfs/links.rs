@@ -169,7 +169,7 @@ impl Rootfs {
                 let copy = File::from(new_file(&dir, &name)?);
                 self.is_new(&copy)?;
                 if rustix::fs::ioctl_ficlone(&copy, &data).is_err() {
-                    write_sparse(&mut data, &copy)?;
+                    write_sparse(&mut data, &copy, &self.disk)?;
                 }
                 self.apply(Target::Open(copy.as_fd()), metadata.kind, &attributes, Existing::New)
             }

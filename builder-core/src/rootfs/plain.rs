@@ -107,7 +107,7 @@ impl PlainTree {
     pub(super) fn rootfs(&self) -> Result<Rootfs, TreeError> {
         let path = self.tree().join("root");
         let opened = Rootfs::open(&path).map_err(io_error("open", &path))?;
-        Ok(opened.pretending(self.pretence.clone()))
+        Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()))
     }
 
     /// The tree to read from: hard links are what they are in its layers.
@@ -294,7 +294,9 @@ fn spill(layer: &LayerRef, dir: &TreesDir, source: &dyn LayerSource, stop: &Stop
         match blob.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
-                std::io::Write::write_all(&mut file, &buffer[..count]).map_err(io_error("write a file in", &place))?;
+                let taken = dir.disk().take(count as u64);
+                let written = taken.and_then(|()| std::io::Write::write_all(&mut file, &buffer[..count]));
+                written.map_err(io_error("write a file in", &place))?;
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {

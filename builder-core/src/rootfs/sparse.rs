@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 
 use rustix::fs::SeekFrom;
 
+use crate::disk::Disk;
+
 /// Bytes read and written at once.
 const CHUNK_BYTES: usize = 256 * 1024;
 
@@ -17,16 +19,15 @@ std::thread_local! {
 }
 
 /// Copies all of `data` into an empty file.
-pub(super) fn write_sparse(data: &mut dyn Read, file: &File) -> io::Result<()> {
+pub(super) fn write_sparse(data: &mut dyn Read, file: &File, disk: &Disk) -> io::Result<()> {
     let mut buffer = BUFFER.take();
     buffer.resize(CHUNK_BYTES, 0);
-    let result = copy(data, file, &mut buffer);
+    let result = copy(data, SparseWriter::new(file, disk), &mut buffer);
     BUFFER.set(buffer);
     result
 }
 
-fn copy(data: &mut dyn Read, file: &File, buffer: &mut [u8]) -> io::Result<()> {
-    let mut writer = SparseWriter::new(file);
+fn copy(data: &mut dyn Read, mut writer: SparseWriter<'_>, buffer: &mut [u8]) -> io::Result<()> {
     loop {
         let length = fill(data, buffer)?;
         writer.write_aligned(&buffer[..length])?;
@@ -52,6 +53,7 @@ fn fill(data: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// Writes forward, skipping long runs of zeros.
 pub(super) struct SparseWriter<'a> {
     file: &'a File,
+    disk: &'a Disk,
     position: u64,
     /// Zeros skipped since the last write.
     skipped: u64,
@@ -59,8 +61,8 @@ pub(super) struct SparseWriter<'a> {
 
 impl<'a> SparseWriter<'a> {
     /// On a new, empty file.
-    pub(super) fn new(file: &'a File) -> Self {
-        Self { file, position: 0, skipped: 0 }
+    pub(super) fn new(file: &'a File, disk: &'a Disk) -> Self {
+        Self { file, disk, position: 0, skipped: 0 }
     }
 
     /// Writes bytes; whole blocks of zeros, counted from the start of the slice, become holes.
@@ -91,6 +93,7 @@ impl<'a> SparseWriter<'a> {
             self.skipped = 0;
             rustix::fs::seek(self.file, SeekFrom::Start(self.position))?;
         }
+        self.disk.take(bytes.len() as u64)?;
         let mut file = self.file;
         file.write_all(bytes)?;
         self.position += bytes.len() as u64;

@@ -18,6 +18,7 @@ use super::remove::remove_entry;
 use super::resolve::{Dir, PLACE, Root};
 use super::sparse::write_sparse;
 use super::stat::Stat;
+use crate::disk::Disk;
 
 /// Kind of a file, without its permission bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +103,8 @@ pub struct Rootfs {
     root: Root,
     /// What is only pretended.
     pub(super) pretence: Pretence,
+    /// What may be written.
+    pub(super) disk: Disk,
 }
 
 impl Rootfs {
@@ -119,9 +122,14 @@ impl Rootfs {
         self.pretending(Pretence::Recorded(owners))
     }
 
+    /// The same tree; what the builder writes into it counts.
+    pub(crate) fn within(self, disk: Disk) -> Self {
+        Self { disk, ..self }
+    }
+
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
-        Self { root: Root::new(fd), pretence: Pretence::Nothing }
+        Self { root: Root::new(fd), pretence: Pretence::Nothing, disk: Disk::default() }
     }
 
     /// The same tree, with what cannot be made real here kept in another way.
@@ -342,7 +350,7 @@ impl Rootfs {
             NewFile::File(data) => {
                 let file = File::from(replacing(dir, name, || new_file(dir, name))?);
                 self.is_new(&file)?;
-                let written = write_sparse(data, &file)
+                let written = write_sparse(data, &file, &self.disk)
                     .and_then(|()| self.apply(Target::Open(file.as_fd()), kind, attributes, Existing::New));
                 if written.is_err() {
                     // Half a file is worse than none. If even this fails, the first error says more.

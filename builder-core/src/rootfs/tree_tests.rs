@@ -25,7 +25,11 @@ impl Yard {
 
     fn rootfs(&self, resolver: Resolver) -> Rootfs {
         let fd = rustix::fs::open(self.root(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        Rootfs { root: Root::with_resolver(fd, resolver), pretence: Pretence::Nothing }
+        Rootfs {
+            root: Root::with_resolver(fd, resolver),
+            pretence: Pretence::Nothing,
+            disk: crate::disk::Disk::default(),
+        }
     }
 
     #[track_caller]
@@ -177,7 +181,11 @@ fn nothing_reaches_outside() {
 fn magic_links_are_not_jumped_through() {
     for resolver in [Resolver::Kernel, Resolver::Walk] {
         let fd = rustix::fs::open("/proc/self", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        let rootfs = Rootfs { root: Root::with_resolver(fd, resolver), pretence: Pretence::Nothing };
+        let rootfs = Rootfs {
+            root: Root::with_resolver(fd, resolver),
+            pretence: Pretence::Nothing,
+            disk: crate::disk::Disk::default(),
+        };
         for path in ["root/etc", "cwd/Cargo.toml", "fd/0/x"] {
             assert!(rootfs.stat(Path::new(path)).is_err(), "{path} by {resolver:?}");
         }

@@ -14,6 +14,7 @@ use super::stack::{Claims, Stacks, Unnamed};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs};
 use crate::cancel::Cancel;
+use crate::disk::Disk;
 use crate::hint::Hint;
 use crate::oci::{ChainId, Descriptor, DiffId};
 
@@ -338,6 +339,16 @@ impl Trees {
     /// A directory below the work dir that goes when it is dropped.
     pub(super) fn temp(&self) -> Result<TempDir, TreeError> {
         self.dir().temp()
+    }
+
+    /// Everything that is written from now on counts.
+    pub fn account(&self, disk: Disk) {
+        self.dir().account(disk);
+    }
+
+    /// What may be written.
+    pub(super) fn disk(&self) -> Disk {
+        self.dir().disk()
     }
 
     pub(super) fn dir(&self) -> &TreesDir {

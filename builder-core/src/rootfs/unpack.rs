@@ -35,6 +35,7 @@ use super::sparse::SparseWriter;
 use super::stat::Stat;
 use super::tree::new_file;
 use super::{Attributes, FileKind, Rootfs, clean};
+use crate::disk::Disk;
 
 /// Prefix of a name that hides the rest of the name (image-spec, layer.md, "Whiteouts").
 pub(super) const WHITEOUT: &[u8] = b".wh.";
@@ -258,7 +259,7 @@ impl<'a> Unpacker<'a> {
             TarKind::File => {
                 let file = File::from(self.make(dir, name, path, || new_file(&dir, name))?);
                 self.rootfs.is_new(&file).map_err(|error| fail(error.into()))?;
-                write_data(&file, entry.size, entry.sparse.as_deref(), data, path)?;
+                write_data(&file, entry.size, entry.sparse.as_deref(), data, (path, &self.rootfs.disk))?;
                 if owned {
                     attributes.owner = None;
                 }
@@ -500,10 +501,10 @@ fn write_data(
     size: u64,
     sparse: Option<&[(u64, u64)]>,
     data: &mut impl BufRead,
-    path: &Path,
+    (path, budget): (&Path, &Disk),
 ) -> Result<(), UnpackError> {
     let disk = |error: io::Error| entry_error(path, None, error);
-    let mut writer = SparseWriter::new(file);
+    let mut writer = SparseWriter::new(file, budget);
     let whole = [(0, size)];
     let mut position = 0;
     for (offset, length) in sparse.unwrap_or(&whole) {

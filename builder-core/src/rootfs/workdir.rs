@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, IFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -27,12 +28,15 @@ use rustix::io::Errno;
 use super::TreeError;
 use super::index::Indexes;
 use super::remove::remove_entry;
+use crate::disk::Disk;
 use crate::oci::ChainId;
 
 /// The `trees` directory.
 #[derive(Debug)]
 pub(super) struct TreesDir {
     root: PathBuf,
+    /// What may be written.
+    disk: OnceLock<Disk>,
 }
 
 /// A directory that vanishes when dropped, or at the next start.
@@ -90,7 +94,7 @@ impl TreesDir {
         std::fs::create_dir_all(work_dir).map_err(io_error("create", work_dir))?;
         // Mount options need absolute paths, and the working directory may change.
         let work_dir = work_dir.canonicalize().map_err(io_error("open", work_dir))?;
-        let this = Self { root: work_dir.join("trees") };
+        let this = Self { root: work_dir.join("trees"), disk: OnceLock::new() };
         make_directory(&this.root)?;
         for name in ["layers", "flat", "plain", "indexes", "none", "none/a", "none/b", "tmp"] {
             make_directory(&this.root.join(name))?;
@@ -98,6 +102,16 @@ impl TreesDir {
         place_apart(&this.root.join("tmp"));
         this.remove_abandoned()?;
         Ok(this)
+    }
+
+    /// What may be written, once it is said.
+    pub(super) fn disk(&self) -> Disk {
+        self.disk.get().cloned().unwrap_or_default()
+    }
+
+    /// Everything that is written from now on counts; the first word is the last.
+    pub(super) fn account(&self, disk: Disk) {
+        _ = self.disk.set(disk);
     }
 
     pub(super) fn root(&self) -> &Path {

@@ -34,6 +34,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 pub use self::error::StoreError;
 pub use self::growing::{Growing, Growth};
+use crate::disk::Disk;
 use crate::oci::{BlobDigest, Descriptor, Hasher, Sha256};
 
 /// One write to the spill file, in bytes. Large enough that the system call costs nothing beside the hash (1 GB/s).
@@ -52,6 +53,8 @@ struct Inner {
     /// Removed when the last clone goes. Declared before the lock: fields are dropped in this order, and an unlocked
     /// directory may be removed by others at the same time.
     temp: TempDir,
+    /// What may be written.
+    disk: Disk,
     /// Holds the lock on `temp`; `None` where the file system has no locks.
     _lock: Option<File>,
 }
@@ -78,6 +81,8 @@ enum Identity {
 impl Write for BlobWriter {
     /// Fails with an error that holds a [`StoreError`] and keeps the kind of the disk's own.
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        // Before, so that nothing passes a budget; what is not written of it is found at the next measurement.
+        self.store.inner.disk.take(buf.len() as u64).map_err(|error| self.typed("write", error))?;
         match self.file.write(buf) {
             Ok(written) => {
                 if let Identity::Hashed(hasher) = &mut self.identity {
@@ -165,6 +170,14 @@ impl Store {
     /// # Errors
     /// If the directories cannot be made or written; [`StoreError::ReadOnly`] and [`StoreError::NoSpace`] are told apart.
     pub fn open(work_dir: &Path) -> Result<Self, StoreError> {
+        Self::open_within(work_dir, Disk::default())
+    }
+
+    /// The same; what is written counts.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_within(work_dir: &Path, disk: Disk) -> Result<Self, StoreError> {
         let root = work_dir.join("blobs/sha256");
         let temp_root = work_dir.join("tmp");
         for directory in [&root, &temp_root] {
@@ -192,7 +205,7 @@ impl Store {
         } else {
             None
         };
-        Ok(Self { inner: Arc::new(Inner { root, temp, _lock: lock_file }) })
+        Ok(Self { inner: Arc::new(Inner { root, temp, disk, _lock: lock_file }) })
     }
 
     /// Directory for unfinished files, on the same file system as the blobs. It belongs to this store alone and is

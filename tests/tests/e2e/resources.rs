@@ -9,6 +9,7 @@ use super::*;
 pub const TRIALS: &[Row] = &[
     ("resources::report-and-trace", report),
     ("resources::disk-budget", disk_budget),
+    ("resources::disk-budget-of-own-writes", budget_of_own_writes),
     ("resources::memory-budget", memory_budget),
     ("resources::memory-of-the-control-group", control_group),
     ("resources::disk-full-at-any-byte", full_at_any_byte),
@@ -70,11 +71,58 @@ fn report(place: &Place) -> Outcome {
 fn disk_budget(place: &Place) -> Outcome {
     let project = place.project("FROM BASE\nRUN dd if=/dev/zero of=/large bs=1M count=60; sleep 20\n")?;
     let error = ["RUN dd if=/dev/zero", "bytes are in use under the work directory, more than the 41943040"];
-    expect(project.build(&["--max-disk", "40m"])?, 5, &error)?;
+    expect(project.build(&["--max-disk", "40m", "--report", "report.json"])?, 5, &error)?;
     wait("the end of the RUN", || left_of(&project).is_empty())?;
+    // What was done is told all the same.
+    let report = read_json(&project.path("report.json"))?;
+    same("state of the step", report["steps"][0]["state"].as_str(), Some("cancelled"))?;
+    let told = report["error"].as_str().ok_or("no error in the report")?;
+    if !told.contains("more than the 41943040") || number(&report, "bytes_pulled")? == 0 {
+        return Err(format!("the report of a build that failed: {report}"));
+    }
     // Nothing is lost, and what the failed step wrote is gone.
     project.write("Dockerfile", format!("FROM {}\nRUN echo small > /small\n", place.base()))?;
     project.built(&["--max-disk", "40m"])?;
+    Ok(None)
+}
+
+/// What the builder writes itself is counted before: nothing is ever more than it may be but the buffers of its threads.
+fn budget_of_own_writes(place: &Place) -> Outcome {
+    const BUDGET: u64 = 40 << 20;
+    let budget = BUDGET.to_string();
+    let noise = image::noise(60 << 20);
+    let large = image::tree_layer(&[Entry::Directory("lib"), Entry::File("lib/noise", &noise)]);
+    let layout = place.shared.path().join("large");
+    image::write_layout(&layout, &[("latest", &Image::new("linux/amd64", vec![large], json!({})))])
+        .map_err(|error| error.to_string())?;
+    let large = format!("--build-context=large=oci-layout://{}", layout.display());
+    let arguments = ["--max-disk", &budget, "--report", "report.json", "--unpack", "always", &large];
+    for (what, dockerfile, step) in [
+        ("a layer", "FROM BASE\nCOPY noise /noise\n", "COPY noise /noise"),
+        ("a base", "FROM large\nWORKDIR /new\n", "WORKDIR /new"),
+    ] {
+        let project = place.project(dockerfile)?;
+        project.write("noise", &noise)?;
+        expect(project.build(&arguments)?, 5, &[step, "more than the 41943040"]).map_err(|e| format!("{what}: {e}"))?;
+        let report = read_json(&project.path("report.json"))?;
+        let peak = number(&report, "peak_disk_bytes")?;
+        if peak > BUDGET + (4 << 20) {
+            return Err(format!("{what}: {peak} bytes with --max-disk {BUDGET}"));
+        }
+        // Nothing is lost by it.
+        project.write("Dockerfile", format!("FROM {}\nRUN echo small > /small\n", place.base()))?;
+        project.built(&["--max-disk", &budget])?;
+    }
+    let project = place.project("")?;
+    project.write("noise", &noise)?;
+    let mut tar = Command::new("tar");
+    tar.arg("-cf").arg(project.path("context.tar")).arg("-C").arg(project.path("context")).arg(".");
+    process::output(&mut tar, LIMIT)?;
+    let mut command = Command::new(&place.binary);
+    command.args(["build", "--max-disk", &budget, "--work-dir"]).arg(project.path("work")).arg("-");
+    let input = fs::read(project.path("context.tar")).map_err(|error| error.to_string())?;
+    let ended = process::run_reading(&mut command, &input, LIMIT).map_err(|error| error.to_string())?;
+    expect(ended, 5, &["fetching the context", "more than the 41943040"])?;
     Ok(None)
 }
 

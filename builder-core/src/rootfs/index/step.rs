@@ -272,7 +272,7 @@ impl<'c> IndexStep<'c> {
         let written = (|| {
             spill.file.seek(SeekFrom::Start(offset))?;
             spill.file.write_all(&head)?;
-            io::copy(data, &mut spill.file)
+            io::copy(&mut self.trees.disk().taking(data), &mut spill.file)
         })()?;
         let size = head.len() as u64 + written;
         spill.end = offset + size;
