@@ -131,6 +131,84 @@ fn amazon_has_many_places() {
 }
 
 #[test]
+fn amazon_has_profiles_with_roles() {
+    let clouds = clouds();
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("http://{}", clouds.host());
+    let token = write(directory.path(), "web", "the-pod");
+    let config = format!(
+        "[profile role]\nrole_arn = arn:a\nsource_profile = keys\n[profile chain]\nrole_arn=arn:b\nsource_profile=role\n\
+         [profile itself]\nrole_arn=arn:c\nsource_profile=itself\naws_access_key_id=SELF\naws_secret_access_key=s\n\
+         [profile variables]\nrole_arn=arn:d\ncredential_source=Environment\n\
+         [profile instance]\nrole_arn=arn:e\ncredential_source=Ec2InstanceMetadata\n\
+         [profile web]\nrole_arn=arn:f\nweb_identity_token_file={token}\n\
+         [profile above-web]\nrole_arn=arn:g\nsource_profile=web\n\
+         [profile outside]\nrole_arn=arn:outside\nexternal_id=word\nsource_profile=keys\n\
+         [profile closed]\nrole_arn=arn:closed\nsource_profile=keys\n\
+         [profile stranger]\nrole_arn=arn:outside\nsource_profile=keys\n\
+         [profile circle]\nrole_arn=arn:h\nsource_profile=circle2\n[profile circle2]\nrole_arn=arn:i\nsource_profile=circle\n\
+         [profile sso]\nsso_session=s\n[profile program]\ncredential_process=x\n\
+         [profile factor]\nrole_arn=arn:j\nsource_profile=keys\nmfa_serial=x\n\
+         [profile nothing]\nrole_arn=arn:k\n[profile lost]\nrole_arn=arn:l\nsource_profile=nobody\n[profile region]\nregion=eu\n"
+    );
+    let config = write(directory.path(), "config", &config);
+    let keys = write(directory.path(), "keys", "[keys]\naws_access_key_id=KEYS\naws_secret_access_key=s\n");
+    let asked = |profile: &str, more: &[(&str, &str)]| {
+        let mut all = vec![
+            ("AWS_ENDPOINT_URL_ECR", url.as_str()),
+            ("AWS_ENDPOINT_URL_STS", &url),
+            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &url),
+            ("AWS_CONFIG_FILE", &config),
+            ("AWS_SHARED_CREDENTIALS_FILE", &keys),
+            ("AWS_PROFILE", profile),
+        ];
+        all.extend(more);
+        all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    for (profile, end) in [
+        ("keys", "-KEYS"),
+        ("role", "-arn:a-of-KEYS"),
+        ("chain", "-arn:b-of-arn:a-of-KEYS"),
+        ("itself", "-arn:c-of-SELF"),
+        ("instance", "-arn:e-of-IMDS"),
+        ("web", "-WEB"),
+        ("above-web", "-arn:g-of-WEB"),
+        ("outside", "-arn:outside-of-KEYS"),
+        // It says nothing about who we are, so the machine does.
+        ("region", "-IMDS"),
+    ] {
+        let options = CredentialOptions {
+            environment: CloudEnvironment::new(asked(profile, &[]), None),
+            ..CredentialOptions::default()
+        };
+        let found = find(options, ECR).expect("an answer").unwrap_or_else(|| panic!("a login for {profile}"));
+        assert!(found.ends_with(end), "{found} for {profile}");
+    }
+    let token = |profile: &str, more: &[(&str, &str)]| {
+        let environment = CloudEnvironment::new(asked(profile, more), None);
+        let client = Client::new(ClientOptions::default());
+        let credentials = Credentials::new(CredentialOptions { environment, ..CredentialOptions::default() });
+        assert!(credentials.find(ECR, "x", &client, &Cancel::default()).expect("an answer").is_none(), "{profile}");
+        credentials.trouble(ECR).expect("a reason")
+    };
+    for (profile, says) in [
+        ("closed", "`closed` cannot take on arn:closed: Amazon STS answered 403: User KEYS is not authorized"),
+        ("stranger", "answered 403"),
+        ("circle", "more than 8 roles in a row"),
+        ("sso", "`sso` signs in by SSO"),
+        ("program", "`program` runs a program"),
+        ("factor", "`factor` wants the code of a second factor"),
+        ("nothing", "`nothing` has a role, but not one of `source_profile` and `credential_source`"),
+        ("lost", "`nobody` is not in"),
+        ("missing", "`missing` is not in"),
+        ("variables", "has a role, and where its keys should come from are none"),
+    ] {
+        let told = token(profile, &[]);
+        assert!(told.contains(says), "{told:?} for {profile}");
+    }
+}
+
+#[test]
 fn sources_can_be_chosen_and_configuration_comes_first() {
     let clouds = clouds();
     let host = clouds.host();

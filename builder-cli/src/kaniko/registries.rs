@@ -1,6 +1,7 @@
 //! Kaniko's flags about registries → clients for pulls and pushes.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use builder_core::exec::PushSettings;
 use builder_core::http::{ClientOptions, Url};
@@ -30,6 +31,7 @@ pub struct Reached {
 /// [`Refusal`], for certificates that cannot be read and maps that are none.
 pub fn read(parsed: &Parsed, mut pull: Registries, ambient: &Ambient) -> Result<Reached, Refusal> {
     certificates(parsed, &mut pull, ambient)?;
+    pull.client.root_files.extend(usual_roots(ambient));
     pull.registry.insecure.extend(parsed.list(&flags::INSECURE_REGISTRY).iter().cloned());
     pull.registry.insecure_private = true;
     let helpers = parsed.list(&flags::CREDENTIAL_HELPERS);
@@ -106,6 +108,23 @@ fn certificates(parsed: &Parsed, pull: &mut Registries, ambient: &Ambient) -> Re
         pull.client.hosts.entry(host).or_default().client_certificate = Some(pair);
     }
     Ok(())
+}
+
+/// Where systems keep their root certificates, as Go's `crypto/x509` looks for them on Linux.
+const ROOTS: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The system's bundle where `SSL_CERT_DIR` names directories, as it does in Kaniko's image. For Go that does not replace the
+/// bundle, and pods mount one with the certificates of their company.
+fn usual_roots(ambient: &Ambient) -> Option<PathBuf> {
+    let named = ambient.var("SSL_CERT_DIR").is_some() && ambient.var("SSL_CERT_FILE").is_none();
+    ROOTS.iter().map(Path::new).find(|path| named && path.is_file()).map(Path::to_owned)
 }
 
 /// Maps in the order in which Kaniko asks: those of the flags, of the variable, then mirrors.

@@ -1,9 +1,8 @@
 //! Amazon: who we are, and logins of its registries.
 //!
-//! Credentials are looked for as Amazon's own tools do: variables, web identity (IRSA), container roles (ECS, EKS pod
-//! identity), and the metadata server of the instance; before the last of these, keys in `~/.aws/credentials`.
+//! Credentials are looked for as Amazon's own tools do: variables, web identity (IRSA), the profile, container roles (ECS, EKS
+//! pod identity), and the metadata server of the instance.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsAuthorizer, AwsCredential};
 use serde::Deserialize;
 
+use super::profile::Profiles;
 use super::service::{Connector, block_on, cause, once};
-use super::{CloudEnvironment, CloudError, CloudToken, DEFAULT_LIFE, read};
+use super::{CloudEnvironment, CloudError, CloudToken, DEFAULT_LIFE};
 use crate::cancel::Cancel;
 use crate::http::{self as ours, Secret};
 
@@ -80,6 +80,14 @@ impl EcrRegistry {
     }
 }
 
+/// `client`, trusting what `AWS_CA_BUNDLE` holds as well.
+pub(super) fn trusting(environment: &CloudEnvironment, client: &ours::Client) -> ours::Client {
+    let Some(bundle) = environment.get("AWS_CA_BUNDLE") else { return client.clone() };
+    let mut options = client.options().clone();
+    options.ca_files.push(bundle.into());
+    ours::Client::new(options)
+}
+
 /// User and password for a registry of Amazon, and how long they last.
 pub(crate) fn ecr_login(
     registry: &EcrRegistry,
@@ -127,7 +135,7 @@ pub(crate) fn ecr_login(
             "{}".to_owned(),
         ),
     };
-    let connector = Connector::new(client, cancel);
+    let connector = Connector::new(&trusting(environment, client), cancel);
     let credential = credential(environment, region, &connector)?;
     let failed = |error: object_store::client::HttpError| error_of(SERVICE, &error);
     let mut request = http::Request::builder()
@@ -176,7 +184,12 @@ pub(super) fn credential(
     region: &str,
     connector: &Connector,
 ) -> Result<Arc<AwsCredential>, CloudError> {
-    let store = builder(environment, connector)?
+    ask(builder(environment, connector)?, region)
+}
+
+/// Keys of a store.
+pub(super) fn ask(builder: AmazonS3Builder, region: &str) -> Result<Arc<AwsCredential>, CloudError> {
+    let store = builder
         .with_bucket_name("none")
         .with_region(region)
         .build()
@@ -193,7 +206,7 @@ pub(super) fn credential(
     })
 }
 
-fn error_of(service: &str, error: &(dyn std::error::Error + 'static)) -> CloudError {
+pub(super) fn error_of(service: &str, error: &(dyn std::error::Error + 'static)) -> CloudError {
     match cause(error) {
         Some(ours::HttpError::Cancelled) => CloudError::Cancelled,
         Some(source) => CloudError::Answer { service: format!("{service} ({source})"), lacks: "anything" },
@@ -201,8 +214,8 @@ fn error_of(service: &str, error: &(dyn std::error::Error + 'static)) -> CloudEr
     }
 }
 
-/// An object store of Amazon, or one that speaks like it, as the environment describes it.
-pub(super) fn builder(environment: &CloudEnvironment, connector: &Connector) -> Result<AmazonS3Builder, CloudError> {
+/// An object store of Amazon, or one that speaks like it, as variables and the place that we run in describe it.
+pub(super) fn surroundings(environment: &CloudEnvironment, connector: &Connector) -> AmazonS3Builder {
     let mut builder =
         AmazonS3Builder::new().with_http_connector(connector.clone()).with_retry(once()).with_allow_http(true);
     for (name, value) in environment.beginning("AWS_") {
@@ -215,62 +228,33 @@ pub(super) fn builder(environment: &CloudEnvironment, connector: &Connector) -> 
     if let Some(endpoint) = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
         builder = builder.with_config(AmazonS3ConfigKey::MetadataEndpoint, endpoint.trim_end_matches('/'));
     }
-    let elsewhere = [
-        "AWS_ACCESS_KEY_ID",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    ];
-    if environment.first(&elsewhere).is_none()
-        && let Some(keys) = profile(environment)?
-    {
-        builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret.expose());
-        if let Some(token) = keys.token {
-            builder = builder.with_token(token.expose());
-        }
-    }
-    Ok(builder)
+    builder
 }
 
-/// The region that the environment names.
-pub(super) fn region(environment: &CloudEnvironment) -> Option<&str> {
+/// A store with the credentials that the environment leads to: keys in variables, the token of a file, a profile, then what
+/// surrounds us.
+pub(super) fn builder(environment: &CloudEnvironment, connector: &Connector) -> Result<AmazonS3Builder, CloudError> {
+    let builder = surroundings(environment, connector);
+    if environment.first(&["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"]).is_some() {
+        return Ok(builder);
+    }
+    Ok(match Profiles::load(environment)?.identity(environment, connector)? {
+        Some(identity) => identity.apply(builder),
+        None => builder,
+    })
+}
+
+/// The region that variables name.
+pub(super) fn named_region(environment: &CloudEnvironment) -> Option<&str> {
     environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"])
 }
 
-struct Keys {
-    id: String,
-    secret: Secret,
-    token: Option<Secret>,
-}
-
-/// Keys of the chosen profile in the shared credentials file, if there is one.
-fn profile(environment: &CloudEnvironment) -> Result<Option<Keys>, CloudError> {
-    let named = environment.get("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
-    let Some(path) = named.clone().or_else(|| environment.home(".aws/credentials")) else { return Ok(None) };
-    if named.is_none() && !path.exists() {
-        return Ok(None);
-    }
-    let wanted = environment.get("AWS_PROFILE").unwrap_or("default");
-    Ok(section(&read(&path)?, wanted))
-}
-
-/// The keys in section `[wanted]` of an INI file.
-fn section(text: &str, wanted: &str) -> Option<Keys> {
-    let (mut inside, mut id, mut secret, mut token) = (false, None, None, None);
-    for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            inside = name.trim().trim_start_matches("profile ").trim() == wanted;
-        } else if let (true, Some((key, value))) = (inside, line.split_once('=')) {
-            let value = value.trim().to_owned();
-            match key.trim() {
-                "aws_access_key_id" => id = Some(value),
-                "aws_secret_access_key" => secret = Some(Secret::new(value)),
-                "aws_session_token" => token = Some(Secret::new(value)),
-                _ => {}
-            }
-        }
-    }
-    Some(Keys { id: id?, secret: secret?, token })
+/// The region that variables or the profile name.
+pub(super) fn region(environment: &CloudEnvironment) -> Result<Option<String>, CloudError> {
+    Ok(match named_region(environment) {
+        Some(region) => Some(region.to_owned()),
+        None => Profiles::load(environment)?.region(environment).map(str::to_owned),
+    })
 }
 
 #[cfg(test)]
@@ -311,16 +295,5 @@ mod tests {
         ] {
             assert_eq!(api(&host), expected, "{host}");
         }
-    }
-
-    #[test]
-    fn profiles_are_read() {
-        let text = "# x\n[other]\naws_access_key_id = no\n[default]\naws_access_key_id=id\naws_secret_access_key = s=\n\
-                    aws_session_token = t\n[profile p]\naws_access_key_id=p\naws_secret_access_key=q\n";
-        let keys = section(text, "default").expect("keys");
-        assert_eq!((keys.id.as_str(), keys.secret.expose()), ("id", "s="));
-        assert_eq!(keys.token.map(|token| token.expose().to_owned()).as_deref(), Some("t"));
-        assert_eq!(section(text, "p").expect("keys").id, "p");
-        assert!(section(text, "other").is_none() && section(text, "missing").is_none());
     }
 }

@@ -83,6 +83,17 @@ fn entra_token(
         (None, Some(path)) => Some(Secret::new(read(Path::new(path))?.trim())),
         (None, None) => None,
     };
+    if secret.is_none() && federated.is_none() {
+        // The managed identity would be somebody else than who is meant.
+        for variable in ["AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_USERNAME"] {
+            if environment.get(variable).is_some() {
+                return Err(CloudError::Unsupported {
+                    what: format!("the way to Entra ID that {variable} names"),
+                    hint: "give AZURE_CLIENT_SECRET, AZURE_FEDERATED_TOKEN_FILE, or the pod a managed identity",
+                });
+            }
+        }
+    }
     let (Some(id), Some(tenant), Some(proof)) = (id, tenant, secret.as_ref().or(federated.as_ref())) else {
         return managed_identity(environment, resource, id, client, cancel);
     };

@@ -113,6 +113,8 @@ impl Bucket {
         client: &ours::Client,
         cancel: &Cancel,
     ) -> Result<BucketReader, CloudError> {
+        let amazon = matches!(self.kind, Kind::Amazon);
+        let client = if amazon { &aws::trusting(environment, client) } else { client };
         let mut reader = BucketReader {
             bucket: self.clone(),
             environment: environment.clone(),
@@ -202,7 +204,7 @@ impl Bucket {
     ) -> Result<Arc<dyn ObjectStore>, CloudError> {
         let mut builder = aws::builder(environment, connector)?.with_bucket_name(&self.bucket);
         let named = environment.first(&["S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
-        let mut region = aws::region(environment).map(str::to_owned);
+        let mut region = aws::region(environment)?;
         match named {
             Some(endpoint) => {
                 let path_style = environment.get("S3_FORCE_PATH_STYLE") == Some("true");

@@ -60,11 +60,23 @@ pub enum CloudError {
         /// What is wrong.
         problem: String,
     },
+    /// A profile of Amazon's configuration that cannot be used.
+    #[error("Amazon's profile `{profile}` {problem}")]
+    Profile {
+        /// Its name.
+        profile: String,
+        /// Why.
+        problem: String,
+        /// What could be done.
+        hint: &'static str,
+    },
     /// A kind of credentials that is not known here.
     #[error("{what} is not supported")]
     Unsupported {
         /// What.
         what: String,
+        /// What could be given instead.
+        hint: &'static str,
     },
     /// An object store refused.
     #[error("cannot read {url}")]
@@ -108,7 +120,9 @@ fn after_colon(message: &str) -> String {
 impl Hint for CloudError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoCredentials { hint, .. } => Some((*hint).to_owned()),
+            Self::NoCredentials { hint, .. } | Self::Profile { hint, .. } | Self::Unsupported { hint, .. } => {
+                Some((*hint).to_owned())
+            }
             Self::Http { source, .. } => source.hint(),
             Self::Identity { source, .. } => source.hint(),
             Self::Store { source: object_store::Error::PermissionDenied { .. }, .. } => {

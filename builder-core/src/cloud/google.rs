@@ -20,6 +20,9 @@ use crate::http::{self as ours, Method, Request, Secret, Url};
 /// What tokens are good for: registries and buckets.
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
+/// What can be given in place of credentials that are not supported.
+const GOOGLE: &str = "the key of a service account, workload identity by file or URL, and gcloud's own login are";
+
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES: u64 = 1 << 20;
 
@@ -165,7 +168,9 @@ impl Asker<'_> {
                     None => Ok(token),
                 }
             }
-            File::Other => Err(CloudError::Unsupported { what: format!("the type of Google credentials in {what}") }),
+            File::Other => {
+                Err(CloudError::Unsupported { what: format!("the type of Google credentials in {what}"), hint: GOOGLE })
+            }
         }
     }
 
@@ -182,7 +187,9 @@ impl Asker<'_> {
                 let response = self.client.send(request, self.cancel).map_err(CloudError::http(service))?;
                 String::from_utf8_lossy(&CloudError::success(service, response, ANSWER_BYTES)?).into_owned()
             }
-            _ => return Err(CloudError::Unsupported { what: format!("the credential_source of {what}") }),
+            _ => {
+                return Err(CloudError::Unsupported { what: format!("the credential_source of {what}"), hint: GOOGLE });
+            }
         };
         let token = match &source.format.subject_token_field_name {
             None => Some(text.trim().to_owned()),

@@ -8,14 +8,15 @@
 //! contexts are not known here.
 //!
 //! # Limitations
-//! Of Google's external accounts those that run a program or use Amazon's identity are refused, of Amazon's profiles only
-//! keys are read (no roles, no SSO), of Azure's principals no certificates.
+//! Of Google's external accounts those that run a program or use Amazon's identity are refused, of Amazon's profiles those
+//! that sign in by SSO or run a program, of Azure's principals those with a certificate or with a user's password.
 
 mod aws;
 mod azure;
 mod bucket;
 mod error;
 mod google;
+mod profile;
 mod service;
 
 use std::collections::BTreeMap;

@@ -197,7 +197,7 @@ impl Client {
     fn new_pool(&self, key: &PoolKey) -> Result<reqwest::Client, HttpError> {
         let options = &self.inner.options;
         let tls = match &key.tls {
-            Some(host) => tls::config(host)?,
+            Some(host) => tls::config(host, &options.root_files)?,
             None => tls::unused()?,
         };
         let user_agent = match options.user_agent.as_str() {

@@ -15,6 +15,8 @@ pub struct ClientOptions {
     pub proxies: ProxyOptions,
     /// PEM files whose certificates are trusted in addition to the system's, for every host.
     pub ca_files: Vec<PathBuf>,
+    /// PEM files that belong to the system's own: what of them cannot be read is left out.
+    pub root_files: Vec<PathBuf>,
     /// What applies to one `host` or `host:port` only. A port in the key must match the URL's, explicit or default.
     pub hosts: BTreeMap<String, HostOptions>,
     /// Accept any certificate of any host.

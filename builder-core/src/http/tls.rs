@@ -1,6 +1,6 @@
 //! TLS settings of a connection: roots, client certificates, or no verification at all.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,14 +17,16 @@ pub(super) fn unused() -> Result<ClientConfig, HttpError> {
     Ok(builder()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
 }
 
-/// Settings from the system's roots, extra CA files and the host's own options.
-pub(super) fn config(options: &HostOptions) -> Result<ClientConfig, HttpError> {
+/// Settings from the system's roots, to which `root_files` belong, extra CA files and the host's own options.
+pub(super) fn config(options: &HostOptions, root_files: &[PathBuf]) -> Result<ClientConfig, HttpError> {
     let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    for error in &system.errors {
-        tracing::debug!(%error, "part of the system's root certificates is unusable");
+    let more = root_files.iter().map(|path| rustls_native_certs::load_certs_from_paths(Some(path), None));
+    for system in std::iter::once(rustls_native_certs::load_native_certs()).chain(more) {
+        for error in &system.errors {
+            tracing::debug!(%error, "part of the system's root certificates is unusable");
+        }
+        roots.add_parsable_certificates(system.certs);
     }
-    roots.add_parsable_certificates(system.certs);
     for path in &options.ca_files {
         for certificate in certificates(path)? {
             roots.add(certificate).map_err(|error| unusable(path, error))?;

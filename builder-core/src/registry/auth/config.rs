@@ -243,7 +243,7 @@ impl Credentials {
     }
 
     /// Why there are no credentials for a registry, if somebody tried and failed.
-    pub(in crate::registry) fn trouble(&self, registry: &str) -> Option<String> {
+    pub fn trouble(&self, registry: &str) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get(registry).cloned()
     }
 
