@@ -3,10 +3,9 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use builder_core::cache::CachePlace;
 use builder_core::cancel::Cancel;
 use builder_core::event::Observer;
-use builder_core::exec::{self, BeforeOutputs, BuildError, DockerfileSource, ErrorClass};
+use builder_core::exec::{self, BeforeOutputs, BuildError, DockerfileSource, ErrorClass, NoCache};
 use builder_core::http;
 use builder_core::oci::{Descriptor, Reference};
 use builder_core::output::{Exporter, Target};
@@ -15,11 +14,11 @@ use builder_core::sandbox;
 
 use super::front::{Failure, Front, told};
 use super::grammar;
-use super::lines::Lines;
+use super::lines::{Lines, Shown};
 use super::log::Logger;
 use super::refusal::Refusal;
 use super::settings::{self, Task};
-use super::{complain, feature, flags, say};
+use super::{complain, feature, flags, say, variables};
 use crate::commands;
 use crate::request::Ambient;
 
@@ -66,6 +65,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
         Err(ended) => return ended,
     };
     feature::banner(&ambient.environment, &logger);
+    variables::tell(ambient, &logger);
     for (old, new) in &parsed.deprecated {
         logger.warn(&format!("Flag --{old} is deprecated. Use: --{new}"));
     }
@@ -104,7 +104,10 @@ fn version() -> &'static str {
 }
 
 fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Failure> {
-    let observer: Arc<dyn Observer> = Arc::new(Lines::new(Arc::clone(logger), cache_name(&task)));
+    let shown =
+        Shown { misses: !task.request.cache.from.is_empty(), no_lookups: task.request.no_cache == NoCache::All };
+    let lines = Arc::new(Lines::new(Arc::clone(logger), shown));
+    let observer: Arc<dyn Observer> = lines.clone();
     let failed = |error: &BuildError, dockerfile: &DockerfileSource| Failure {
         text: described(error, dockerfile),
         code: exit_code(error),
@@ -133,7 +136,7 @@ fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Fa
         request.outputs = vec![Target::new(Exporter::CacheOnly)];
         exec::build(&request, Arc::clone(&observer), cancel).map_err(|error| failed(&error, &request.dockerfile))?;
     }
-    task.request.before_outputs = Some(before_outputs(&task, logger, cancel));
+    task.request.before_outputs = Some(before_outputs(&task, logger, &lines, cancel));
     let made =
         exec::build(&task.request, observer, cancel).map_err(|error| failed(&error, &task.request.dockerfile))?;
     if task.push {
@@ -148,20 +151,14 @@ fn build(mut task: Task, logger: &Arc<Logger>, cancel: &Cancel) -> Result<(), Fa
     Ok(())
 }
 
-/// Where steps are looked up, for the log.
-fn cache_name(task: &Task) -> Option<String> {
-    task.request.cache.from.first().map(|place| match place {
-        CachePlace::Registry(repository) => super::names::repository(repository.reference()),
-        CachePlace::Layout(path) => path.display().to_string(),
-    })
-}
-
 /// Writes the files that wrappers read when the digest is known and nothing is pushed yet.
-fn before_outputs(task: &Task, logger: &Arc<Logger>, cancel: &Cancel) -> BeforeOutputs {
+fn before_outputs(task: &Task, logger: &Arc<Logger>, lines: &Arc<Lines>, cancel: &Cancel) -> BeforeOutputs {
+    let lines = Arc::clone(lines);
     let (files, destinations, report_as) = (task.files.clone(), task.destinations.clone(), task.report_as.clone());
     let (client, logger, cancel, push) =
         (http::Client::new(task.request.client.clone()), Arc::clone(logger), cancel.clone(), task.push);
     BeforeOutputs(Arc::new(move |root: &Descriptor| {
+        lines.steps_are_done();
         files.write(&root.digest.to_string(), &destinations, &report_as, &client, &cancel)?;
         if push {
             for destination in &destinations {

@@ -10,7 +10,7 @@ use super::values;
 const PREFIX: &str = "FF_KANIKO_";
 
 /// Feature flags by what comes after [`PREFIX`], with what is always done. Those that became the rule long ago are among them.
-pub const FLAGS: [(&str, &str); 43] = [
+pub const FLAGS: &[(&str, &str)] = &[
     ("BUILDKIT_ARG_ENV_PRECEDENCE", "the later of ARG and ENV wins"),
     ("CACHE_LOOKAHEAD", "all cached steps are found before something is done"),
     ("CACHE_PROBE_AFTER_MISS", "a miss does not end the looking up"),
@@ -53,23 +53,16 @@ pub const FLAGS: [(&str, &str); 43] = [
     ("SKIP_WRITE_WHITEOUTS", "whiteouts are never files"),
     ("SQUASH_STAGES", "stages share what they have in common"),
     ("UNTAR_SKIP_ROOT", "an archive does not change the directory that it is unpacked in"),
+    ("VOLUME_SKIP_MKDIR", "VOLUME makes no directory"),
     ("WARMER_CACHE_LOCK", "several warmers may share a directory"),
 ];
-
-/// Another flag of the same rule.
-const ALSO: (&str, &str) = ("VOLUME_SKIP_MKDIR", "VOLUME makes no directory");
-
-/// All flags.
-pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
-    FLAGS.into_iter().chain([ALSO])
-}
 
 /// Says which are set: what is on is on anyway, what is off stays on, what nobody knows is named.
 pub fn banner(environment: &BTreeMap<OsString, OsString>, logger: &Logger) {
     for (name, value) in environment {
         let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
         let Some(suffix) = name.strip_prefix(PREFIX) else { continue };
-        match (all().find(|(known, _)| *known == suffix), values::boolean(value)) {
+        match (FLAGS.iter().find(|(known, _)| *known == suffix), values::boolean(value)) {
             (None, _) => logger.warn(&format!("unknown feature flag {name} is ignored")),
             (Some((_, rule)), Ok(false)) => {
                 logger.warn(&format!("feature flag {name} cannot be switched off: {rule}"));
@@ -86,7 +79,7 @@ mod tests {
 
     #[test]
     fn each_is_there_once() {
-        let names: std::collections::BTreeSet<_> = all().map(|(name, _)| name).collect();
-        assert_eq!(names.len(), all().count());
+        let names: std::collections::BTreeSet<_> = FLAGS.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), FLAGS.len());
     }
 }

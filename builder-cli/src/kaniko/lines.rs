@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use builder_core::event::{Event, Observer, StepId, Stream, Transfer};
 use builder_core::oci::Reference;
@@ -13,40 +13,76 @@ use super::names;
 /// Writes log lines for events, and the output of commands to where the commands wrote it.
 pub struct Lines {
     logger: Arc<Logger>,
-    /// Where steps are looked up; hits and misses are told then.
-    cache: Option<String>,
+    shown: Shown,
     state: Mutex<State>,
+}
+
+/// What is told about caches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shown {
+    /// Steps that no cache has.
+    pub misses: bool,
+    /// Nothing is looked up anywhere: what begins runs.
+    pub no_lookups: bool,
 }
 
 #[derive(Default)]
 struct State {
-    /// The instruction of each step that runs.
-    steps: BTreeMap<StepId, String>,
+    /// Steps that began.
+    steps: BTreeMap<StepId, Begun>,
     /// Whether a root file system was needed.
     unpacked: bool,
 }
 
+/// A step that began.
+#[derive(Clone, Default)]
+struct Begun {
+    /// Its instruction.
+    command: String,
+    /// Whether it is told that it runs.
+    runs: bool,
+}
+
 impl Lines {
     /// Writes through `logger`.
-    pub fn new(logger: Arc<Logger>, cache: Option<String>) -> Self {
-        Self { logger, cache, state: Mutex::default() }
+    pub fn new(logger: Arc<Logger>, shown: Shown) -> Self {
+        Self { logger, shown, state: Mutex::default() }
     }
 
     fn started(&self, step: StepId, title: &str) {
-        let command = command(title);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if command.starts_with("RUN ") && !state.unpacked {
-            state.unpacked = true;
-            self.logger.info(&format!("Unpacking rootfs as cmd {command} requires it."));
+        let begun = Begun { command: command(title).to_owned(), runs: false };
+        self.state().steps.insert(step, begun);
+        if self.shown.no_lookups {
+            self.runs(step);
         }
-        state.steps.insert(step, command.to_owned());
-        drop(state);
-        self.logger.info(command);
+    }
+
+    /// Tells that a step runs, once. That it does is known when no cache has its result.
+    fn runs(&self, step: StepId) {
+        let mut state = self.state();
+        let State { steps, unpacked } = &mut *state;
+        let Some(begun) = steps.get_mut(&step).filter(|begun| !begun.runs) else { return };
+        begun.runs = true;
+        if begun.command.starts_with("RUN ") && !*unpacked {
+            *unpacked = true;
+            self.logger.info(&format!("Unpacking rootfs as cmd {} requires it.", begun.command));
+        }
+        self.logger.info(&begun.command);
+    }
+
+    /// All steps are done.
+    pub fn steps_are_done(&self) {
+        if !self.state().unpacked {
+            self.logger.info("Skipping unpacking as no commands require it.");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn command(&self, step: StepId) -> String {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.steps.get(&step).cloned().unwrap_or_default()
+        self.state().steps.get(&step).map(|begun| begun.command.clone()).unwrap_or_default()
     }
 
     fn output(&self, stream: Stream, line: &[u8]) {
@@ -87,23 +123,28 @@ impl Observer for Lines {
             }
             Event::Notice { message } => logger.warn(message),
             Event::StepStarted { step, title } => self.started(step, title),
+            Event::CacheAsked { place, key, .. } => {
+                logger.info(&format!("Checking for cached layer {place}:{}...", key.to_hex()));
+            }
             Event::CacheMiss { step, reason } => {
-                let level = if self.cache.is_some() { Level::Info } else { Level::Debug };
-                if let Some(place) = &self.cache {
-                    logger.info(&format!("Checking for cached layer {place}..."));
-                }
+                let level = if self.shown.misses { Level::Info } else { Level::Debug };
                 logger.log(level, &format!("No cached layer found for cmd {}", self.command(step)));
                 logger.debug(&format!("not cached: {reason}"));
+                self.runs(step);
             }
-            Event::CacheFound { place, .. } => logger.info(&format!("Checking for cached layer {place}...")),
             Event::CachePut { place, key, .. } => {
                 logger.info(&format!("Pushing layer {place}:{} to cache now", key.to_hex()));
             }
-            Event::Output { stream, line, .. } => self.output(stream, line),
+            Event::Output { step, stream, line } => {
+                self.runs(step);
+                self.output(stream, line);
+            }
             Event::StepFinished { step, cached: true, .. } => {
                 logger.info(&format!("Using caching version of cmd: {}", self.command(step)));
+                logger.info("Found cached layer, extracting to filesystem");
             }
             Event::StepFinished { step, layer, elapsed, .. } => {
+                self.runs(step);
                 let command = self.command(step);
                 let walk = if command.starts_with("RUN ") { "full filesystem" } else { "files" };
                 logger.info(&format!("Taking snapshot of {walk}..."));
@@ -161,11 +202,13 @@ mod tests {
     fn events_are_told_in_the_words_that_people_search_for() {
         let written = Written::default();
         let logger = Arc::new(Logger::new(Format::Json, Level::Info, false, Box::new(written.clone())));
-        let lines = Lines::new(logger, Some("r/cache".to_owned()));
+        let lines = Lines::new(logger, Shown { misses: true, no_lookups: false });
         let digest: builder_core::oci::BlobDigest =
             "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".parse().expect("a digest");
         let elapsed = Duration::from_secs(1);
+        let key = builder_core::oci::Sha256::of(b"key");
         let step = |lines: &Lines, number, title: &str, cached: bool| {
+            lines.event(Event::CacheAsked { step: StepId(number), place: "r/cache", key });
             lines.event(Event::StepStarted { step: StepId(number), title });
             if !cached {
                 lines.event(Event::CacheMiss { step: StepId(number), reason: "not built here before" });
@@ -174,6 +217,7 @@ mod tests {
         };
         lines.event(Event::BaseResolved { reference: "docker.io/library/busybox:1", digest });
         step(&lines, 0, "[1/2] COPY a b", true);
+        lines.steps_are_done();
         step(&lines, 1, "[2/2] RUN make", false);
         lines.event(Event::Exported { target: "docker.io/a/b:1", digest: Some(digest) });
         lines.event(Event::Exported { target: "/x/y", digest: Some(digest) });
@@ -190,12 +234,14 @@ mod tests {
             [
                 "Retrieving image manifest docker.io/library/busybox:1",
                 "Retrieving image docker.io/library/busybox:1 from registry index.docker.io",
-                "COPY a b",
+                &format!("Checking for cached layer r/cache:{}...", key.to_hex()),
                 "Using caching version of cmd: COPY a b",
+                "Found cached layer, extracting to filesystem",
+                "Skipping unpacking as no commands require it.",
+                &format!("Checking for cached layer r/cache:{}...", key.to_hex()),
+                "No cached layer found for cmd RUN make",
                 "Unpacking rootfs as cmd RUN make requires it.",
                 "RUN make",
-                "Checking for cached layer r/cache...",
-                "No cached layer found for cmd RUN make",
                 "Taking snapshot of full filesystem...",
                 &format!("Pushed index.docker.io/a/b@{digest}"),
                 &format!("Wrote /x/y: {digest}"),

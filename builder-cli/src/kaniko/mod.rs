@@ -26,6 +26,7 @@ mod registries;
 mod settings;
 mod usage;
 mod values;
+mod variables;
 mod warmer;
 
 use std::ffi::{OsStr, OsString};

@@ -15,7 +15,7 @@ use super::executor::check_permission;
 use super::files::Files;
 use super::front::{Failure, Front, told};
 use super::grammar::Parsed;
-use super::lines::Lines;
+use super::lines::{Lines, Shown};
 use super::log::Logger;
 use super::names::{Destination, ReportAs};
 use super::refusal::Refusal;
@@ -99,7 +99,7 @@ fn push(work: &Work, logger: &Arc<Logger>, ambient: &Ambient, cancel: &Cancel) -
     for destination in &work.destinations {
         logger.info(&format!("Pushing image to {}", destination.typed));
     }
-    let lines = Lines::new(Arc::clone(logger), None);
+    let lines = Lines::new(Arc::clone(logger), Shown::default());
     let pusher = Pusher::new(&registry, &saved, limits, &lines).with(work.reached.push.options);
     let pushed = pusher.publish(&export, false, cancel);
     pushed.map(drop).map_err(|error| Failure::new(format!("error pushing image: {}", told(&error))))

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::feature;
 use super::flags;
 use super::grammar::{Definition, Effect, Kind};
+use super::variables;
 
 const START: &str = include_str!("reference.md");
 
@@ -28,12 +29,15 @@ fn document() -> String {
             row(&mut text, definition);
         }
     }
+    text.push_str("\n## Variables\n\n| Variable | Meaning | Compared with Kaniko |\n|---|---|---|\n");
+    for variable in variables::ALL {
+        let names: Vec<String> = variable.names.iter().map(|name| format!("`{name}`")).collect();
+        _ = writeln!(text, "| {} | {} | {} |", names.join(", "), variable.meaning, compared(variable.effect));
+    }
     text.push_str(
         "\n## `FF_KANIKO_*`\n\nEvery one is accepted. What is right is always done, whatever their value:\n\n| Flag | Always |\n|---|---|\n",
     );
-    let mut features: Vec<_> = feature::all().collect();
-    features.sort_unstable();
-    for (name, rule) in features {
+    for (name, rule) in feature::FLAGS {
         _ = writeln!(text, "| `FF_KANIKO_{name}` | {rule} |");
     }
     text
@@ -63,15 +67,19 @@ fn row(text: &mut String, definition: &Definition) {
         "" => String::new(),
         default => format!("`{default}`"),
     };
-    let effect = match definition.effect {
+    let (env, help) = (definition.env.to_owned(), definition.help.to_owned());
+    let cells = [names.join(", "), value, default, env, help, compared(definition.effect)];
+    let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    _ = writeln!(text, "| {} |", cells.join(" | "));
+}
+
+fn compared(effect: Effect) -> String {
+    match effect {
         Effect::Same => "same".to_owned(),
         Effect::Better(how) => format!("better: {how}"),
         Effect::Meaningless(why) => format!("meaningless now: {why}"),
         Effect::Ours(why) => format!("ours: {why}"),
-    };
-    let cells = [names.join(", "), value, default, definition.env.to_owned(), definition.help.to_owned(), effect];
-    let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
-    _ = writeln!(text, "| {} |", cells.join(" | "));
+    }
 }
 
 #[test]
