@@ -18,7 +18,7 @@ use crate::cases::CASES;
 use crate::environments::ENVIRONMENTS;
 
 /// What the cases use of busybox.
-const APPLETS: &str = "awk cat chmod chown chroot cp cut dd df echo env false find grep head hostname id ip ls mkdir mkfifo \
+const APPLETS: &str = "awk cat chgrp chmod chown chroot cp cut dd df echo env false find grep head hostname id ip ls mkdir mkfifo \
                        mknod mktemp mount printf pwd readlink rm seq setsid sh sleep sort stat su tail test touch tr true ulimit \
                        umask unshare wc";
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
 
 use super::super::sys::raw;
@@ -60,7 +60,7 @@ pub struct Files {
 
 /// The user of a call, for as long as this lives: the thread opens files with its rights. The saved id stays 0, by which the
 /// thread comes back.
-pub struct AsUser(bool);
+pub struct AsUser(Option<Vec<Gid>>);
 
 impl AsUser {
     /// Becomes `identity`; nothing happens for root.
@@ -69,25 +69,25 @@ impl AsUser {
     /// `EPERM` without CAP_SETUID.
     pub fn new(identity: Identity) -> Result<Self, Errno> {
         if identity.uid == 0 {
-            return Ok(Self(false));
+            return Ok(Self(None));
         }
-        let changed = Self(true);
-        let root = rustix::process::Gid::ROOT;
-        let gid = rustix::process::Gid::from_raw(identity.gid);
-        rustix::thread::set_thread_res_gid(gid, gid, root)?;
-        let uid = rustix::process::Uid::from_raw(identity.uid);
-        rustix::thread::set_thread_res_uid(uid, uid, rustix::process::Uid::ROOT)?;
+        let changed = Self(Some(rustix::process::getgroups()?));
+        rustix::thread::set_thread_groups(&identity.groups())?;
+        let gid = Gid::from_raw(identity.gid);
+        rustix::thread::set_thread_res_gid(gid, gid, Gid::ROOT)?;
+        let uid = Uid::from_raw(identity.uid);
+        rustix::thread::set_thread_res_uid(uid, uid, Uid::ROOT)?;
         Ok(changed)
     }
 }
 
 impl Drop for AsUser {
     fn drop(&mut self) {
-        if self.0 {
-            let root = rustix::process::Uid::ROOT;
-            rustix::thread::set_thread_res_uid(root, root, root).expect("because the saved id is root's");
-            let root = rustix::process::Gid::ROOT;
-            rustix::thread::set_thread_res_gid(root, root, root).expect("because root may");
+        if let Some(groups) = self.0.take() {
+            rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+                .expect("because the saved id is root's");
+            rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).expect("because root may");
+            rustix::thread::set_thread_groups(&groups).expect("because root may");
         }
     }
 }
@@ -312,7 +312,10 @@ impl Files {
     }
 
     /// An open file, for its metadata.
-    fn place(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<OwnedFd, Errno> {
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn place(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<OwnedFd, Errno> {
         let mut flags = OFlags::PATH | OFlags::CLOEXEC;
         flags.set(OFlags::NOFOLLOW, !follow);
         let target = self.target(path, identity, thread, follow)?;

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::Gid;
+
 /// The processes below one keeper.
 #[derive(Debug, Clone, Copy)]
 pub struct Members {
@@ -78,6 +80,13 @@ impl Identity {
         };
         let process = i32::try_from(field("Tgid:", 0)?).ok()?;
         Some(Self { process, uid: field("Uid:", 1)?, gid: field("Gid:", 1)? })
+    }
+
+    /// The further groups of its process; none if it is gone.
+    pub fn groups(self) -> Vec<Gid> {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.process)).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+        line.split_ascii_whitespace().filter_map(|group| Some(Gid::from_raw(group.parse().ok()?))).collect()
     }
 }
 

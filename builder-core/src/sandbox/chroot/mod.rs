@@ -24,6 +24,7 @@
 //!   else. The size of tmpfs and /dev/shm is not bounded. A cache that is mounted to be shared is used by one RUN at a time.
 //! - No network, pid, ipc or uts namespace: no `--network=none`; process ids are the container's.
 
+mod changes;
 mod files;
 mod members;
 mod places;

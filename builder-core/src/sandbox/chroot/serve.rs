@@ -72,6 +72,7 @@ pub fn filter() -> Vec<libc::sock_filter> {
         some(libc::SYS_sched_setattr, When::NotZero(0)),
         notify(libc::SYS_setpriority),
         notify(libc::SYS_ioprio_set),
+        some(libc::SYS_prctl, When::OneOf(0, vec![libc::PR_SET_DUMPABLE as u32])),
     ];
     #[cfg(target_arch = "x86_64")]
     rules.extend([
@@ -83,11 +84,12 @@ pub fn filter() -> Vec<libc::sock_filter> {
         notify(libc::SYS_readlink),
         some(libc::SYS_mknod, When::AnyBit(1, DEVICE)),
     ]);
+    rules.extend(super::changes::rules());
     bpf::filter(&rules, Action::Notify)
 }
 
 /// An answer.
-enum Answer {
+pub enum Answer {
     Reply(Reply),
     /// The call returns a copy of this descriptor.
     Descriptor(OwnedFd, bool),
@@ -99,7 +101,8 @@ impl From<Result<(), Errno>> for Answer {
     }
 }
 
-const CONTINUE: Answer = Answer::Reply(Reply::Continue);
+/// The kernel goes on with the call.
+pub const CONTINUE: Answer = Answer::Reply(Reply::Continue);
 
 /// What answering needs.
 pub struct Server<'a> {
@@ -164,6 +167,9 @@ impl Server<'_> {
             libc::SYS_uname => self.uname(call, a),
             libc::SYS_chroot => self.chroot(call, a),
             libc::SYS_mknodat => device(d, self.devices_confined),
+            // Arguments of calls could not be read any more; nobody outside may look in anyway.
+            libc::SYS_prctl if b > 1 => Answer::Reply(Reply::Error(Errno::INVAL)),
+            libc::SYS_prctl => Answer::Reply(Reply::Value(0)),
             libc::SYS_ioprio_set => self.priority(call, a, b, 1),
             libc::SYS_setpriority => self.priority(call, a, b, 0),
             #[cfg(target_arch = "x86_64")]
@@ -185,14 +191,14 @@ impl Server<'_> {
             libc::SYS_mknod => device(c, self.devices_confined),
             libc::SYS_kill => self.kill(call, a as i32, b as i32),
             libc::SYS_ptrace => self.ptrace(a, b as i32),
-            // The first argument is a process or thread; of tgkill(2) the second one must belong to the first.
-            _ => self.of_ours(a as i32, call.thread),
+            // The first argument of the others is a process or thread; of tgkill(2) the second one must belong to the first.
+            _ => self.change(call).unwrap_or_else(|| self.of_ours(a as i32, call.thread)),
         }
     }
 
     /// The text at `address`; `None` if the memory cannot be read: a process that has changed its user and executed nothing
     /// since. It is shown the tree alone.
-    fn text(&self, thread: i32, address: u64) -> Option<Vec<u8>> {
+    pub fn text(&self, thread: i32, address: u64) -> Option<Vec<u8>> {
         match memory::read_string(thread, address, PATH_BYTES) {
             Ok(text) => Some(text),
             Err(Errno::PERM) => {
@@ -203,7 +209,11 @@ impl Server<'_> {
         }
     }
 
-    fn write(&self, thread: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+    /// Writes into memory, as who may.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn write(&self, thread: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         match memory::write(thread, address, bytes) {
             Err(Errno::PERM) => {
                 let _user = AsUser::new(Identity::of(thread).ok_or(Errno::SRCH)?)?;

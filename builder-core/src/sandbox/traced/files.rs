@@ -1,14 +1,14 @@
 //! Calls that open files and look at them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
 use super::calls::{Answer, DONE};
 use super::ids::{Credentials, capability};
 use super::tasks::lock;
-use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, reopen};
+use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, reopen};
 use super::world::{Caller, HERE, Reached, SET_IDS, descriptor_path, kept_mode, may};
 use super::{layout, procfs};
 
@@ -59,6 +59,10 @@ impl Caller<'_> {
         let real = match rustix::fs::statx(CWD, path, AtFlags::empty(), STAT) {
             Err(Errno::NOENT) => return Err(Errno::BADF),
             real => real?,
+        };
+        let real = match self.world.stands.find(&real) {
+            Some(file) => super::view::statx(&*file)?,
+            None => real,
         };
         let shown = self.world.shown(&real, None, &lock(&self.task.credentials));
         self.write(out, &layout::stat(&shown))?;
@@ -147,7 +151,12 @@ impl Caller<'_> {
                     _ => {
                         let Some(number) = procfs::descriptor(below) else { return Ok(None) };
                         let path = descriptor_path(&task, number)?;
-                        let host = rustix::fs::readlinkat(CWD, path, Vec::new())?.into_bytes();
+                        let mut host = rustix::fs::readlinkat(CWD, path, Vec::new())?.into_bytes();
+                        if host.starts_with(b"/memfd:path") {
+                            // Perhaps one that stands for a file.
+                            let file = world.open_descriptor(&task, number)?;
+                            host = rustix::fs::readlinkat(CWD, own_path(file.as_fd()), Vec::new())?.into_bytes();
+                        }
                         if !host.starts_with(b"/") {
                             return Ok(Some(host));
                         }
@@ -243,7 +252,8 @@ impl Caller<'_> {
         let opened = self.at_with(descriptor, path, follow, resolve, |place| {
             if let Some(file) = self.magic(place, follow)? {
                 if place_only {
-                    return handable(&file, |flags| reopen(file.as_fd(), flags, Mode::empty()));
+                    let real = super::view::statx(&file)?;
+                    return self.hold(file, &real, None, &me, |file, flags| reopen(file, flags, Mode::empty()));
                 }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
                 return Ok(self.non_blocking(
@@ -258,7 +268,8 @@ impl Caller<'_> {
             let flags = if place.slash { flags.difference(OFlags::NOFOLLOW) | OFlags::DIRECTORY } else { flags };
             if place_only {
                 let fd = place.open(flags.difference(OFlags::NOCTTY), Mode::empty())?;
-                return handable(&fd, |flags| place.open(flags, Mode::empty()));
+                let real = super::view::statx(&fd)?;
+                return self.hold(fd, &real, Some(place.mount), &me, |_, flags| place.open(flags, Mode::empty()));
             }
             let readonly = place.mount.readonly || matches!(place.mount.kind, Kind::Sys);
             if nameless {
@@ -345,6 +356,29 @@ impl Caller<'_> {
             rustix::fs::ftruncate(fd, 0)?;
         }
         Ok(())
+    }
+
+    /// A descriptor that can be given to the caller for one with `O_PATH`: the file opened where that does nothing and the caller
+    /// may read it, else one that stands for it.
+    fn hold(
+        &self,
+        file: OwnedFd,
+        real: &Statx,
+        mount: Option<&Mount>,
+        me: &Credentials,
+        open: impl FnOnce(BorrowedFd<'_>, OFlags) -> Result<OwnedFd, Errno>,
+    ) -> Answered {
+        let shown = self.world.shown(real, mount, me);
+        let given = match u32::from(shown.stx_mode) & libc::S_IFMT {
+            libc::S_IFDIR => open(file.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?,
+            libc::S_IFREG if self.allow(&shown, may::READ, me).is_ok() => {
+                open(file.as_fd(), OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?
+            }
+            // Links of /proc tell where things are on the host.
+            libc::S_IFLNK if mount.is_some_and(|mount| mount.kind == Kind::Proc) => return Err(Errno::LOOP),
+            _ => self.world.stands.for_file(file)?,
+        };
+        Ok(Answer::Give(given, false))
     }
 
     /// Takes `O_NONBLOCK`, with which everything is opened so as not to hang, away again; waits for the other end of a pipe.
@@ -442,18 +476,6 @@ impl Caller<'_> {
         let wanted = if reading { may::READ } else { 0 } | if writing { may::WRITE } else { 0 };
         self.allow(&shown, wanted, me)
     }
-}
-
-/// A descriptor that can be given to the caller for one with `O_PATH`, which the kernel lets nobody give away
-/// (seccomp_unotify(2), `EBADF`).
-fn handable(place: &OwnedFd, open: impl FnOnce(OFlags) -> Result<OwnedFd, Errno>) -> Answered {
-    let flags = match FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode) {
-        FileType::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
-        FileType::Symlink => return Err(Errno::LOOP),
-        FileType::Socket => return Err(Errno::NXIO),
-        _ => OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY,
-    };
-    Ok(Answer::Give(open(flags)?, false))
 }
 
 /// Text of a link behind an `O_PATH` descriptor.

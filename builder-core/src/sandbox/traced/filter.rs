@@ -187,8 +187,10 @@ const REFUSED: &[(libc::c_long, i32)] = &[
 /// `CLONE_UNTRACED`: a process that the supervisor would not know of.
 const UNTRACED: u32 = 0x0080_0000;
 
-/// `PR_…` that ask or change what is played: capabilities, securebits, no_new_privs and the memory map's facts.
-const PLAYED_PRCTL: [u32; 8] = [
+/// `PR_…` that ask or change what is played: capabilities, securebits, no_new_privs, and whether others may look in.
+const PLAYED_PRCTL: [u32; 10] = [
+    3,  // PR_GET_DUMPABLE
+    4,  // PR_SET_DUMPABLE
     7,  // PR_GET_KEEPCAPS
     8,  // PR_SET_KEEPCAPS
     23, // PR_CAPBSET_READ

@@ -54,6 +54,8 @@ pub struct Credentials {
     pub ambient: u64,
     pub securebits: u32,
     pub no_new_privs: bool,
+    /// `PR_SET_DUMPABLE`. Really it stays set: the supervisor could not read arguments of calls otherwise.
+    pub dumpable: bool,
 }
 
 /// `SECBIT_KEEP_CAPS`
@@ -80,6 +82,7 @@ impl Credentials {
             ambient: 0,
             securebits: 0,
             no_new_privs: false,
+            dumpable: true,
         }
     }
 
@@ -202,10 +205,15 @@ impl Credentials {
         Ok(())
     }
 
-    /// The parts of prctl(2) that are about capabilities.
+    /// The parts of prctl(2) that are about capabilities and who may look into a process.
     pub fn control(&mut self, what: u64, argument: u64, second: u64) -> Result<i64, Errno> {
         let bit = |number: u64| if number <= LAST_CAPABILITY { Ok(1_u64 << number) } else { Err(Errno::INVAL) };
         match what {
+            3 => Ok(i64::from(self.dumpable)),
+            4 if argument <= 1 => {
+                self.dumpable = argument == 1;
+                Ok(0)
+            }
             7 => Ok(i64::from(self.securebits & KEEP_CAPABILITIES != 0)),
             8 if argument <= 1 => {
                 self.securebits =
@@ -270,6 +278,7 @@ impl Credentials {
         self.permitted = self.inheritable & inheritable | permitted & self.bounding | self.ambient;
         self.effective = if effective { self.permitted } else { self.ambient };
         self.securebits &= !KEEP_CAPABILITIES;
+        self.dumpable = uid.is_none() && gid.is_none();
     }
 }
 
@@ -377,6 +386,17 @@ mod tests {
         let mut ping = Credentials::new(1000, 1000, &[], DOCKER);
         ping.execute(None, None, Some((1 << 13, 0, true)));
         assert_eq!(ping.effective, 1 << 13);
+    }
+
+    #[test]
+    fn dumpable_until_exec() {
+        let mut me = root();
+        assert_eq!(me.control(3, 0, 0), Ok(1));
+        assert_eq!(me.control(4, 0, 0), Ok(0));
+        assert_eq!(me.control(3, 0, 0), Ok(0));
+        assert_eq!(me.control(4, 2, 0), Err(Errno::INVAL));
+        me.execute(None, None, None);
+        assert_eq!(me.control(3, 0, 0), Ok(1));
     }
 
     #[test]

@@ -41,6 +41,7 @@ mod names;
 mod place;
 mod procfs;
 mod serve;
+mod stands;
 mod tasks;
 mod tracer;
 mod view;
@@ -264,6 +265,7 @@ fn trace(
         narrow: AtomicBool::new(false),
         blocked: Mutex::default(),
         programs: Mutex::default(),
+        stands: stands::Stands::default(),
     };
     world.tasks.insert(Task {
         thread: child.pid,

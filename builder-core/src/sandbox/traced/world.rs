@@ -12,9 +12,10 @@ use super::super::sys::memory;
 use super::super::sys::notify::{Listener, Notification};
 use super::ids::{Credentials, capability};
 use super::procfs;
+use super::stands::Stands;
 use super::tasks::{Program, Task, Tasks, lock};
 use super::view::{
-    Base, Kind, MAX_PATH, Mount, Place, Request, STAT, View, device_type, key, mount_id, own_path, reopen,
+    Base, Kind, MAX_PATH, Mount, Place, Request, STAT, View, device_type, key, mount_id, own_path, reopen, statx,
 };
 use crate::rootfs::{Facts, InodeKey, Owners};
 
@@ -40,6 +41,8 @@ pub struct World {
     pub blocked: Mutex<Vec<Arc<OwnedFd>>>,
     /// Programs that run, so that each is held open once.
     pub programs: Mutex<HashMap<InodeKey, Weak<Program>>>,
+    /// Files that descriptors of the RUN stand for.
+    pub stands: Stands,
 }
 
 /// A file that a call is about.
@@ -431,9 +434,15 @@ impl Caller<'_> {
             let fd = place.open(flags, Mode::empty())?;
             Ok((fd, Some(place.mount.target.clone())))
         })?;
-        let mount = target.and_then(|target| world.view.mounts().iter().rfind(|mount| mount.target == target));
-        let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
-        Ok(Reached { fd, real, mount })
+        match target {
+            Some(target) => {
+                let mount = world.view.mounts().iter().rfind(|mount| mount.target == target);
+                let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+                Ok(Reached { fd, real, mount })
+            }
+            // What /proc/self/fd/3 stands for.
+            None => self.behind(fd),
+        }
     }
 
     /// The file behind a descriptor of the caller.
@@ -445,8 +454,13 @@ impl Caller<'_> {
             let directory = Arc::clone(&lock(&self.task.surroundings).directory);
             reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?
         } else {
-            open_descriptor(&self.task, descriptor, OFlags::PATH)?
+            self.world.open_descriptor(&self.task, descriptor)?
         };
+        self.behind(fd)
+    }
+
+    /// The file behind a descriptor of ours: the mount that it is in is found out.
+    fn behind(&self, fd: OwnedFd) -> Result<Reached<'_>, Errno> {
         let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
         let id = mount_id(&real);
         let mut mounts = self.world.view.mounts().iter().filter(|mount| mount.mount_id == id && mount.owners.is_some());
@@ -477,7 +491,7 @@ impl Caller<'_> {
             return reopen(program.file.as_fd(), OFlags::PATH, Mode::empty()).map(Some);
         }
         match procfs::descriptor(below) {
-            Some(number) => match open_descriptor(&task, number, OFlags::PATH) {
+            Some(number) => match self.world.open_descriptor(&task, number) {
                 Err(Errno::BADF) => Err(Errno::NOENT),
                 result => result.map(Some),
             },
@@ -541,19 +555,23 @@ pub fn kept_mode(mode: u32, directory: bool, me: &Credentials) -> u32 {
     }
 }
 
-/// Opens what a descriptor of a thread stands for.
-///
-/// # Errors
-/// `EBADF` if it has no such descriptor.
-pub fn open_descriptor(task: &Task, descriptor: i32, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let path = descriptor_path(task, descriptor)?;
-    match rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()) {
-        Err(Errno::NOENT) => Err(Errno::BADF),
-        result => result,
-    }
-}
-
 impl World {
+    /// Opens what a descriptor of a thread stands for, with `O_PATH`.
+    ///
+    /// # Errors
+    /// `EBADF` if it has no such descriptor.
+    pub fn open_descriptor(&self, task: &Task, descriptor: i32) -> Result<OwnedFd, Errno> {
+        let path = descriptor_path(task, descriptor)?;
+        let fd = match rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            Err(Errno::NOENT) => return Err(Errno::BADF),
+            result => result?,
+        };
+        match self.stands.find(&statx(&fd)?) {
+            Some(file) => Ok(rustix::io::fcntl_dupfd_cloexec(&*file, 0)?),
+            None => Ok(fd),
+        }
+    }
+
     /// Notes that there are devices to be refused.
     pub fn has_devices(&self) -> bool {
         self.devices.load(Ordering::Relaxed)

@@ -273,3 +273,20 @@ pub(super) fn insecure(context: &Context) {
     assert_eq!(lines, ["Seccomp:\t0"]);
     assert!(!tree.path.join("tmp/f").exists());
 }
+
+/// Programs that hold a file change it by `/proc/self/fd/3`.
+pub(super) fn files_behind_descriptors(context: &Context) {
+    let tree = context.tree();
+    let script = "exec 3>/tmp/f; chmod 640 /proc/self/fd/3 && touch -d @100 /dev/fd/3 && stat -c '%a %Y' /tmp/f \
+                  && ! chmod 600 /sys/kernel 2>/dev/null";
+    assert_eq!(context.sh(&tree, script), ["640 100"]);
+    // Pipes have owners too.
+    context.sh(&tree, "chmod 622 /dev/stdout && chmod 622 /proc/self/fd/2");
+    context.needs_ids();
+    let script = "exec 3>/tmp/f; chown 5:6 /proc/self/fd/3 && stat -c %u:%g /tmp/f";
+    assert_eq!(context.sh(&tree, script), ["5:6"]);
+    let user = RunUser { uid: 1000, gid: 1000, groups: vec![50], home: "/".into() };
+    let script = "exec 3</etc/passwd; chmod 600 /proc/self/fd/3 2>/dev/null || echo refused; exec 3>/tmp/g; \
+                  chmod 600 /proc/self/fd/3; chgrp 50 /proc/self/fd/3 2>/dev/null; stat -c '%a %u' /tmp/g";
+    assert_eq!(context.succeed(&tree, &RunSpec { user, ..shell(script) }), ["refused", "600 1000"]);
+}

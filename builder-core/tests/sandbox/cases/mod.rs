@@ -59,6 +59,7 @@ cases![
     confinement::users_and_groups,
     confinement::ids_that_do_not_exist,
     confinement::setuid_programs,
+    confinement::files_behind_descriptors,
     confinement::device_nodes,
     processes::missing_program,
     processes::unusable_programs,
