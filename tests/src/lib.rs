@@ -5,6 +5,7 @@
 //! slipway's own reader cannot hide one in its writer.
 
 pub mod conformance;
+pub mod debian;
 pub mod listing;
 pub mod pods;
 pub mod process;

@@ -21,4 +21,4 @@ pub use http::FileServer;
 pub use image::{Image, ImageError};
 pub use prepare::Prepared;
 pub use status::{Level, Mode, Status};
-pub use tree::Entry;
+pub use tree::{Entry, layer_entries, matches};

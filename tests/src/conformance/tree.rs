@@ -80,21 +80,27 @@ impl Entry {
 
 /// Which entries' times count: shell patterns whose `*` crosses slashes.
 pub(super) fn wants_mtime(path: &str, patterns: &[String]) -> bool {
-    patterns.iter().any(|pattern| matches(pattern.as_bytes(), path.as_bytes()))
+    patterns.iter().any(|pattern| matches(pattern, path))
 }
 
-/// `*` and `?` only; the corpus uses no brackets.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern {
-        [] => text.is_empty(),
-        [b'*', rest @ ..] => (0..=text.len()).any(|skip| matches(rest, &text[skip..])),
-        [b'?', rest @ ..] => !text.is_empty() && matches(rest, &text[1..]),
-        [byte, rest @ ..] => text.first() == Some(byte) && matches(rest, &text[1..]),
+/// Whether a shell pattern of `*`, which crosses slashes, and `?` covers all of `text`; the corpus uses no brackets.
+pub fn matches(pattern: &str, text: &str) -> bool {
+    fn bytes(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            [b'*', rest @ ..] => (0..=text.len()).any(|skip| bytes(rest, &text[skip..])),
+            [b'?', rest @ ..] => !text.is_empty() && bytes(rest, &text[1..]),
+            [byte, rest @ ..] => text.first() == Some(byte) && bytes(rest, &text[1..]),
+        }
     }
+    bytes(pattern.as_bytes(), text.as_bytes())
 }
 
 /// The entries of a layer's tar in archive order.
-pub(super) fn layer_entries(tar: &[u8]) -> Result<Vec<Entry>, ImageError> {
+///
+/// # Errors
+/// If it is no tar.
+pub fn layer_entries(tar: &[u8]) -> Result<Vec<Entry>, ImageError> {
     let mut entries = Vec::new();
     for entry in tar::Archive::new(tar).entries()? {
         let mut entry = entry?;
@@ -376,7 +382,7 @@ mod tests {
             ("/?/f", "/m/f", true),
             ("*", "", true),
         ] {
-            assert_eq!(matches(pattern.as_bytes(), path.as_bytes()), expected, "{pattern} {path}");
+            assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use tests::debian::{Mirror, apt_settings};
 use tests::listing::Listing;
 
 use super::*;
@@ -90,81 +91,15 @@ fn project<'a>(place: &'a Place, base: &str) -> Result<Project<'a>, String> {
     Ok(project)
 }
 
-/// How this machine's apt reaches its mirror: proxies, time outs, and what it does about dates.
-fn apt_settings() -> Vec<String> {
-    let dump = process::output(Command::new("apt-config").arg("dump"), LIMIT).unwrap_or_default();
-    let wanted = |line: &&str| {
-        let name = line.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
-        let name = name.strip_prefix("acquire::").unwrap_or_default();
-        name.contains("proxy") || name.starts_with("check-") || name == "retries" || name.ends_with("::timeout")
-    };
-    // Programs that find a proxy are not in the image.
-    dump.lines()
-        .filter(wanted)
-        .filter(|line| !line.to_ascii_lowercase().contains("detect"))
-        .map(str::to_owned)
-        .collect()
-}
-
-/// The mirror and the release that this machine's apt has its main packages from, if an image without certificates can use it.
-fn mirror() -> Option<(String, String)> {
-    let format = "$(REPO_URI) $(CODENAME) $(COMPONENT) $(LABEL)";
-    let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", format, "Identifier: Packages"]);
-    let targets = process::output(&mut command, LIMIT).ok()?;
-    targets.lines().find_map(|line| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-        [uri, release, "main", "Debian"] if uri.starts_with("http://") => {
-            Some((uri.trim_end_matches('/').to_owned(), (*release).to_owned()))
-        }
-        _ => None,
-    })
-}
-
 /// Pushes the base; the inner error says what is missing.
 fn base(place: &Place) -> Result<Result<String, String>, String> {
-    for program in ["mmdebstrap", "apt-get"] {
-        if process::find(program).is_none() {
-            return Ok(Err(format!("{program} is not installed")));
-        }
-    }
-    let Some((mirror, release)) = mirror() else {
-        return Ok(Err("apt of this machine has no Debian mirror over plain HTTP".to_owned()));
+    let mirror = match Mirror::find().and_then(|mirror| mirror.reach().map(|()| mirror)) {
+        Ok(mirror) => mirror,
+        Err(reason) => return Ok(Err(reason)),
     };
-    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let mut reach = Command::new("/usr/lib/apt/apt-helper");
-    reach.args(["download-file", &format!("{mirror}/dists/{release}/InRelease")]).arg(scratch.path().join("release"));
-    if let Err(error) = process::output(&mut reach, LIMIT) {
-        return Ok(Err(format!("the Debian mirror {mirror} is out of reach: {error}")));
-    }
-    let layout = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("debian-{release}-{}", std::env::consts::ARCH));
-    if !layout.join("index.json").exists() {
-        let tar = scratch.path().join("base.tar");
-        let mut command = Command::new("mmdebstrap");
-        command.args(["--variant=minbase", "--quiet"]);
-        command.args(apt_settings().iter().map(|line| format!("--aptopt={}", line.trim_end_matches(';'))));
-        command.arg(&release).arg(&tar).arg(&mirror);
-        process::output(&mut command, LONG)?;
-        let tar = fs::read(&tar).map_err(|error| error.to_string())?;
-        let layer = image::Layer {
-            diff_id: image::digest(&tar),
-            blob: image::gzip(&tar),
-            media_type: image::LAYER_GZIP.to_owned(),
-        };
-        let architecture = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
-        let config =
-            json!({"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["bash"]});
-        let image = Image::new(architecture, vec![layer], config);
-        // Complete under its name or not there, whoever else does the same.
-        let beside = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|error| error.to_string())?;
-        image::write_layout(beside.path(), &[("latest", &image)]).map_err(|error| error.to_string())?;
-        if let Err(error) = fs::rename(beside.keep(), &layout)
-            && !layout.join("index.json").exists()
-        {
-            return Err(format!("{}: {error}", layout.display()));
-        }
-    }
+    let base = mirror.base(Path::new(env!("CARGO_TARGET_TMPDIR")), "minimal", &[], &[])?;
     let name = place.name("debian-base");
-    let from = format!("oci:{}:latest", layout.display());
+    let from = format!("oci:{}:latest", base.layout.display());
     place.skopeo(&["copy", "--dest-tls-verify=false", &from, &format!("docker://{name}")])?;
     Ok(Ok(name))
 }

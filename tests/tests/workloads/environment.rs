@@ -1,0 +1,138 @@
+//! Where the workloads are built.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tests::pods::{Kind, Pod, SLIPWAY};
+use tests::{process, slipway, user};
+
+use crate::inputs::Workload;
+use crate::layers::Layers;
+
+/// How long one build may take, on a machine that is busy with others.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+/// A row of the table in `docs/sandbox.md`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// Root of this machine.
+    E1,
+    /// A user with subordinate ids.
+    E2,
+    /// A user without.
+    E3,
+    /// A container like a pod.
+    Pod(Kind),
+}
+
+impl Environment {
+    pub const ALL: [Self; 6] =
+        [Self::E1, Self::E2, Self::E3, Self::Pod(Kind::E4), Self::Pod(Kind::E5), Self::Pod(Kind::E6)];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::E1 => "E1",
+            Self::E2 => "E2",
+            Self::E3 => "E3",
+            Self::Pod(kind) => kind.name(),
+        }
+    }
+
+    /// Whether it can be had on this machine; the error says why not.
+    pub fn possible(self) -> Result<(), String> {
+        let missing = |name: &str| format!("the user {name} is missing; scripts/setup makes it");
+        match self {
+            _ if !user::is_root() => Err("only root can be in every environment".to_owned()),
+            Self::E1 => Ok(()),
+            Self::E2 => user::test_user().map(drop).ok_or_else(|| missing("slipway-subids")),
+            Self::E3 => user::single_id_user().map(drop).ok_or_else(|| missing("slipway-plain")),
+            Self::Pod(_) => Pod::possible(),
+        }
+    }
+}
+
+/// A directory that every environment sees under the same name.
+pub struct Place {
+    root: PathBuf,
+    temporary: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    pub fn new() -> Result<Self, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let keep = std::env::var_os("WORKLOADS_KEEP").map(PathBuf::from);
+        // Not /tmp, which may be a tmpfs: trees of a gigabyte lie there.
+        let temporary = match keep {
+            Some(_) => None,
+            None => Some(tempfile::Builder::new().prefix("slipway-workloads-").tempdir_in("/var/tmp").map_err(text)?),
+        };
+        let root = keep.or_else(|| Some(temporary.as_ref()?.path().to_owned())).unwrap_or_default();
+        fs::create_dir_all(&root).map_err(text)?;
+        fs::set_permissions(&root, Permissions::from_mode(0o755)).map_err(text)?;
+        Ok(Self { root, temporary })
+    }
+
+    /// Where a workload's inputs are.
+    pub fn inputs(&self, workload: Workload) -> PathBuf {
+        self.root.join(format!("inputs-{}", workload.name()))
+    }
+
+    /// Builds there and reads what came out.
+    pub fn build(&self, workload: Workload, environment: Environment) -> Result<Layers, String> {
+        let own = self.root.join(format!("{}-{}", workload.name(), environment.name()));
+        _ = fs::remove_dir_all(&own);
+        fs::create_dir_all(&own).map_err(|error| error.to_string())?;
+        let started = layers_time();
+        let built = self.run(workload, environment, &own);
+        let layers = built.and_then(|()| Layers::read(&own.join("result"), started));
+        if self.temporary.is_some() {
+            _ = fs::remove_dir_all(&own);
+        }
+        layers
+    }
+
+    fn run(&self, workload: Workload, environment: Environment, own: &Path) -> Result<(), String> {
+        let pod;
+        let mut command = match environment {
+            Environment::E1 => Command::new(slipway::binary()?),
+            Environment::E2 | Environment::E3 => {
+                let name = if environment == Environment::E2 { user::test_user() } else { user::single_id_user() };
+                let name = name.ok_or("the user is there: it was asked for before")?;
+                let copy = own.join("slipway");
+                fs::copy(slipway::binary()?, &copy).map_err(|error| error.to_string())?;
+                process::output(Command::new("chown").arg(format!("{name}:")).arg(own), LIMIT)?;
+                user::command(&name, &copy)
+            }
+            Environment::Pod(kind) => {
+                pod = Pod::start(kind, &self.root, false)?;
+                pod.give(own)?;
+                pod.command(SLIPWAY, &[])
+            }
+        };
+        let inputs = self.inputs(workload);
+        command.args(["build", "--progress", "plain", "--no-cache", "--work-dir"]).arg(own.join("work"));
+        command.arg("--build-context").arg(format!("base=oci-layout://{}/base:latest", inputs.display()));
+        for name in workload.contexts() {
+            command.arg("--build-context").arg(format!("{name}={}", inputs.join(name).display()));
+        }
+        command.arg("--output").arg(format!("type=oci,tar=false,dest={}", own.join("result").display()));
+        if environment == Environment::E3 {
+            // With one id in a namespace there is nobody to give files to.
+            command.args(["--sandbox", "traced"]);
+        }
+        let ended = process::run(command.arg(inputs.join("context")), LIMIT).map_err(|error| error.to_string())?;
+        if self.temporary.is_none() {
+            fs::write(own.join("output"), ended.text()).map_err(|error| error.to_string())?;
+        }
+        if ended.success() { Ok(()) } else { Err(format!("{}\n{}", ended.how(), ended.tail(60).join("\n"))) }
+    }
+}
+
+/// Seconds since 1970.
+fn layers_time() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.as_secs().cast_signed()
+}
