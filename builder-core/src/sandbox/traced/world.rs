@@ -58,6 +58,9 @@ pub struct Reached<'a> {
 /// Parts of /sys that container runtimes hide too.
 const HIDDEN: [&[u8]; 2] = [b"/sys/firmware", b"/sys/devices/virtual/powercap"];
 
+/// What ids without a number in a user namespace are shown as: user_namespaces(7).
+const OVERFLOW: u32 = 65534;
+
 /// The number that means "the working directory": `AT_FDCWD`.
 pub const HERE: i32 = libc::AT_FDCWD;
 
@@ -152,12 +155,14 @@ impl World {
                 shown.stx_mode = (kind | facts.mode(mode & 0o7777)) as u16;
             }
             None => {
-                if shown.stx_uid == self.own.0 {
-                    shown.stx_uid = me.user.files;
-                }
-                if shown.stx_gid == self.own.1 {
-                    shown.stx_gid = me.group.files;
-                }
+                let show = |id: u32, own: u32, mine: u32| match id {
+                    _ if id == own => mine,
+                    // Root's, where this process is in a user namespace of one id.
+                    OVERFLOW => 0,
+                    _ => id,
+                };
+                shown.stx_uid = show(shown.stx_uid, self.own.0, me.user.files);
+                shown.stx_gid = show(shown.stx_gid, self.own.1, me.group.files);
             }
         }
         shown
