@@ -1,5 +1,6 @@
 //! The example pods of `docs/examples`, run by `podman kube play` with the images of `deploy/Dockerfile`; only the registry's
-//! address is another one. Default capabilities, the memory limit of the example, and nothing written outside of volumes.
+//! address is another one. The profile RuntimeDefault with its capabilities, the memory limit of the example, and nothing
+//! written outside of volumes. One of them builds an image of 1.5 GiB.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,12 +16,36 @@ use serde_json::{Value, json};
 use tests::process::{self, output};
 use tests::{pods, slipway, user};
 
+mod images;
+
 /// How long one program may take, on a machine that is busy with others.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// What podman must be told on machines whose init has no control groups and low limits.
+/// What podman must be told on machines whose init has no control groups and low limits, and which capabilities are usual.
 const SETTINGS: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
+                        default_capabilities = [CAPABILITIES]\n\
                         [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n";
+
+/// What containerd and CRI-O give to containers that say nothing.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// Bytes that one example writes in a RUN: three times the memory that it has.
+const LARGE: u64 = 1536 << 20;
 
 /// An example, its container, and the names that it pushes.
 type Row = (&'static str, &'static str, &'static [&'static str], &'static [&'static str]);
@@ -56,8 +81,10 @@ fn main() -> ExitCode {
             Trial::test(row.0, move || play(row, &place).map_err(Failed::from))
         })
         .collect();
-    let images = Arc::clone(&place);
-    trials.push(Trial::test("images", move || paths(&images).map_err(Failed::from)));
+    for (name, check) in images::TRIALS {
+        let place = Arc::clone(&place);
+        trials.push(Trial::test(format!("images::{name}"), move || check(&place).map_err(Failed::from)));
+    }
     trials.push(Trial::test("every-example-is-run", || every_example().map_err(Failed::from)));
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
@@ -94,7 +121,9 @@ impl Place {
         };
         let place =
             Self { registry, dir: tempfile::Builder::new().prefix("slipway-callers-").tempdir().map_err(text)? };
-        fs::write(place.path("containers.conf"), SETTINGS).map_err(text)?;
+        let capabilities: Vec<String> = CAPABILITIES.iter().map(|name| format!("\"{name}\"")).collect();
+        let settings = SETTINGS.replace("CAPABILITIES", &capabilities.join(", "));
+        fs::write(place.path("containers.conf"), settings).map_err(text)?;
         let mut images = Command::new(slipway::project().join("scripts/images"));
         images.arg(place.path("images")).env("SLIPWAY_STATIC", binary).env("IMAGES_PREFIX", "ghcr.io/slipway-build");
         output(&mut images, LIMIT)?;
@@ -132,6 +161,7 @@ impl Place {
             Entry::Program("bin/busybox", &busybox),
             Entry::Symlink("bin/sh", "busybox"),
             Entry::Symlink("bin/test", "busybox"),
+            Entry::Symlink("bin/head", "busybox"),
         ];
         let architecture = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
         let base = Image::new(architecture, vec![image::tree_layer(&entries)], json!({"Env": ["PATH=/bin"]}));
@@ -163,10 +193,17 @@ fn play((name, container, pushed, says): &Row, place: &Place) -> Result<(), Stri
     let yaml = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
     let host = place.registry.host();
     let played = place.path(format!("{name}.yaml"));
-    fs::write(&played, yaml.replace("registry.example:5000", host)).map_err(|error| error.to_string())?;
+    // What RuntimeDefault is, podman has to be told by an annotation: its own default is wider.
+    let profile = profile();
+    let profile_name = profile.file_name().unwrap_or_default().to_string_lossy();
+    let confined =
+        format!("metadata:\n  annotations: {{ seccomp.security.alpha.kubernetes.io/pod: localhost/{profile_name} }}\n");
+    let text = yaml.replace("registry.example:5000", host).replacen("metadata:\n", &confined, 1);
+    fs::write(&played, text).map_err(|error| error.to_string())?;
     let pod = yaml.lines().find_map(|line| line.strip_prefix("  name: ")).ok_or("the pod has a name")?.to_owned();
     let mut play = place.podman();
-    play.args(["kube", "play", "--network", "host"]).arg(&played);
+    play.args(["kube", "play", "--network", "host", "--seccomp-profile-root"]);
+    play.arg(profile.parent().unwrap_or(Path::new("/"))).arg(&played);
     let mut playing = play.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     if *name == "skaffold" {
         send_context(place, &pod, host)?;
@@ -196,6 +233,7 @@ fn play((name, container, pushed, says): &Row, place: &Place) -> Result<(), Stri
     if memory != (512_u64 << 20).to_string() {
         return Err(format!("the memory limit is {memory}"));
     }
+    is_confined(place, &full)?;
     nothing_outside(place, &full)?;
     output(place.podman().args(["pod", "rm", "--force", "--time", "0", &pod]), LIMIT).map(drop)
 }
@@ -216,7 +254,10 @@ fn send_context(place: &Place, pod: &str, host: &str) -> Result<(), String> {
     }
     let context = place.path("context");
     fs::create_dir_all(&context).map_err(|error| error.to_string())?;
-    let dockerfile = format!("FROM {host}/base\nARG DATE\nCOPY main /main\nRUN test -s /main && echo $DATE > /built\n");
+    let dockerfile = format!(
+        "FROM {host}/base\nARG DATE\nCOPY main /main\nRUN test -s /main && echo $DATE > /built\n\
+         RUN head -c {LARGE} /dev/urandom > /large\n"
+    );
     for (file, text) in [("Dockerfile", dockerfile.as_str()), ("main", "hello\n")] {
         fs::write(context.join(file), text).map_err(|error| error.to_string())?;
     }
@@ -240,6 +281,41 @@ fn send_context(place: &Place, pod: &str, host: &str) -> Result<(), String> {
     output(place.podman().args(["exec", &container, "touch", "/kaniko/buildcontext/.complete"]), LIMIT).map(drop)
 }
 
+/// The seccomp profile RuntimeDefault.
+fn profile() -> PathBuf {
+    slipway::project().join("fixtures/pods/seccomp-runtime-default.json")
+}
+
+/// What the runtime was told is the profile and the capabilities of a pod that says nothing.
+fn is_confined(place: &Place, container: &str) -> Result<(), String> {
+    let config = output(place.podman().args(["inspect", "--format", "{{.OCIConfigPath}}", container]), LIMIT)?;
+    let read = |path: &Path| -> Result<Value, String> {
+        let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+    };
+    let config = read(Path::new(&config))?;
+    let mut capabilities: Vec<&str> = config["process"]["capabilities"]["bounding"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    capabilities.sort_unstable();
+    let all = |seccomp: &Value| -> BTreeSet<String> {
+        let rules = seccomp["syscalls"].as_array().into_iter().flatten();
+        // Those that need a capability that nobody has are not there for the runtime.
+        let plain = rules.filter(|rule| {
+            rule["action"] == "SCMP_ACT_ALLOW" && rule["includes"].as_object().is_none_or(serde_json::Map::is_empty)
+        });
+        plain.flat_map(|rule| rule["names"].as_array().into_iter().flatten()).map(ToString::to_string).collect()
+    };
+    let (given, wanted) = (all(&config["linux"]["seccomp"]), all(&read(&profile())?));
+    if capabilities == CAPABILITIES && wanted.is_subset(&given) && !given.contains("\"unshare\"") {
+        return Ok(());
+    }
+    Err(format!("not confined like a pod: {capabilities:?}, {} system calls of {}", given.len(), wanted.len()))
+}
+
 /// The container's own layer holds no file that the build wrote: 0 bytes of ephemeral storage beside the volumes.
 fn nothing_outside(place: &Place, container: &str) -> Result<(), String> {
     let diff: Value =
@@ -255,53 +331,6 @@ fn nothing_outside(place: &Place, container: &str) -> Result<(), String> {
         .filter(|path| !path.starts_with("/kaniko/buildcontext") && !path.starts_with("/workspace/"))
         .collect();
     if ours.is_empty() { Ok(()) } else { Err(format!("written outside of the volumes: {ours:?}")) }
-}
-
-/// Everything is where Kaniko's images have it.
-fn paths(place: &Place) -> Result<(), String> {
-    let look = |image: &str| format!("ghcr.io/slipway-build/{image}:latest");
-    for (image, entrypoint) in
-        [("executor", "/kaniko/executor"), ("debug", "/kaniko/executor"), ("warmer", "/kaniko/warmer")]
-    {
-        let inspected = output(place.podman().args(["image", "inspect", &look(image)]), LIMIT)?;
-        let inspected: Value = serde_json::from_str(&inspected).map_err(|error| error.to_string())?;
-        let config = &inspected[0]["Config"];
-        for (what, found, expected) in [
-            ("entrypoint", &config["Entrypoint"], json!([entrypoint])),
-            ("directory", &config["WorkingDir"], json!("/workspace")),
-        ] {
-            if *found != expected {
-                return Err(format!("{image}: {what} is {found}, expected {expected}"));
-            }
-        }
-        let environment = config["Env"].to_string();
-        for variable in ["HOME=/root", "USER=root", "SSL_CERT_DIR=/kaniko/ssl/certs", "DOCKER_CONFIG=/kaniko/.docker/"]
-        {
-            if !environment.contains(variable) {
-                return Err(format!("{image} lacks {variable}: {environment}"));
-            }
-        }
-    }
-    let run =
-        |arguments: &[&str]| output(place.podman().args(["run", "--rm", "--network", "host"]).args(arguments), LIMIT);
-    // Any user, a root that cannot be written, no capability.
-    let confined = ["--user", "1000123:1000123", "--read-only", "--read-only-tmpfs=false", "--cap-drop", "all"];
-    let version = run(&[&confined[..], &[&look("executor"), "version"]].concat())?;
-    if !version.starts_with("Kaniko version :  ") {
-        return Err(version);
-    }
-    let shell = "ls -d /busybox/sh /bin/sh /kaniko/executor /kaniko/warmer /kaniko/ssl/certs/ca-certificates.crt /etc/nsswitch.conf && stat -c %a /kaniko && which cat";
-    let listed = run(&["--entrypoint", "sh", &look("debug"), "-c", shell])?;
-    if !listed.ends_with("777\n/busybox/cat") {
-        return Err(listed);
-    }
-    for image in ["executor", "warmer", "debug"] {
-        let bytes = fs::metadata(place.path("images").join(format!("{image}.tar"))).map_err(|e| e.to_string())?.len();
-        if bytes > 25 << 20 {
-            return Err(format!("{image} has {bytes} bytes"));
-        }
-    }
-    Ok(())
 }
 
 /// No example is left out of the table.
