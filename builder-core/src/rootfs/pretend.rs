@@ -282,20 +282,39 @@ impl Rootfs {
         kind: FileKind,
         (major, minor): (u32, u32),
     ) -> rustix::io::Result<()> {
-        if let Pretence::Recorded(owners) = &self.pretence {
-            let fd = new_file(dir, name)?;
-            let key = Key::of(&Stat::of(&fd)?);
-            owners.forget(key);
-            owners.set_device(key, kind, (major, minor));
-            return Ok(());
+        if !matches!(self.pretence, Pretence::Nothing) {
+            // Not even where it could be made: there is somebody who could open it.
+            return self.make_stand_in(dir, name, kind, (major, minor));
         }
         let file_type = match kind {
             FileKind::BlockDevice => FileType::BlockDevice,
             _ => FileType::CharacterDevice,
         };
         let device = rustix::fs::makedev(major, minor);
-        match rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device) {
-            Err(Errno::PERM) if matches!(self.pretence, Pretence::Marked(_)) => {
+        rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device)
+    }
+
+    /// Makes an empty file, mode 0600, that stands for a device.
+    ///
+    /// # Errors
+    /// What the kernel says; `EPERM` for a tree whose devices are real, and where a file cannot be marked.
+    pub(crate) fn make_stand_in(
+        &self,
+        dir: &impl AsFd,
+        name: &OsStr,
+        kind: FileKind,
+        (major, minor): (u32, u32),
+    ) -> rustix::io::Result<()> {
+        match &self.pretence {
+            Pretence::Nothing => Err(Errno::PERM),
+            Pretence::Recorded(owners) => {
+                let fd = new_file(dir, name)?;
+                let key = Key::of(&Stat::of(&fd)?);
+                owners.forget(key);
+                owners.set_device(key, kind, (major, minor));
+                Ok(())
+            }
+            Pretence::Marked(_) => {
                 let file = new_file(dir, name)?;
                 let text = DeviceMark { kind, major, minor }.to_string();
                 let marked = Target::Open(file.as_fd()).set_xattr(OsStr::new(DEVICE_MARK), text.as_bytes());
@@ -306,7 +325,6 @@ impl Rootfs {
                 }
                 Ok(())
             }
-            other => other,
         }
     }
 

@@ -116,10 +116,10 @@ impl fmt::Display for Refusal {
 ///
 /// | [`IdMapping`] | who | files and processes can belong to | RUN cannot |
 /// |---|---|---|---|
-/// | `Root` | root with CAP_SYS_ADMIN, and root in the tier `chroot` | every id | in the tier `chroot`: make device nodes other than the harmless ones |
-/// | `Identity` | root without it, where user namespaces are allowed (a pod without a seccomp profile) | every id that the container has | make device nodes |
-/// | `Subordinate` | a user with ranges in /etc/subuid and /etc/subgid, and newuidmap(1) | as many ids as granted, usually 65,536; inside they begin at 0 | make device nodes, use larger ids |
-/// | `Single` | any other user | id 0 only, which is the user itself | `chown` to, `setuid` to or `USER` of another id (`EINVAL`), setgroups(2), device nodes |
+/// | `Root` | root with CAP_SYS_ADMIN, and root in the tier `chroot` | every id | in the tier `chroot`: open device nodes other than the harmless ones |
+/// | `Identity` | root without it, where user namespaces are allowed (a pod without a seccomp profile) | every id that the container has | open device nodes |
+/// | `Subordinate` | a user with ranges in /etc/subuid and /etc/subgid, and newuidmap(1) | as many ids as granted, usually 65,536; inside they begin at 0 | open device nodes, use larger ids |
+/// | `Single` | any other user | id 0 only, which is the user itself | `chown` to, `setuid` to or `USER` of another id (`EINVAL`), setgroups(2), open device nodes |
 /// | `Played` | any user, in the tier `traced` | every id, as far as the build can see | – |
 /// | `None` | nobody's fault: see [`Environment::refused`] | | run at all |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,16 +1,18 @@
 //! From a prepared program to the exit status: start, stream, wait, cancel.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::command::Ends;
+use super::nodes::Nodes;
 use super::sys::{self, Child, Program, Watcher};
 use super::{ExitStatus, RunSpec, SandboxError, setup};
 use crate::cancel::Cancel;
 use crate::event::Stream;
+use crate::rootfs::Rootfs;
 
 /// How long `run` waits between two looks at [`Cancel`].
 pub const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
@@ -23,6 +25,8 @@ pub struct Prepared {
     pub flags: i32,
     /// This process's ends of its pipes.
     pub ends: Ends,
+    /// Over which the listener for calls that make device nodes comes, if the kernel refuses them.
+    pub nodes: Option<OwnedFd>,
 }
 
 /// Runs `prepared` to its end. Nothing of it is left when this returns, whatever it returns.
@@ -31,11 +35,12 @@ pub struct Prepared {
 /// [`SandboxError`]
 pub fn execute(
     prepared: Prepared,
+    rootfs: &Rootfs,
     spec: &RunSpec,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    let Prepared { program, flags, ends } = prepared;
+    let Prepared { program, flags, ends, nodes } = prepared;
     let started = match sys::start(&program, flags | libc::CLONE_NEWCGROUP) {
         // A kernel without control groups.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => sys::start(&program, flags),
@@ -48,8 +53,13 @@ pub fn execute(
 
     let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| child.end())?;
     let watcher = setup("watch the command", Watcher::new(child.pidfd.as_fd())).inspect_err(|_| child.end())?;
+    let server = setup("open /proc", Nodes::new(rootfs, Some(child.pidfd.as_fd()))).inspect_err(|_| child.end())?;
     let status = std::thread::scope(|scope| {
         ends.stream(scope, &ended, output);
+        if let Some(socket) = nodes {
+            let (server, ended) = (&server, &ended);
+            scope.spawn(move || server.serve(&socket, ended));
+        }
         let status = wait(&child, cancel);
         drop(alive);
         status

@@ -50,6 +50,7 @@ mod machine;
 mod mounts;
 mod namespaces;
 mod network;
+mod nodes;
 mod output;
 mod remedies;
 mod stubs;
@@ -310,8 +311,8 @@ pub fn run(
         return Err(SandboxError::Cancelled);
     }
     match environment.tier {
-        Some(Tier::Namespaces) => namespaces::run(environment, rootfs.root_fd(), spec, output, cancel),
-        Some(Tier::Chroot) => chroot::run(environment, rootfs.root_fd(), spec, output, cancel),
+        Some(Tier::Namespaces) => namespaces::run(environment, rootfs, spec, output, cancel),
+        Some(Tier::Chroot) => chroot::run(environment, rootfs, spec, output, cancel),
         Some(Tier::Traced) => traced::run(environment, rootfs.root_fd(), rootfs.owners(), spec, output, cancel),
         None => {
             environment.available()?;

@@ -11,12 +11,14 @@ use rustix::mount::MountAttrFlags;
 use super::command::{CAPABILITIES, Steps, cstring, mounts_in_order, pipes};
 use super::execute::{Prepared, execute};
 use super::stubs::{self, Stubs};
-use super::sys::Op;
+use super::sys::{self, Op};
 use super::{
-    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, dev, mounts, network, setup,
+    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, dev, mounts, network, nodes,
+    setup,
 };
 use crate::cancel::Cancel;
 use crate::event::Stream;
+use crate::rootfs::Rootfs;
 
 /// Bytes of /dev/shm unless asked otherwise: Docker's default.
 const SHM_BYTES: u64 = 64 << 20;
@@ -43,15 +45,16 @@ const READ_ONLY: [&CStr; 5] = [c"/proc/bus", c"/proc/fs", c"/proc/irq", c"/proc/
 /// See [`super::run`].
 pub fn run(
     environment: &Environment,
-    root: BorrowedFd<'_>,
+    rootfs: &Rootfs,
     spec: &RunSpec,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
     check_ids(environment, spec)?;
+    let root = rootfs.root_fd();
     let mut stubs = Stubs::default();
-    let result =
-        prepare(environment, root, spec, &mut stubs).and_then(|prepared| execute(prepared, spec, output, cancel));
+    let result = prepare(environment, root, spec, &mut stubs)
+        .and_then(|prepared| execute(prepared, rootfs, spec, output, cancel));
     let removed = stubs.remove(root);
     let status = result?;
     removed?;
@@ -339,6 +342,13 @@ impl Builder<'_> {
         let (ends, inner) = pipes()?;
         self.steps.enter(&spec.cwd, false)?;
         let report = self.steps.standard(inner, spec.user.uid);
+        // While it has all capabilities, so that it may install a filter, and no other RUN may look into it.
+        let nodes =
+            (self.environment.ids != IdMapping::Root).then(|| setup("make a pair of sockets", sys::socket_pair()));
+        let nodes = nodes.transpose()?.map(|(socket, ours)| {
+            self.push("hand device nodes over", Op::ListenIfPossible { filter: nodes::filter(), socket });
+            ours
+        });
         let permitted = setup("read the capabilities", rustix::thread::capabilities(None))?.permitted;
         let capabilities = if spec.insecure { permitted } else { permitted & CAPABILITIES };
         if !spec.insecure {
@@ -352,7 +362,7 @@ impl Builder<'_> {
         if spec.no_network {
             flags |= libc::CLONE_NEWNET;
         }
-        Ok(Prepared { program, flags, ends })
+        Ok(Prepared { program, flags, ends, nodes })
     }
 }
 

@@ -39,6 +39,21 @@ FROM packages
 COPY --chown=application:crontab --chmod=0750 app /opt/app/
 RUN install -d -o application -g application -m 2775 /srv/data && cd /srv/data && touch hard && ln hard link && \
     ln -s ../../opt/app/start soft && mkfifo fifo && rm -r /usr/share/doc/hello
+# Devices are made by the programs that make them in real builds, whoever builds.
+RUN <<END
+set -e
+mkdir /srv/nodes && cd /srv/nodes && ln -s ../nodes up
+umask 027
+mknod null c 1 3
+mknod -m 660 loop b 7 300
+mknod up/../nodes/up/through c 1 5
+cp -R /dev/zero copied
+tar -C /dev --owner=0 --group=0 -c full random | tar -x
+chown application:crontab null && chmod 4620 null
+mv loop moved && ln moved linked
+! mknod null c 1 3
+! setpriv --reuid application --clear-groups mknod /tmp/denied c 1 3
+END
 USER application
 WORKDIR /srv/data
 ENV GREETING=good-day
@@ -121,7 +136,7 @@ fn skopeo(place: &Place) -> Outcome {
     let inspected: Value = serde_json::from_str(&inspected).map_err(|error| error.to_string())?;
     same("digest", inspected["Digest"].as_str(), Some(built.digest.as_str()))?;
     // The base, apt.conf, update, install, the application, links, and WORKDIR's, which is empty.
-    same("layers", inspected["Layers"].as_array().map(Vec::len), Some(7))?;
+    same("layers", inspected["Layers"].as_array().map(Vec::len), Some(8))?;
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     place.skopeo(&[
         "copy",

@@ -42,13 +42,14 @@ use rustix::thread::CapabilitySet;
 
 use super::command::{CAPABILITIES, Ends, Steps, mounts_in_order, pipes};
 use super::execute::CANCEL_INTERVAL;
+use super::nodes::Nodes;
 use super::sys::landlock::{self, Ruleset};
 use super::sys::notify::Listener;
 use super::sys::{self, Kept, Op, Program};
 use super::{Environment, ExitStatus, RunSpec, SandboxError, dev, network, setup, stubs};
 use crate::cancel::Cancel;
 use crate::event::Stream;
-use crate::rootfs::Volume;
+use crate::rootfs::{Rootfs, Volume};
 use files::Files;
 use members::Members;
 use places::Places;
@@ -67,11 +68,12 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// See [`super::run`].
 pub fn run(
     environment: &Environment,
-    root: BorrowedFd<'_>,
+    rootfs: &Rootfs,
     spec: &RunSpec,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
+    let root = rootfs.root_fd();
     for id in [spec.user.uid, spec.user.gid].iter().chain(&spec.user.groups) {
         if !environment.uids.contains(*id) {
             return Err(SandboxError::NoSuchId { id: *id });
@@ -85,7 +87,7 @@ pub fn run(
         places.claim(&spec.mounts, cancel).and_then(|()| furnish(&mut places, root, spec)).and_then(|devices| {
             let confined = Volume::confines_devices(places.aside());
             let tree = root.try_clone_to_owned().and_then(|root| Tree::new(root, devices, places.read_only()));
-            perform(root, spec, setup("open the tree", tree)?, confined, output, cancel)
+            perform(rootfs, spec, setup("open the tree", tree)?, confined, output, cancel)
         });
     let restored = places.restore();
     let status = result?;
@@ -148,14 +150,15 @@ fn fill_dev(root: BorrowedFd<'_>) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn perform(
-    root: BorrowedFd<'_>,
+    rootfs: &Rootfs,
     spec: &RunSpec,
     tree: Tree,
     devices_confined: bool,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    let (program, ends, socket) = program(root, spec)?;
+    let (program, ends, socket) = program(rootfs.root_fd(), spec)?;
+    let nodes = setup("open /proc", Nodes::new(rootfs, None))?;
     let mut kept = setup("start a process", Kept::start(&program))?;
     let what = program.names();
     // Our copies of the pipes' other ends: as long as they are open, none of them ends.
@@ -171,8 +174,13 @@ fn perform(
     }
     // Without one it has ended already: what it has reported says why.
     let listening = listener.as_ref().ok().and_then(Option::as_ref);
-    let server =
-        listening.map(|listener| Server { files: &files, listener, devices_confined, programs: AtomicU32::new(0) });
+    let server = listening.map(|listener| Server {
+        files: &files,
+        listener,
+        nodes: &nodes,
+        devices_confined,
+        programs: AtomicU32::new(0),
+    });
     let status = std::thread::scope(|scope| {
         ends.stream(scope, &ended, output);
         if let Some(server) = &server {

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::super::nodes::{DEVICE, Nodes};
 use super::super::sys::bpf::{self, Action, Rule, When};
 use super::super::sys::notify::{Listener, Notification, Reply};
 use super::super::sys::{memory, raw};
@@ -25,9 +26,6 @@ const PATH_BYTES: usize = 4095;
 
 /// Where short names for programs are, of the length of `/proc/self/exe`.
 const PROGRAMS: &str = "/proc/e";
-
-/// Bit of `st_mode` that character and block devices have, and nothing else that mknod(2) makes.
-const DEVICE: u32 = 0x2000;
 
 /// `PTRACE_TRACEME`: the caller asks for its parent.
 const TRACE_ME: u64 = 0;
@@ -110,6 +108,8 @@ pub struct Server<'a> {
     pub files: &'a Files,
     /// Where calls come from.
     pub listener: &'a Listener,
+    /// Makes what stands for device nodes.
+    pub nodes: &'a Nodes<'a>,
     /// Whether nodes of other devices than the harmless ones cannot be opened anyway.
     pub devices_confined: bool,
     /// How many programs have got a short name.
@@ -166,7 +166,7 @@ impl Server<'_> {
             libc::SYS_execve => self.exec(call, a),
             libc::SYS_uname => self.uname(call, a),
             libc::SYS_chroot => self.chroot(call, a),
-            libc::SYS_mknodat => device(d, self.devices_confined),
+            libc::SYS_mknodat if !self.is_harmless(d) => Answer::Reply(self.nodes.answer(self.listener, call)),
             // Arguments of calls could not be read any more; nobody outside may look in anyway.
             libc::SYS_prctl if b > 1 => Answer::Reply(Reply::Error(Errno::INVAL)),
             libc::SYS_prctl => Answer::Reply(Reply::Value(0)),
@@ -188,12 +188,21 @@ impl Server<'_> {
             #[cfg(target_arch = "x86_64")]
             libc::SYS_readlink => self.readlink(call, libc::AT_FDCWD, a, b, c),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_mknod => device(c, self.devices_confined),
+            libc::SYS_mknod if !self.is_harmless(c) => Answer::Reply(self.nodes.answer(self.listener, call)),
+            libc::SYS_mknodat => CONTINUE,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mknod => CONTINUE,
             libc::SYS_kill => self.kill(call, a as i32, b as i32),
             libc::SYS_ptrace => self.ptrace(a, b as i32),
             // The first argument of the others is a process or thread; of tgkill(2) the second one must belong to the first.
             _ => self.change(call).unwrap_or_else(|| self.of_ours(a as i32, call.thread)),
         }
+    }
+
+    /// Whether a device node may be made in truth: the numbers come in a register, so nobody can change them meanwhile.
+    fn is_harmless(&self, number: u64) -> bool {
+        let number = u64::from(number as u32);
+        self.devices_confined || HARMLESS.contains(&(rustix::fs::major(number), rustix::fs::minor(number)))
     }
 
     /// The text at `address`; `None` if the memory cannot be read: a process that has changed its user and executed nothing
@@ -408,16 +417,6 @@ fn signal_to(id: i32, signal: i32) {
     _ = rustix::process::kill_process(pid, signal);
 }
 
-/// mknod(2): the numbers come in a register, so nobody can change them meanwhile.
-fn device(number: u64, confined: bool) -> Answer {
-    let number = u64::from(number as u32);
-    if confined || HARMLESS.contains(&(rustix::fs::major(number), rustix::fs::minor(number))) {
-        CONTINUE
-    } else {
-        Answer::Reply(Reply::Error(Errno::PERM))
-    }
-}
-
 /// Calls of 32-bit programs: what could reach other processes or devices is refused unless it is the caller's own; paths are
 /// the tree's alone.
 fn foreign(server: &Server<'_>, call: &Notification) -> Answer {
@@ -428,8 +427,8 @@ fn foreign(server: &Server<'_>, call: &Notification) -> Answer {
         Some(0) => server.kill(call, a as i32, b as i32),
         Some(1) => server.ptrace(a, b as i32),
         Some(2) => Answer::Reply(Reply::Error(Errno::PERM)),
-        Some(3) if b as u32 & DEVICE != 0 => device(c, server.devices_confined),
-        Some(4) if c as u32 & DEVICE != 0 => device(d, server.devices_confined),
+        Some(3) if b as u32 & DEVICE != 0 && !server.is_harmless(c) => Answer::Reply(Reply::Error(Errno::PERM)),
+        Some(4) if c as u32 & DEVICE != 0 && !server.is_harmless(d) => Answer::Reply(Reply::Error(Errno::PERM)),
         Some(5) => server.priority(call, a, b, 0),
         Some(6) => server.priority(call, a, b, 1),
         Some(7..) => server.of_ours(a as i32, call.thread),

@@ -62,7 +62,17 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
         }
         Op::GiveUpPrivileges => give_up_privileges(),
         Op::Restrict { ruleset } => super::landlock::restrict_self(ruleset.as_fd()),
-        Op::Listen { filter, socket } => listen(filter, socket.as_fd()),
+        Op::Listen { filter, socket } => {
+            // A copy of a process that nobody may look into is one too, and the supervisor has to. What else is under a
+            // supervisor's filter cannot look here.
+            rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
+            hand_over(install_listener(filter)?, socket.as_fd())
+        }
+        Op::ListenIfPossible { filter, socket } => match install_listener(filter) {
+            Ok(listener) => hand_over(listener, socket.as_fd()),
+            // No such kernel, or this process is under somebody's listener already. The socket goes with the exec.
+            Err(_) => Ok(()),
+        },
         Op::EnterRoot { tree } => enter_root(tree.as_fd(), state),
         Op::AttachStaging { mount } => {
             let old_root = state.old_root.as_ref().ok_or(Errno::BADF)?;
@@ -204,14 +214,15 @@ const NEW_LISTENER: libc::c_ulong = 1 << 3;
 /// and made again because of a signal.
 const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
 
-fn listen(filter: &[libc::sock_filter], socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    // A copy of a process that nobody may look into is one too, and the supervisor has to. What else is under a supervisor's
-    // filter cannot look here.
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
-    let listener = match install_listener(filter, NEW_LISTENER | WAIT_KILLABLE) {
-        Err(Errno::INVAL) => install_listener(filter, NEW_LISTENER)?,
-        listener => listener?,
-    };
+fn install_listener(filter: &[libc::sock_filter]) -> Result<OwnedFd, Errno> {
+    match try_listener(filter, NEW_LISTENER | WAIT_KILLABLE) {
+        Err(Errno::INVAL) => try_listener(filter, NEW_LISTENER),
+        listener => listener,
+    }
+}
+
+/// Sends the listener and waits until the other side is ready.
+fn hand_over(listener: OwnedFd, socket: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = rustix::net::SendAncillaryBuffer::new(&mut space);
     let rights = [listener.as_fd()];
@@ -227,7 +238,7 @@ fn listen(filter: &[libc::sock_filter], socket: BorrowedFd<'_>) -> Result<(), Er
     }
 }
 
-fn install_listener(filter: &[libc::sock_filter], flags: libc::c_ulong) -> Result<OwnedFd, Errno> {
+fn try_listener(filter: &[libc::sock_filter], flags: libc::c_ulong) -> Result<OwnedFd, Errno> {
     use std::os::fd::FromRawFd;
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: as in `install_filter`.

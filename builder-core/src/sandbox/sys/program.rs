@@ -46,6 +46,7 @@ impl Program {
                 | Op::EnterChroot { tree: fd }
                 | Op::Restrict { ruleset: fd }
                 | Op::Listen { socket: fd, .. }
+                | Op::ListenIfPossible { socket: fd, .. }
                 | Op::AttachStaging { mount: fd }
                 | Op::Attach { mount: fd, .. }
                 | Op::AttachIfPossible { mount: fd, .. }
@@ -103,11 +104,18 @@ pub enum Op {
         ruleset: OwnedFd,
     },
     /// Installs a filter with a listener, sends the listener over `socket`, and waits for a byte from there: the supervisor
-    /// is ready. The filter must allow sendmsg and read.
+    /// is ready. The filter must allow sendmsg and read. From now on others may look into the process, as the supervisor has to.
     Listen {
         /// The filter.
         filter: Vec<libc::sock_filter>,
         /// One end of a pair; the other one gets the descriptor: [`super::receive_descriptor`].
+        socket: OwnedFd,
+    },
+    /// The same, but only if it can be done, and nobody may look into the process before it executes something.
+    ListenIfPossible {
+        /// The filter.
+        filter: Vec<libc::sock_filter>,
+        /// As for [`Op::Listen`]; if there is no listener, its other end sees the end.
         socket: OwnedFd,
     },
     /// Makes the detached mount `tree` the root; the old one stays reachable for the steps up to [`Op::LeaveOldRoot`].
