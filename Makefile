@@ -42,6 +42,9 @@ bench-e2e: build ## Whole builds against every builder installed; prints a table
 bench-sandbox: setup ## What each tier of the sandbox costs, beside a plain chroot and proot; as root
 	$(CARGO) run --release -p benches --bin sandbox
 
+bench-growth: build ## How time and memory grow with files, layers, bytes and stages: docs/growth.svg
+	$(CARGO) run --release -p benches --bin e2e growth
+
 fuzz: ## Fuzz parser and expansion, FUZZ_SECONDS each
 	@scripts/fuzz $(FUZZ_SECONDS)
 

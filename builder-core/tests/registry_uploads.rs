@@ -6,6 +6,7 @@ mod common;
 use std::io::{self, Read};
 
 use builder_core::cancel::Cancel;
+use builder_core::http::{ClientOptions, HttpError, Timeouts};
 use builder_core::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
 use builder_core::registry::{BlobToPush, CredentialOptions, Pushed, RegistryError, RegistryOptions};
 use common::Bench;
@@ -104,6 +105,47 @@ fn uploads_that_always_fail_end_with_an_error() {
     registry.fault(Fault::always("PUT", "/uploads/", Effect::CutUpload(10)));
     registry.fault(Fault::always("PATCH", "/uploads/", Effect::CutUpload(10)));
     assert!(matches!(push(&Bench::new(), &registry, &noise(100_000)), Err(RegistryError::Upload { .. })));
+}
+
+#[test]
+fn a_registry_that_falls_silent_is_given_up() {
+    let stall = std::time::Duration::from_millis(150);
+    for (method, path, effect) in [
+        ("HEAD", "/blobs/", Effect::Silence),
+        ("POST", "/uploads/", Effect::Silence),
+        ("PATCH", "/uploads/", Effect::Silence),
+    ] {
+        let registry = FakeRegistry::start();
+        registry.fault(Fault::always(method, path, effect));
+        let options = RegistryOptions { upload_chunk_bytes: Some(100_000), ..RegistryOptions::default() };
+        let timeouts = Timeouts { stall, after_upload: stall, ..Timeouts::default() };
+        let client = ClientOptions { timeouts, ..common::quick() };
+        let bench = Bench::build(client, CredentialOptions::default(), options);
+        let error = push(&bench, &registry, &noise(3_000_000)).expect_err("nobody answers");
+        let stalled =
+            |error: &RegistryError| matches!(error, RegistryError::Http { source: HttpError::Stalled { .. }, .. });
+        let is_silence = match &error {
+            RegistryError::Upload { source, .. } => stalled(source),
+            other => stalled(other),
+        };
+        assert!(is_silence, "{method}: {error:?}");
+        assert_eq!(count(&registry, method), 4, "{method}: {:?}", registry.lines());
+    }
+    // Once is forgiven.
+    let registry = FakeRegistry::start();
+    registry.fault(Fault::once("PUT", "/uploads/", Effect::Silence));
+    let timeouts = Timeouts { stall, after_upload: stall, ..Timeouts::default() };
+    let client = ClientOptions { timeouts, ..common::quick() };
+    let bench = Bench::build(client, CredentialOptions::default(), RegistryOptions::default());
+    push(&bench, &registry, &noise(300_000)).expect("pushed");
+}
+
+#[test]
+fn a_proxy_that_ends_connections_gets_small_pieces() {
+    // nginx with its own limit, and without the patience to say 413.
+    let registry = FakeRegistry::start();
+    registry.fault(Fault::always("", "/uploads/", Effect::HangUpOnLargerThan(1 << 20)));
+    push(&Bench::new(), &registry, &noise(18 << 20)).expect("pushed");
 }
 
 #[test]

@@ -161,18 +161,27 @@ fn unreadable(place: &Place) -> Outcome {
     Ok(None)
 }
 
-/// A tmpfs, unmounted when dropped.
+/// A file system, unmounted when dropped.
 pub struct Mount(PathBuf);
 
 impl Mount {
     /// The inner error says why this machine does not allow it.
     pub fn tmpfs(path: &Path, options: &str) -> Result<Result<Self, String>, String> {
+        Self::with(&["-t", "tmpfs", "-o", options, "tmpfs"], path)
+    }
+
+    /// A file system in a file.
+    pub fn image(image: &Path, path: &Path) -> Result<Result<Self, String>, String> {
+        Self::with(&["-o", "loop", &image.display().to_string()], path)
+    }
+
+    fn with(arguments: &[&str], path: &Path) -> Result<Result<Self, String>, String> {
         fs::create_dir_all(path).map_err(|error| error.to_string())?;
         if !user::is_root() {
             return Ok(Err("only root can mount".to_owned()));
         }
         let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(path);
+        command.args(arguments).arg(path);
         Ok(process::output(&mut command, LIMIT).map(|_| Self(path.to_owned())))
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fixtures::distribution::{Distribution, Setup};
-use fixtures::image::{self, Entry, Image};
+use fixtures::image::{self, Entry, Image, Layer};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
 use tests::process::{self, Ended};
@@ -24,6 +24,7 @@ mod cache;
 mod cli;
 mod contexts;
 mod debian;
+mod extremes;
 mod faults;
 mod hazards;
 mod resources;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         cache::TRIALS,
         contexts::TRIALS,
         debian::TRIALS,
+        extremes::TRIALS,
         faults::TRIALS,
         hazards::TRIALS,
         resources::TRIALS,
@@ -150,6 +152,16 @@ impl Place {
 
 /// busybox with every applet that the Dockerfiles use.
 fn busybox_image(busybox: &[u8]) -> Image {
+    let config = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
+    Image::new(platform(), vec![busybox_layer(busybox)], config)
+}
+
+/// The platform of this machine.
+fn platform() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" }
+}
+
+fn busybox_layer(busybox: &[u8]) -> Layer {
     let applets = ["sh", "head", "cat", "cp", "echo", "sleep", "dd", "ls", "rm", "mkdir", "touch", "test", "sync"];
     let links: Vec<String> = applets.iter().map(|applet| format!("bin/{applet}")).collect();
     let mut entries = vec![Entry::Directory("bin"), Entry::Directory("tmp"), Entry::Directory("etc")];
@@ -157,9 +169,7 @@ fn busybox_image(busybox: &[u8]) -> Image {
     entries.push(Entry::File("etc/group", b"root:x:0:\n"));
     entries.push(Entry::Program("bin/busybox", busybox));
     entries.extend(links.iter().map(|link| Entry::Symlink(link, "busybox")));
-    let architecture = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
-    let config = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
-    Image::new(architecture, vec![image::tree_layer(&entries)], config)
+    image::tree_layer(&entries)
 }
 
 /// A context with its own work directory.

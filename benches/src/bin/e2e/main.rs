@@ -8,6 +8,8 @@
 //! counted), the peak of its state on disk, and beside the row's name the time that the hardware allows: an estimate from
 //! rates that probes measure at the beginning ([`probes`]).
 //!
+//! With the argument `growth` it measures how slipway's own time and memory grow instead ([`growth`]).
+//!
 //! Environment:
 //! - `SLIPWAY_BIN`: the binary, else `target/release/slipway`.
 //! - `BENCH_PEERS`: further builders, one a line, `name=command template`; `{context} {dockerfile} {tag} {state}` are filled
@@ -31,9 +33,11 @@ use std::time::Duration;
 use fixtures::slow::{Line, SlowProxy};
 use serde_json::json;
 
+mod growth;
 mod images;
 mod measure;
 mod peers;
+mod plot;
 mod probes;
 mod registry;
 mod rows;
@@ -49,6 +53,14 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const FAR: Line = Line { delay: Duration::from_millis(25), rate: 100_000_000 };
 
 fn main() -> Result<()> {
+    match std::env::args().nth(1).as_deref() {
+        None => rows_against_peers(),
+        Some("growth") => growth::main(),
+        Some(other) => Err(format!("{other}: the only word is `growth`").into()),
+    }
+}
+
+fn rows_against_peers() -> Result<()> {
     let mut builder = tempfile::Builder::new();
     builder.prefix("slipway-e2e-");
     let temp = match env("BENCH_DIR") {
