@@ -78,8 +78,10 @@ pub fn build(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cance
 
 /// The same, and what was done also if the build failed.
 pub fn build_and_report(request: &BuildRequest, observer: Arc<dyn Observer>, cancel: &Cancel) -> Ended {
-    let request = &BuildRequest { limits: request.limits.fitted(), ..request.clone() };
     let recorder = Arc::new(Recorder::new(observer));
+    let mut request = BuildRequest { limits: request.limits.fitted(), ..request.clone() };
+    request.tell_retries(&(Arc::clone(&recorder) as Arc<dyn Observer>));
+    let request = &request;
     let mut attempts = 1;
     let result = loop {
         match build_once(request, &recorder, cancel) {

@@ -11,7 +11,7 @@ use crate::cache::CacheOptions;
 use crate::cloud::Bucket;
 use crate::context::{GitOptions, Repository};
 use crate::event::{Event, Observer};
-use crate::http::ClientOptions;
+use crate::http::{ClientOptions, RetryNotice};
 use crate::layer::Compression;
 use crate::limits::Limits;
 use crate::oci::{Descriptor, MediaType, Platform, Reference};
@@ -148,6 +148,17 @@ pub enum ContextSource {
 }
 
 impl BuildRequest {
+    /// Has requests that are tried again told to `observer`, unless the caller is told.
+    pub(super) fn tell_retries(&mut self, observer: &Arc<dyn Observer>) {
+        let others = [&mut self.registry_client, &mut self.push.client].into_iter().flatten();
+        for client in others.chain([&mut self.client]).filter(|client| client.on_retry.is_none()) {
+            let observer = Arc::clone(observer);
+            client.on_retry = Some(RetryNotice(Arc::new(move |url, attempt, delay| {
+                observer.event(Event::Retry { what: url, attempt, delay });
+            })));
+        }
+    }
+
     /// The build of `Dockerfile` in the directory `context`, with what [`crate::sandbox::enter`] found and the defaults of
     /// `slipway build`: no output but the work dir, no names, no credentials. Fields are changed as needed.
     ///

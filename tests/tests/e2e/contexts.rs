@@ -200,6 +200,10 @@ fn amazon(place: &Place) -> Outcome {
     let with_keys = [&keys[..], &here].concat();
     expect(build(&project, "s3://bucket/a/context.tar.gz", &[], &with_keys)?, 0, &[])?;
     same("bulk", made(&project, "bulk")?, 3 << 20)?;
+    let arguments = ["--context", "s3://bucket/a", "--context-sub-path", "part"];
+    expect(execute(&project, &arguments, &with_keys)?, 1, &["error building image: ", "s3://bucket/a: not found"])?;
+    let arguments = ["--context", "s3://bucket/a/context.tar.gz", "--context-sub-path", "part"];
+    expect(execute(&project, &arguments, &with_keys)?, 0, &[])?;
     let missing =
         expect(build(&project, "s3://bucket/missing", &[], &with_keys)?, 3, &["s3://bucket/missing: not found"])?;
     same("keys in messages", missing.text().contains("hidden-key"), false)?;
@@ -258,8 +262,14 @@ fn azure(place: &Place) -> Outcome {
     let here = [("AZURE_STORAGE_ENDPOINT", endpoint.as_str()), ("AZURE_STORAGE_ACCESS_KEY", AZURITE_KEY)];
     expect(build(&project, url, &[], &here)?, 0, &[])?;
     same("bulk", made(&project, "bulk")?, 3 << 20)?;
+    expect(execute(&project, &["--context", url, "--context-sub-path", "part"], &here)?, 0, &[])?;
     let missing = "https://devstoreaccount1.blob.core.windows.net/box/missing";
     expect(build(&project, missing, &[], &here)?, 3, &["/box/missing: not found"])?;
+    expect(
+        execute(&project, &["--context", missing], &here)?,
+        1,
+        &["error building image: ", "/box/missing: not found"],
+    )?;
     let wrong = [here[0], ("AZURE_STORAGE_ACCESS_KEY", "d3Jvbmc=")];
     let refused = expect(build(&project, url, &[], &wrong)?, 3, &[url])?;
     same("keys in messages", refused.text().contains("d3Jvbmc="), false)?;

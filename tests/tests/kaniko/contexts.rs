@@ -60,6 +60,21 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "contexts::tar-with-a-link-that-leads-out",
+        bare: true,
+        arguments: &["--context=tar://c.tar", "--destination=REGISTRY/out:1"],
+        prepare: |case| {
+            let entries = [("link", tar::EntryType::Symlink, "../../../.."), ("link/x", tar::EntryType::Regular, "x")];
+            troubles::archive(case, &entries)
+        },
+        check: |case, _| {
+            // What a chroot would make of it, and nothing else.
+            let expected = ["Dockerfile", "link", "x"].map(str::to_owned).to_vec();
+            same("files", case.files("out:1")?, vec![expected])
+        },
+        ..ROW
+    },
+    Row {
         name: "contexts::tar-from-nowhere",
         bare: true,
         arguments: &["--context=tar://stdin", "--destination=REGISTRY/out:1"],

@@ -27,6 +27,7 @@ mod outputs;
 mod refused;
 mod registries;
 mod shown;
+mod troubles;
 mod warmed;
 
 /// How long one program may take, on a machine that is busy with others.
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         shown::ROWS,
         registries::ROWS,
         refused::ROWS,
+        troubles::ROWS,
         callers::ROWS,
         warmed::ROWS,
     ];

@@ -129,6 +129,13 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "registries::limits-that-end",
+        prepare: |case| fault(case, Fault::once("GET", "/base/manifests/", Effect::retry_after(429, 1))),
+        says: &["WARN", "Retrying operation after 1s due to "],
+        check: pushed,
+        ..ROW
+    },
+    Row {
         name: "registries::image-download-retry",
         arguments: &["--image-download-retry", "5", "--image-fs-extract-retry=2"],
         prepare: |case| fault(case, Fault::always("GET", "/base/manifests/", Effect::status(503)).times(5)),
@@ -209,14 +216,6 @@ pub const ROWS: &[Row] = &[
         login: true,
         code: 1,
         says: &["error checking push permissions: ", "REGISTRY"],
-        ..ROW
-    },
-    Row {
-        name: "registries::unreadable-credentials-are-named",
-        login: true,
-        prepare: |case| case.write("docker/config.json", "{"),
-        code: 1,
-        says: &["docker/config.json"],
         ..ROW
     },
     Row {
