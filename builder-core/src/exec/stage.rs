@@ -162,8 +162,12 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         phases.done("inputs", begun);
         let detached = matches!(&step.action, Action::Copy(action) if crate::copy::links(action));
         let key = StepKey { shared, stage: self.stage, step, index, inputs };
-        // Below a layer that is being made nothing is looked up: what stands on a large layer made just now was hardly ever
-        // built before, and to find out would mean to wait for it.
+        // Behind a layer that is being made nothing is looked up: what stands on a large layer made just now was hardly ever
+        // built before, and to find out would mean to wait for it. Unless layers made again are often the same.
+        if !self.coming.is_empty() && self.may_be_known(&key) {
+            self.settle()?;
+            self.tree = None;
+        }
         let components = match self.coming.is_empty() {
             true => Some(key.components(self.chain())),
             false => None,
@@ -193,6 +197,17 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         self.settle()?;
         self.tree = None;
         self.keep(&key, layer, &phases).map(Some)
+    }
+
+    /// Whether a step behind a layer that is being made may turn out to be done: it was done here, nothing of its own has changed
+    /// since, and times are clamped, so that the same files give the same layer.
+    fn may_be_known(&self, key: &StepKey<'_>) -> bool {
+        let shared = self.shared;
+        shared.request.clamp_mtime(shared.plan).is_some()
+            && !shared.request.no_cache.applies_to(&self.stage.name)
+            && shared
+                .recall(self.stage, key.index)
+                .is_some_and(|old| key.components_on(StateKey(Sha256::of(b"not known yet"))).differs_below_alone(&old))
     }
 
     /// Does the step in the directory behind the layers; `None` if its layer is being made meanwhile.

@@ -137,6 +137,12 @@ impl Components {
         }))
     }
 
+    /// Whether nothing but what lies below the step differs from `old`.
+    pub fn differs_below_alone(&self, old: &Self) -> bool {
+        let here = Self { parent: old.parent.clone(), ..self.clone() };
+        here.key() == old.key()
+    }
+
     /// One line that says why this step cannot use the result that was kept for `old`.
     pub fn difference(&self, old: &Self) -> String {
         if self.instruction != old.instruction {

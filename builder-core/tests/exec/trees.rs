@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_failed_step_leaves_nothing", items: "X-14", run: failed },
     Case { name: "bases_are_fetched_while_another_stage_works", items: "F-08", run: fetched_ahead },
     Case { name: "a_large_layer_is_packed_meanwhile", items: "X-14", run: large },
+    Case { name: "behind_a_large_layer_made_again_the_cache_is_asked", items: "X-12 X-14", run: large_again },
     Case { name: "what_fails_on_top_of_a_large_layer", items: "X-14", run: large_then_failed },
     Case { name: "two_builds_at_once", items: "X-14", run: at_once },
 ];
@@ -180,6 +181,31 @@ fn large(bench: &Bench) -> Outcome {
         again.ok();
         assert!(again.steps.values().all(|state| state == "CACHED"), "{:?}", again.steps);
     }
+    Outcome::Passed
+}
+
+fn large_again(bench: &Bench) -> Outcome {
+    let build = |comment: &str| {
+        let dockerfile = format!(
+            "FROM base:1\nRUN : {comment}; head -c 40000000 /dev/zero > /large\nRUN wc -c < /large > /count\nRUN cat /count\n"
+        );
+        let path = bench.path("Dockerfile");
+        std::fs::write(&path, &dockerfile).expect("a Dockerfile");
+        bench.build("", |request| {
+            // What was made is remembered by the file's name.
+            request.dockerfile = builder_core::exec::DockerfileSource::File(path);
+            request.plan.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), "1000000000".to_owned());
+            request.outputs = vec![bench.output("type=oci,dest=again,tar=false,rewrite-timestamp=true")];
+        })
+    };
+    let first = build("one");
+    assert_eq!(first.output, ["40000000"]);
+    let second = build("two");
+    // The large one was made again, and came out the same.
+    assert_eq!(second.step("RUN wc -c < /large > /count"), "CACHED", "{:?}", second.steps);
+    assert_eq!(second.step("RUN cat /count"), "CACHED", "{:?}", second.steps);
+    let layers = |built: &crate::bench::Built| built.ok().images[0].layers.clone();
+    assert_eq!(layers(&first), layers(&second));
     Outcome::Passed
 }
 
