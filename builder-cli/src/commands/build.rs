@@ -53,8 +53,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     };
     let cancel = Cancel::default();
     if let Err(error) = listen_for_signals(&cancel) {
-        diagnostics::plain(&format!("cannot listen for signals: {error}"), None);
-        return Exit::Sandbox.into();
+        return cannot_listen(&error);
     }
     let observer = ui::observer(build.shown);
     let outcome = match build.mode {
@@ -77,15 +76,23 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
 pub fn listen_for_signals(cancel: &Cancel) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     let cancel = cancel.clone();
-    std::thread::spawn(move || {
+    let listen = move || {
         for signal in signals.forever() {
             if SIGNAL.swap(signal, Ordering::SeqCst) != 0 {
                 std::process::exit(i32::from(Exit::Signal(signal).code()));
             }
             cancel.cancel();
         }
-    });
-    Ok(())
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map(drop)
+}
+
+/// Says why [`listen_for_signals`] failed: the first thread that a build starts.
+pub fn cannot_listen(error: &std::io::Error) -> ExitCode {
+    let hint = (error.kind() == std::io::ErrorKind::WouldBlock)
+        .then_some("no thread can be started: a larger limit of processes (the pod's pid limit, `ulimit -u`)");
+    diagnostics::plain(&format!("cannot listen for signals: {error}"), hint);
+    Exit::Sandbox.into()
 }
 
 /// What a failed build ends with.

@@ -109,6 +109,24 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
+    /// Too few files may be open at one time.
+    #[error("only {limit} files may be open at one time, and a build needs {needed}")]
+    FewDescriptors {
+        /// How many.
+        limit: u64,
+        /// How many are needed at the least.
+        needed: u64,
+    },
+    /// Too few processes and threads may be had.
+    #[error("only {started} of {needed} threads could be started")]
+    FewProcesses {
+        /// How many could.
+        started: usize,
+        /// How many are needed at the least.
+        needed: usize,
+        /// Why not more.
+        source: io::Error,
+    },
     /// More is kept under the work dir than the build may take (`--max-disk`).
     #[error(
         "{used} bytes are in use under the work directory, more than the {budget} that are allowed{}",
@@ -285,7 +303,7 @@ impl BuildError {
             | Self::DiskBudget { .. }
             | Self::Cache { .. }
             | Self::CacheMount { .. } => ErrorClass::Disk,
-            Self::Sandbox(_) => ErrorClass::Sandbox,
+            Self::Sandbox(_) | Self::FewDescriptors { .. } | Self::FewProcesses { .. } => ErrorClass::Sandbox,
             Self::Cancelled => ErrorClass::Cancelled,
             _ => ErrorClass::Input,
         }
@@ -376,6 +394,15 @@ impl Hint for BuildError {
             }
             Self::NoIndex => Some("build several platforms, or give --build-arg BUILDKIT_MULTI_PLATFORM=1".to_owned()),
             Self::Sandbox(error) | Self::NotExecutable { source: error, .. } => error.hint(),
+            Self::FewDescriptors { .. } => Some(
+                "a larger limit of open files (`ulimit -n`), which containers get from the runtime or containers.conf"
+                    .to_owned(),
+            ),
+            Self::FewProcesses { .. } => Some(
+                "a larger limit of processes: the pod's pid limit (podPidsLimit of the kubelet), `docker run --pids-limit`, \
+                 `ulimit -u`"
+                    .to_owned(),
+            ),
             Self::Output(error) => error.hint(),
             Self::CacheExport(error) => error.hint(),
             Self::Input(error) => error.hint(),

@@ -30,6 +30,7 @@ mod prepare;
 mod released;
 mod report;
 mod request;
+mod room;
 mod running;
 mod sealing;
 mod shared;
@@ -84,7 +85,7 @@ pub fn build_and_report(request: &BuildRequest, observer: Arc<dyn Observer>, can
     let request = &request;
     let mut attempts = 1;
     let result = loop {
-        match build_once(request, &recorder, cancel) {
+        match room::check().and_then(|()| build_once(request, &recorder, cancel)) {
             Err(BuildError::LayerGone { .. }) if attempts < MOST_ATTEMPTS && !cancel.is_cancelled() => {
                 recorder.event(Event::Notice {
                     message: "a layer of an earlier build is gone from the registry that it was pushed to: it is made again",

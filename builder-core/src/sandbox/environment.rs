@@ -21,7 +21,7 @@ use super::SandboxError;
 use super::counters::Counters;
 use super::ids::{IdRanges, granted};
 use super::remedies;
-use super::supervision::{Supervised, try_supervision};
+use super::supervision::{Supervised, try_calls, try_supervision};
 use super::sys::{self, Ids, Outsider, try_namespaces};
 use crate::rootfs::Volume;
 
@@ -458,6 +458,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String, Vec<String>)> {
+    try_calls().map_err(|(missing, error)| remedies::supervision(missing, &error))?;
     let result = match candidate {
         Candidate::Root => try_namespaces(&Ids::Outer),
         Candidate::UserNamespace { uids, gids, how: Writer::Itself, .. } => {

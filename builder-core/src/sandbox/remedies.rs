@@ -70,14 +70,17 @@ pub fn supervision(missing: Missing, error: &io::Error) -> (String, Vec<String>)
                 "Linux 5.14 or later with CONFIG_SECCOMP_FILTER (gVisor and some other sandboxes have none)".to_owned(),
             ],
         ),
-        Missing::Memory => ("reading a child's memory", vec![]),
+        Missing::Memory => ("reading and writing a child's memory", vec![]),
         Missing::Tracing => ("ptrace", vec![]),
+        Missing::Call(name) => (name, vec![format!("Linux 5.12 or later, with a seccomp profile that knows {name}")]),
     };
     if matches!(missing, Missing::Memory | Missing::Tracing) {
         match yama {
             Some(scope @ 2..) => remedies.push(format!("sysctl kernel.yama.ptrace_scope=1 (it is {scope})")),
-            _ => remedies
-                .push("Linux 4.8 or later and a seccomp profile that allows ptrace and process_vm_readv".to_owned()),
+            _ => remedies.push(
+                "Linux 4.8 or later and a seccomp profile that allows ptrace, process_vm_readv and process_vm_writev"
+                    .to_owned(),
+            ),
         }
     }
     match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
@@ -162,7 +165,14 @@ mod tests {
         for refused in [Refused::Unshare, Refused::Maps, Refused::Mount, Refused::Attributes] {
             assert!(!namespaces(refused, &denied()).1.is_empty(), "{refused:?}");
         }
-        for missing in [Missing::Chroot, Missing::Ids, Missing::Notification, Missing::Memory, Missing::Tracing] {
+        for missing in [
+            Missing::Chroot,
+            Missing::Ids,
+            Missing::Notification,
+            Missing::Memory,
+            Missing::Tracing,
+            Missing::Call("statx"),
+        ] {
             assert!(!supervision(missing, &denied()).1.is_empty(), "{missing:?}");
         }
         let full = io::Error::from_raw_os_error(libc::EAGAIN);

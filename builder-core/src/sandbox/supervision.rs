@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
@@ -41,6 +41,8 @@ pub enum Missing {
     Memory,
     /// ptrace(2)
     Tracing,
+    /// A call that files are found, looked at or made with.
+    Call(&'static str),
 }
 
 /// What root needs to be other users and to give them files: what container runtimes leave it, without
@@ -58,6 +60,19 @@ const LIMIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// What the trial's call is answered with: none of its own errors.
 const ANSWER: Errno = Errno::XFULL;
+
+/// Makes the calls that every tier's look at a tree needs and that profiles made for older programs refuse.
+///
+/// # Errors
+/// Which was refused, and why.
+pub fn try_calls() -> Result<(), (Missing, io::Error)> {
+    let named = |name| move |errno: Errno| (Missing::Call(name), errno.into());
+    let (flags, how) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
+    let root = rustix::fs::openat2(CWD, "/", flags, Mode::empty(), how).map_err(named("openat2"))?;
+    rustix::fs::statx(&root, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).map_err(named("statx"))?;
+    rustix::fs::memfd_create("trial", MemfdFlags::CLOEXEC).map_err(named("memfd_create"))?;
+    Ok(())
+}
 
 /// Does in a child process what a supervised RUN needs.
 ///
@@ -128,6 +143,7 @@ fn converse(kind: Supervised, child: &Child, socket: &OwnedFd, path: u64) -> Res
     if read != b"/slipway" {
         return Err((Missing::Memory, Errno::FAULT.into()));
     }
+    memory::write(call.thread, path, &read).map_err(|errno| (Missing::Memory, errno.into()))?;
     if !listener.reply(call.id, Reply::Error(ANSWER)) {
         return Err((Missing::Notification, Errno::NOENT.into()));
     }
