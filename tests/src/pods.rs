@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::{self, Ended};
@@ -52,6 +53,15 @@ impl Kind {
     }
 }
 
+/// What makes a container worse than its row.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Worse {
+    /// System calls that its seccomp profile refuses, with these error numbers.
+    pub refused: &'static [(&'static str, i32)],
+    /// Options of the volume's mount, such as `noexec`.
+    pub volume: &'static str,
+}
+
 /// A container that waits for commands; ended when dropped.
 #[derive(Debug)]
 pub struct Pod {
@@ -91,6 +101,14 @@ impl Pod {
     /// # Errors
     /// What podman says.
     pub fn start(kind: Kind, volume: &Path, busybox: bool) -> Result<Self, String> {
+        Self::start_worse(kind, volume, busybox, Worse::default())
+    }
+
+    /// The same with something missing.
+    ///
+    /// # Errors
+    /// What podman says.
+    pub fn start_worse(kind: Kind, volume: &Path, busybox: bool, worse: Worse) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
         let image = tempfile::Builder::new().prefix("slipway-pod-").tempdir().map_err(text)?;
         let settings = image.path().join("containers.conf");
@@ -110,13 +128,14 @@ impl Pod {
                 .map_err(|error| format!("/bin/busybox (package busybox-static): {error}"))?;
         }
         fs::set_permissions(volume, Permissions::from_mode(0o777)).map_err(text)?;
-        let profile = slipway::project().join("fixtures/pods/seccomp-runtime-default.json");
-        let profile = profile.canonicalize().map_err(text)?;
+        let profile = image.path().join("seccomp.json");
+        fs::write(&profile, profile_without(worse.refused)?).map_err(text)?;
         let confined = format!("seccomp={}", profile.display());
 
         let mut command = podman(&settings);
         command.args(["run", "--detach", "--rm", "--runtime", "runc", "--network", "host"]);
-        command.arg("--volume").arg(format!("{0}:{0}", volume.display()));
+        let options = if worse.volume.is_empty() { String::new() } else { format!(":{}", worse.volume) };
+        command.arg("--volume").arg(format!("{0}:{0}{options}", volume.display()));
         match kind {
             Kind::E4 => command.args(["--security-opt", "seccomp=unconfined"]),
             Kind::E5 => command.args(["--security-opt", &confined]),
@@ -172,6 +191,24 @@ impl Drop for Pod {
         _ = podman(&self.settings).args(["rm", "--force", "--time", "0", &self.id]).output();
         _ = fs::remove_file(self.volume.join("never"));
     }
+}
+
+/// The profile that container runtimes apply by default, with some calls refused.
+fn profile_without(refused: &[(&str, i32)]) -> Result<String, String> {
+    let path = slipway::project().join("fixtures/pods/seccomp-runtime-default.json");
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut profile: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let rules = profile["syscalls"].as_array_mut().ok_or("the profile has no list of calls")?;
+    for rule in rules.iter_mut() {
+        if let Some(names) = rule["names"].as_array_mut() {
+            names.retain(|name| !refused.iter().any(|(refused, _)| name == refused));
+        }
+    }
+    rules.retain(|rule| rule["names"].as_array().is_some_and(|names| !names.is_empty()));
+    rules.extend(
+        refused.iter().map(|(name, errno)| json!({"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": errno})),
+    );
+    Ok(profile.to_string())
 }
 
 fn podman(settings: &Path) -> Command {

@@ -6,6 +6,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::pods::Pod;
 
 mod escapes;
+mod hostile;
 mod table;
 
 /// What every test is.
@@ -17,7 +18,7 @@ type Outcome = Result<Result<(), String>, String>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, test) in table::TESTS.iter().chain(escapes::TESTS) {
+    for (name, test) in table::TESTS.iter().chain(hostile::TESTS).chain(escapes::TESTS) {
         trials.push(Trial::ignorable_test(*name, move || judge(test)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -34,4 +35,9 @@ fn judge(test: &Test) -> Result<Completion, Failed> {
 fn outcome(test: &Test) -> Outcome {
     Pod::possible()?;
     Ok(test())
+}
+
+/// A directory for a container.
+fn volume() -> Result<tempfile::TempDir, String> {
+    tempfile::Builder::new().prefix("slipway-volume-").tempdir_in("/var/tmp").map_err(|error| error.to_string())
 }

@@ -9,14 +9,10 @@ pub const TESTS: &[(&str, crate::Test)] = &[
     ("table::forced_tiers_say_what_is_missing", forced_tiers_say_what_is_missing),
 ];
 
-fn volume() -> Result<tempfile::TempDir, String> {
-    tempfile::Builder::new().prefix("slipway-volume-").tempdir_in("/var/tmp").map_err(|error| error.to_string())
-}
-
 /// The rows are what the table says: otherwise the other tests would prove nothing.
 fn what_is_allowed() -> Result<(), String> {
     for kind in Kind::ALL {
-        let volume = volume()?;
+        let volume = crate::volume()?;
         let pod = Pod::start(kind, volume.path(), true)?;
         let allowed = |command: &[&str]| pod.run(BUSYBOX, command, &[]).map(|ended| ended.success());
         let expected = |row: [bool; 3]| row[kind as usize];
@@ -49,7 +45,7 @@ fn info(pod: &Pod, arguments: &[&str]) -> Result<Value, String> {
 
 fn info_chooses_the_tier() -> Result<(), String> {
     for (kind, tier) in [(Kind::E4, "namespaces"), (Kind::E5, "chroot"), (Kind::E6, "traced")] {
-        let volume = volume()?;
+        let volume = crate::volume()?;
         let pod = Pod::start(kind, volume.path(), false)?;
         let found = info(&pod, &[])?;
         if found["tier"] != tier {
@@ -78,7 +74,7 @@ fn forced_tiers_say_what_is_missing() -> Result<(), String> {
         (Kind::E5, "namespaces", ["seccompProfile.type: Unconfined", "unshare"]),
         (Kind::E6, "chroot", ["runAsUser: 0", "not root"]),
     ] {
-        let volume = volume()?;
+        let volume = crate::volume()?;
         let pod = Pod::start(kind, volume.path(), false)?;
         let dockerfile = volume.path().join("Dockerfile");
         std::fs::write(&dockerfile, "FROM scratch\nCOPY Dockerfile /\nRUN [\"/x\"]\n")
