@@ -53,6 +53,7 @@ mod network;
 mod nodes;
 mod output;
 mod remedies;
+mod serving;
 mod stubs;
 mod supervision;
 mod sys;

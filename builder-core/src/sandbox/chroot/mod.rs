@@ -46,7 +46,7 @@ use super::nodes::Nodes;
 use super::sys::landlock::{self, Ruleset};
 use super::sys::notify::Listener;
 use super::sys::{self, Kept, Op, Program};
-use super::{Environment, ExitStatus, RunSpec, SandboxError, dev, network, setup, stubs};
+use super::{Environment, ExitStatus, RunSpec, SandboxError, dev, network, serving, setup, stubs};
 use crate::cancel::Cancel;
 use crate::event::Stream;
 use crate::rootfs::{Rootfs, Volume};
@@ -55,9 +55,6 @@ use members::Members;
 use places::Places;
 use serve::Server;
 use tree::Tree;
-
-/// Threads that answer: one while another reads a directory or waits for the disk.
-const SERVERS: usize = 2;
 
 /// What of Docker's default capabilities stays: all but the one to leave a root with.
 const KEPT_CAPABILITIES: CapabilitySet = CAPABILITIES.difference(CapabilitySet::SYS_CHROOT);
@@ -184,10 +181,7 @@ fn perform(
     let status = std::thread::scope(|scope| {
         ends.stream(scope, &ended, output);
         if let Some(server) = &server {
-            for _ in 0..SERVERS {
-                let stop = &stop;
-                scope.spawn(move || server.serve(stop));
-            }
+            serving::spawn(scope, server.listener, &stop, move |call| server.serve(&call));
             // It waits for this before it executes anything.
             _ = rustix::io::write(&socket, &[0]);
         }

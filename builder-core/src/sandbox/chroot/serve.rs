@@ -9,7 +9,6 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -117,31 +116,14 @@ pub struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Answers until no process is left under the filter, or `stop` has an event. Several threads may do so at once.
-    pub fn serve(&self, stop: &OwnedFd) {
-        loop {
-            let mut fds = [PollFd::new(self.listener, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-            match rustix::event::poll(&mut fds, None) {
-                Err(Errno::INTR) => continue,
-                Err(_) => return,
-                Ok(_) => {}
-            }
-            if !fds[1].revents().is_empty() || fds[0].revents().contains(PollFlags::HUP) {
-                return;
-            }
-            // Another thread may have been quicker, and then this one waits for the next call.
-            let call = match self.listener.receive() {
-                Ok(Some(call)) => call,
-                Ok(None) => continue,
-                Err(_) => return,
-            };
-            match self.answer(&call) {
-                // Nobody waits any more if these fail, or the command has no descriptor free.
-                Answer::Reply(reply) => _ = self.listener.reply(call.id, reply),
-                Answer::Descriptor(file, cloexec) => {
-                    if let Err(errno) = self.listener.reply_with(call.id, file.as_fd(), cloexec) {
-                        _ = self.listener.reply(call.id, Reply::Error(errno));
-                    }
+    /// Answers one call.
+    pub fn serve(&self, call: &Notification) {
+        match self.answer(call) {
+            // Nobody waits any more if these fail, or the command has no descriptor free.
+            Answer::Reply(reply) => _ = self.listener.reply(call.id, reply),
+            Answer::Descriptor(file, cloexec) => {
+                if let Err(errno) = self.listener.reply_with(call.id, file.as_fd(), cloexec) {
+                    _ = self.listener.reply(call.id, Reply::Error(errno));
                 }
             }
         }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::calls::{Answer, DONE};
 use super::ids::{Credentials, capability};
 use super::tasks::lock;
-use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, reopen};
+use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, read_link, reopen};
 use super::world::{Caller, HERE, Reached, SET_IDS, descriptor_path, kept_mode, may};
 use super::{layout, procfs};
 
@@ -23,14 +23,20 @@ const OPEN_HOW_BYTES: u64 = 24;
 impl Caller<'_> {
     /// The file of an `…at` call, by the flags that all of them have.
     pub fn reach_at(&self, descriptor: usize, path: usize, flags: u32, null: bool) -> Result<Reached<'_>, Errno> {
+        let (text, follow, empty) = self.named_at(path, flags, null)?;
+        self.reach(self.int(descriptor), &text, follow, empty)
+    }
+
+    /// The path of such a call, whether it is followed, and whether it may be empty.
+    fn named_at(&self, path: usize, flags: u32, null: bool) -> Result<(Vec<u8>, bool, bool), Errno> {
         let known = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT | 0x6000;
         if flags & !(known as u32) != 0 {
             return Err(Errno::INVAL);
         }
-        let empty = flags & libc::AT_EMPTY_PATH as u32 != 0;
+        let empty = flags & libc::AT_EMPTY_PATH as u32 != 0 || null;
         // Since Linux 6.11 a null pointer is an empty path.
-        let text = if (null || empty) && self.word(path) == 0 { Vec::new() } else { self.path(path)? };
-        self.reach(self.int(descriptor), &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty || null)
+        let text = if empty && self.word(path) == 0 { Vec::new() } else { self.path(path)? };
+        Ok((text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty))
     }
 
     /// The file at the path of an old call.
@@ -48,8 +54,8 @@ impl Caller<'_> {
         if text.is_empty() && empty && descriptor != HERE {
             return self.fstat(descriptor, out);
         }
-        let file = self.reach(descriptor, &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty)?;
-        let shown = self.world.shown(&file.real, file.mount, &lock(&self.task.credentials));
+        let (real, mount) = self.look(descriptor, &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty)?;
+        let shown = self.world.shown(&real, mount, &lock(&self.task.credentials));
         self.write(out, &layout::stat(&shown))?;
         DONE
     }
@@ -73,8 +79,9 @@ impl Caller<'_> {
         if self.uint(2) & 0x6000 == 0x6000 {
             return Err(Errno::INVAL);
         }
-        let file = self.reach_at(0, 1, self.uint(2), false)?;
-        let shown = self.world.shown(&file.real, file.mount, &lock(&self.task.credentials));
+        let (text, follow, empty) = self.named_at(1, self.uint(2), false)?;
+        let (real, mount) = self.look(self.int(0), &text, follow, empty)?;
+        let shown = self.world.shown(&real, mount, &lock(&self.task.credentials));
         self.write(self.word(4), &layout::statx(&shown))?;
         DONE
     }
@@ -86,18 +93,18 @@ impl Caller<'_> {
         }
         let empty = flags & libc::AT_EMPTY_PATH as u32 != 0;
         let text = self.path_at(path)?;
-        let file = self.reach(descriptor, &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty)?;
+        let (real, mount) = self.look(descriptor, &text, flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0, empty)?;
         let mut me = self.me();
         if flags & libc::AT_EACCESS as u32 == 0 {
             // For the real ids: access(2). Root has its capabilities by them too.
             me.effective = if me.user.real == 0 { me.permitted } else { 0 };
             (me.user.files, me.group.files) = (me.user.real, me.group.real);
         }
-        let shown = self.world.shown(&file.real, file.mount, &me);
+        let shown = self.world.shown(&real, mount, &me);
         self.allow(&shown, mode, &me)?;
         let kind = u32::from(shown.stx_mode) & libc::S_IFMT;
         let special = matches!(kind, libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK);
-        if mode & may::WRITE != 0 && !special && file.mount.is_some_and(|mount| mount.readonly) {
+        if mode & may::WRITE != 0 && !special && mount.is_some_and(|mount| mount.readonly) {
             return Err(Errno::ROFS);
         }
         DONE
@@ -122,7 +129,7 @@ impl Caller<'_> {
                 if let Some(text) = magic(place)? {
                     return Ok(text);
                 }
-                read_link(&place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?)
+                place.read_link(&self.world.view)
             })?
         };
         let length = link.len().min(size as i32 as usize);
@@ -461,8 +468,7 @@ impl Caller<'_> {
         if all && !self.world.has_devices() || matches!(place.mount.kind, Kind::Proc | Kind::Sys) {
             return Ok(());
         }
-        let fd = place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
-        let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+        let real = place.stat(&self.world.view, false)?;
         let mount: &Mount = place.mount;
         if self.world.facts(&real, Some(mount)).is_some_and(|facts| facts.device.is_some()) {
             // As on a mount with `nodev`.
@@ -475,16 +481,6 @@ impl Caller<'_> {
         let reading = !flags.contains(OFlags::WRONLY);
         let wanted = if reading { may::READ } else { 0 } | if writing { may::WRITE } else { 0 };
         self.allow(&shown, wanted, me)
-    }
-}
-
-/// Text of a link behind an `O_PATH` descriptor.
-fn read_link(fd: &OwnedFd) -> Result<Vec<u8>, Errno> {
-    match rustix::fs::readlinkat(fd, "", Vec::new()) {
-        Ok(text) => Ok(text.into_bytes()),
-        // readlinkat(2) on a descriptor says ENOENT for what is not a link.
-        Err(Errno::NOENT) => Err(Errno::INVAL),
-        Err(errno) => Err(errno),
     }
 }
 

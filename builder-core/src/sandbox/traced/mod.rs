@@ -33,6 +33,7 @@ mod elf;
 mod exec;
 mod files;
 mod filter;
+mod held;
 mod identity;
 mod ids;
 mod layout;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::calls::{Answer, DONE};
 use super::ids::capability;
 use super::tasks::lock;
-use super::view::{Base, Kind, Mount, Place, STAT, key, own_path, reopen};
+use super::view::{Base, Change, Kind, Mount, Place, STAT, key, own_path, reopen};
 use super::world::{Caller, HERE, may};
 use crate::rootfs::FileKind;
 
@@ -198,7 +198,8 @@ impl Caller<'_> {
                 return Err(if kind == libc::S_IFDIR { Errno::ISDIR } else { Errno::NOTDIR });
             }
             rustix::fs::unlinkat(parent, name, how)?;
-            self.world.view.forget(&place.path, flags);
+            let change = if flags { Change::RemovedDirectory } else { Change::Name };
+            self.world.view.forget(&place.path, change);
             Ok(())
         })?;
         DONE
@@ -248,8 +249,9 @@ impl Caller<'_> {
                     rustix::fs::renameat_with(source_parent, source_name, target_parent, target_name, flags)?;
                 }
                 let other = exchange && there.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
-                self.world.view.forget(&source.path, directory || other);
-                self.world.view.forget(&target.path, false);
+                let change = if directory || other { Change::MovedDirectories } else { Change::Name };
+                self.world.view.forget(&source.path, change);
+                self.world.view.forget(&target.path, Change::Name);
                 Ok(())
             });
             match done {

@@ -350,7 +350,9 @@ impl<'a> Tracer<'a> {
                     check(place, &parent)?;
                     (parent, std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec())
                 }
-                Err(Errno::BUSY) => (place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?, Vec::new()),
+                Err(Errno::BUSY) => {
+                    (Arc::new(place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?), Vec::new())
+                }
                 Err(errno) => return Err(errno),
             };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;

@@ -20,6 +20,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::held::Held;
 use crate::rootfs::{FileKind, InodeKey, Owners};
 
 /// Links followed in one look-up: path_resolution(7).
@@ -88,6 +89,7 @@ impl Mount {
 pub struct View {
     mounts: Vec<Mount>,
     links: RwLock<HashMap<Vec<u8>, Vec<u8>>>,
+    held: Held,
     /// Changes when paths of directories do.
     generation: AtomicU64,
 }
@@ -137,6 +139,17 @@ pub struct Place<'a> {
     pub passed: Vec<Vec<u8>>,
 }
 
+/// What happened to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was removed or replaced, and was no directory.
+    Name,
+    /// It was a directory, which was removed.
+    RemovedDirectory,
+    /// It was a directory that has another name now, or was exchanged with one.
+    MovedDirectories,
+}
+
 /// How to answer paths in /proc that mean the caller or that lead elsewhere.
 pub trait Magic {
     /// Where the link `path` (physical, below /proc) leads for `caller`: a physical path. `None` if it is none of ours.
@@ -149,7 +162,7 @@ pub trait Magic {
 impl View {
     /// With the image's tree alone.
     pub fn new(tree: Mount) -> Self {
-        Self { mounts: vec![tree], links: RwLock::default(), generation: AtomicU64::new(0) }
+        Self { mounts: vec![tree], links: RwLock::default(), held: Held::new(), generation: AtomicU64::new(0) }
     }
 
     /// Covers a path; what is there with the same target is covered too.
@@ -178,6 +191,11 @@ impl View {
         best
     }
 
+    /// The same mount, for as long as this lives.
+    pub fn known(&self, mount: &Mount) -> Option<&Mount> {
+        self.mounts.iter().find(|known| std::ptr::eq(*known, mount))
+    }
+
     /// Whether something is mounted at or below a physical path.
     pub fn is_covered(&self, path: &[u8]) -> bool {
         self.mounts
@@ -203,10 +221,20 @@ impl View {
     }
 
     /// Forgets what is known of a name, which was removed or replaced; of everything if directories moved.
-    pub fn forget(&self, path: &[u8], directories: bool) {
-        if directories {
-            self.generation.fetch_add(1, Ordering::AcqRel);
+    pub fn forget(&self, path: &[u8], change: Change) {
+        match change {
+            Change::Name => {}
+            Change::RemovedDirectory => {
+                self.generation.fetch_add(1, Ordering::AcqRel);
+                // It was empty, so nothing below it is known.
+                return self.held.removed(path);
+            }
+            Change::MovedDirectories => {
+                self.generation.fetch_add(1, Ordering::AcqRel);
+                self.held.renamed();
+            }
         }
+        let directories = change == Change::MovedDirectories;
         let known = self.links.read().unwrap_or_else(PoisonError::into_inner);
         if known.is_empty() || !directories && !known.contains_key(path) {
             return;
@@ -454,9 +482,12 @@ impl Place<'_> {
     ///
     /// # Errors
     /// `EBUSY` for what something is mounted on; what the kernel says.
-    pub fn parent(&self, view: &View) -> Result<(OwnedFd, &OsStr), Errno> {
+    pub fn parent(&self, view: &View) -> Result<(Arc<OwnedFd>, &OsStr), Errno> {
         if self.directory.is_none() && (self.path.len() == self.covered || view.is_covered(&self.path)) {
             return Err(Errno::BUSY);
+        }
+        if let Some(held) = self.held(view)? {
+            return Ok(held);
         }
         let slash = self.path.iter().rposition(|&byte| byte == b'/').ok_or(Errno::EXIST)?;
         let name = OsStr::from_bytes(&self.path[slash + 1..]);
@@ -465,7 +496,55 @@ impl Place<'_> {
             Some(directory) => beneath(directory, &self.path[..slash], flags, Mode::empty())?,
             None => open_beneath(self.mount, &self.path[self.covered..slash], flags, Mode::empty())?,
         };
-        Ok((parent, name))
+        Ok((Arc::new(parent), name))
+    }
+
+    /// The directory of the tree that it is in, held open, and its name there; `None` if it is in no such one.
+    fn held(&self, view: &View) -> Result<Option<(Arc<OwnedFd>, &OsStr)>, Errno> {
+        if self.directory.is_some() || self.mount.kind != Kind::Tree || self.path.len() > MAX_PATH {
+            return Ok(None);
+        }
+        let Some(slash) = self.path.iter().rposition(|&byte| byte == b'/') else { return Ok(None) };
+        let directory = &self.path[..slash];
+        let open = || open_beneath(self.mount, directory, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+        Ok(Some((view.held.get(directory, open)?, OsStr::from_bytes(&self.path[slash + 1..]))))
+    }
+
+    /// With which it is opened to be looked at: a link that is to be followed must be an error, so that it is.
+    pub fn flags(&self, follow: bool) -> OFlags {
+        let mut flags = OFlags::PATH;
+        flags.set(OFlags::NOFOLLOW, !follow && !self.slash);
+        flags.set(OFlags::DIRECTORY, self.slash);
+        flags
+    }
+
+    /// What is known of it. A link at its end is `ELOOP` if it is to be followed.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn stat(&self, view: &View, follow: bool) -> Result<Statx, Errno> {
+        let Some((parent, name)) = self.held(view)? else {
+            return statx(self.open(self.flags(follow), Mode::empty())?);
+        };
+        let stat = rustix::fs::statx(&*parent, name, AtFlags::SYMLINK_NOFOLLOW, STAT)?;
+        match u32::from(stat.stx_mode) & libc::S_IFMT {
+            libc::S_IFLNK if follow || self.slash => Err(Errno::LOOP),
+            libc::S_IFDIR => Ok(stat),
+            _ if self.slash => Err(Errno::NOTDIR),
+            _ => Ok(stat),
+        }
+    }
+
+    /// The text of the link that it is.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is none; what the kernel says.
+    pub fn read_link(&self, view: &View) -> Result<Vec<u8>, Errno> {
+        let text = match self.held(view)? {
+            Some((parent, name)) => rustix::fs::readlinkat(&*parent, name, Vec::new())?,
+            None => return read_link(&self.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?),
+        };
+        Ok(text.into_bytes())
     }
 
     /// Gives files of ours on the way the rights that root does not need; whether there was one without.
@@ -542,6 +621,19 @@ fn beneath(directory: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) ->
         Mode::empty()
     };
     rustix::fs::openat2(from, OsStr::from_bytes(path), flags | OFlags::CLOEXEC, mode, resolve)
+}
+
+/// Text of a link behind an `O_PATH` descriptor.
+///
+/// # Errors
+/// `EINVAL` if it is none.
+pub fn read_link(fd: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    match rustix::fs::readlinkat(fd, "", Vec::new()) {
+        Ok(text) => Ok(text.into_bytes()),
+        // readlinkat(2) on a descriptor says ENOENT for what is not a link.
+        Err(Errno::NOENT) => Err(Errno::INVAL),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// A path to what a descriptor of ours stands for.

@@ -427,27 +427,45 @@ impl Caller<'_> {
             return self.reach_descriptor(descriptor);
         }
         let world = self.world;
-        let (fd, target) = self.at(descriptor, path, follow, |place| {
+        let (fd, mount) = self.at(descriptor, path, follow, |place| {
             if let Some(fd) = self.magic(place, follow)? {
                 return Ok((fd, None));
             }
-            // A link that is to be followed must be an error, so that it is.
-            let mut flags = if follow || place.slash { OFlags::PATH } else { OFlags::PATH | OFlags::NOFOLLOW };
-            if place.slash {
-                flags |= OFlags::DIRECTORY;
-            }
-            let fd = place.open(flags, Mode::empty())?;
-            Ok((fd, Some(place.mount.target.clone())))
+            Ok((place.open(place.flags(follow), Mode::empty())?, world.view.known(place.mount)))
         })?;
-        match target {
-            Some(target) => {
-                let mount = world.view.mounts().iter().rfind(|mount| mount.target == target);
+        match mount {
+            Some(_) => {
                 let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
                 Ok(Reached { fd, real, mount })
             }
             // What /proc/self/fd/3 stands for.
             None => self.behind(fd),
         }
+    }
+
+    /// What is known of the file at a path, as it is really, and where it is: [`Caller::reach`] without a descriptor.
+    ///
+    /// # Errors
+    /// Those of path_resolution(7).
+    pub fn look(
+        &self,
+        descriptor: i32,
+        path: &[u8],
+        follow: bool,
+        empty: bool,
+    ) -> Result<(Statx, Option<&Mount>), Errno> {
+        if path.is_empty() && empty {
+            let file = self.reach_descriptor(descriptor)?;
+            return Ok((file.real, file.mount));
+        }
+        let view = &self.world.view;
+        self.at(descriptor, path, follow, |place| {
+            if let Some(fd) = self.magic(place, follow)? {
+                let file = self.behind(fd)?;
+                return Ok((file.real, file.mount));
+            }
+            Ok((place.stat(view, follow)?, view.known(place.mount)))
+        })
     }
 
     /// The file behind a descriptor of the caller.
