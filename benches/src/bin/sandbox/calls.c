@@ -93,8 +93,8 @@ static void exec_dynamic(void) { spawn("/bench/true"); }
 
 static const struct { const char *name; void (*call)(void); int times; } calls[] = {
     { "open+close", open_close, 20000 }, { "openat+close", open_at, 20000 }, { "open, missing", missing, 20000 },
-    { "create+close+unlink", create, 2000 }, { "stat", do_stat, 20000 }, { "fstat", do_fstat, 20000 },
-    { "access", do_access, 20000 }, { "readlink", do_readlink, 20000 }, { "mkdir+rmdir", do_mkdir, 300 },
+    { "create+close+unlink", create, 200 }, { "stat", do_stat, 20000 }, { "fstat", do_fstat, 20000 },
+    { "access", do_access, 20000 }, { "readlink", do_readlink, 20000 }, { "mkdir+rmdir", do_mkdir, 100 },
     { "rename, twice", do_rename, 5000 }, { "link+unlink", do_link, 5000 }, { "chown", do_chown, 10000 },
     { "chmod", do_chmod, 10000 }, { "utimensat", do_utimens, 10000 }, { "chdir, twice", do_chdir, 10000 },
     { "getcwd", do_getcwd, 20000 }, { "getuid", do_getuid, 20000 }, { "getppid", do_getppid, 100000 },

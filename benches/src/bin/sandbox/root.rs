@@ -22,7 +22,7 @@ const RELEASE: &str = "bookworm";
 /// The tar of the root filesystem; made once, by mmdebstrap.
 pub fn archive() -> Result<PathBuf> {
     let directory = std::env::current_dir()?.join("target/sandbox-cost");
-    let archive = directory.join(format!("{RELEASE}-{}-1.tar", std::env::consts::ARCH));
+    let archive = directory.join(format!("{RELEASE}-{}-2.tar", std::env::consts::ARCH));
     if archive.exists() {
         return Ok(archive);
     }
