@@ -33,6 +33,8 @@ pub(super) struct Progress<'scope, 'a> {
     pub(super) scope: &'scope Scope<'scope, 'a>,
     /// Base layers, then one for each step done.
     layers: Vec<LayerRef>,
+    /// Of `layers`.
+    chain: Option<ChainId>,
     /// Layers above those that are still being made; every step after the first of them is one.
     pub(super) coming: Vec<Coming<'scope>>,
     /// The directory behind `layers` and `coming`, once a step needed one; `None` after a cached step, which leaves it behind.
@@ -77,6 +79,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             shared,
             stage,
             scope,
+            chain: ChainId::of(layers.iter().map(|layer| layer.diff_id)),
             layers,
             coming: Vec::new(),
             tree,
@@ -92,7 +95,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     }
 
     pub(super) fn chain(&self) -> Option<ChainId> {
-        ChainId::of(self.layers.iter().map(|layer| layer.diff_id))
+        self.chain
     }
 
     fn step(&mut self, index: usize, step: &'a Step) -> Result<(), BuildError> {
@@ -125,6 +128,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     }
 
     pub(super) fn push(&mut self, index: usize, made: MadeLayer) {
+        self.chain = Some(ChainId::extend(self.chain, made.sealed.diff_id));
         self.layers.push(made.layer());
         self.made.insert((self.stage.id, index), made);
     }

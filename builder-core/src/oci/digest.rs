@@ -28,7 +28,17 @@ impl Sha256 {
 
     /// 64 lower-case hexadecimal digits, without the `sha256:` prefix.
     pub fn to_hex(self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex_text(&self.hex()).to_owned()
+    }
+
+    fn hex(self) -> [u8; 64] {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut hex = [0; 64];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        hex
     }
 
     /// Reads 64 hexadecimal digits.
@@ -50,9 +60,14 @@ impl Sha256 {
     }
 }
 
+fn hex_text(hex: &[u8; 64]) -> &str {
+    std::str::from_utf8(hex).expect("hexadecimal digits are ASCII")
+}
+
 impl fmt::Display for Sha256 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.to_hex())
+        f.write_str("sha256:")?;
+        f.write_str(hex_text(&self.hex()))
     }
 }
 
@@ -177,7 +192,15 @@ impl ChainId {
     pub fn extend(parent: Option<Self>, layer: DiffId) -> Self {
         match parent {
             None => Self(layer.0),
-            Some(parent) => Self(Sha256::of(format!("{parent} {layer}").as_bytes())),
+            // As text: `sha256:… sha256:…`
+            Some(parent) => {
+                let mut hasher = Hasher::default();
+                hasher.update(b"sha256:");
+                hasher.update(&parent.0.hex());
+                hasher.update(b" sha256:");
+                hasher.update(&layer.0.hex());
+                Self(hasher.finish())
+            }
         }
     }
 }
