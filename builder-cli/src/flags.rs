@@ -303,7 +303,7 @@ pub struct BuildFlags {
     /// Give a secret to RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long, value_name = "SPEC", help_heading = "RUN")]
     pub secret: Vec<String>,
-    /// Give an ssh agent to RUN --mount=type=ssh: default or NAME[=SOCKET]
+    /// Give an ssh agent to RUN --mount=type=ssh: default or NAME[=SOCKET|=KEY[,KEY…]]
     #[arg(long, value_name = "SPEC", help_heading = "RUN")]
     pub ssh: Vec<String>,
     /// Add a line to /etc/hosts: NAME:ADDRESS or NAME=ADDRESS

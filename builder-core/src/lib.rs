@@ -59,6 +59,7 @@
 //! | [`http`] | One HTTP client: TLS, proxies, retry, redaction, limits | `cancel`, `hint` |
 //! | [`cloud`] | Amazon, Google, Azure: identities, tokens, objects in stores | `http`, `cancel`, `hint` |
 //! | [`git`] | One commit of a repository as files | `http`, `cancel`, `hint` |
+//! | [`ssh`] | Private keys, and an agent that signs with them | `hint` |
 //! | [`store`] | Content-addressed blobs on local disk | `oci`, `disk`, `hint` |
 //! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
@@ -89,6 +90,7 @@ pub mod git;
 pub mod http;
 pub mod registry;
 pub mod source;
+pub mod ssh;
 pub mod store;
 
 pub mod context;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use builder_core::cache::CacheParseError;
 use builder_core::hint::Hint;
 use builder_core::output::{AnnotationError, TargetError};
+use builder_core::ssh::KeyError;
 
 /// A command line that cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,14 @@ pub enum UsageError {
         /// Why.
         source: io::Error,
     },
+    /// A file of `--ssh` that no agent can sign with.
+    #[error("cannot use the ssh key `{}`", path.display())]
+    SshKey {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: KeyError,
+    },
     /// No place for the work directory is known.
     #[error("there is no home directory to keep state in: HOME is not set")]
     NoHome,
@@ -85,6 +94,7 @@ impl Hint for UsageError {
             Self::Output(error) => error.hint(),
             Self::Cache(error) => error.hint(),
             Self::Annotation(error) => error.hint(),
+            Self::SshKey { source, .. } => source.hint(),
             _ => None,
         }
     }

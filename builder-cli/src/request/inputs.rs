@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use builder_core::cache::{CacheOptions, CachePlace, CacheTarget};
 use builder_core::cloud::Bucket;
 use builder_core::context::GitOptions;
-use builder_core::exec::{ContextSource, DockerfileSource};
+use builder_core::exec::{ContextSource, DockerfileSource, SshAgent};
 use builder_core::output::Annotation;
 use builder_core::plan::NamedContext;
+use builder_core::ssh::{KeyError, LARGEST_KEY_BYTES, SshKey};
+use zeroize::Zeroizing;
 
 use super::ambient::Ambient;
 use super::error::UsageError;
@@ -239,12 +241,12 @@ impl SecretSource {
     }
 }
 
-pub(super) fn ssh(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String, PathBuf>, UsageError> {
+pub(super) fn ssh(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String, SshAgent>, UsageError> {
     let flag = "--ssh";
     let mut agents = BTreeMap::new();
     for text in texts {
-        let (id, path) = match text.split_once('=') {
-            Some((id, path)) => (id, path.to_owned()),
+        let (id, paths) = match text.split_once('=') {
+            Some((id, paths)) => (id, paths.to_owned()),
             None => {
                 let agent = ambient
                     .text("SSH_AUTH_SOCK")
@@ -252,19 +254,30 @@ pub(super) fn ssh(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String
                 (text.as_str(), agent.to_owned())
             }
         };
-        if path.contains(',') {
-            return Err(UsageError::not_yet("--ssh with several keys; add them to an agent"));
+        if paths.split(',').any(str::is_empty) {
+            return Err(UsageError::value(flag, text, "the path of a socket or key is missing"));
         }
-        let path = ambient.cwd.join(path);
-        let info = fs::metadata(&path).map_err(|source| UsageError::Read {
-            what: "the ssh agent's socket",
-            path: path.clone(),
-            source,
-        })?;
-        if !std::os::unix::fs::FileTypeExt::is_socket(&info.file_type()) {
-            return Err(UsageError::not_yet("--ssh with a key file; add the key to an agent"));
+        let paths: Vec<PathBuf> = paths.split(',').map(|path| ambient.cwd.join(path)).collect();
+        let mut keys = Vec::new();
+        for path in &paths {
+            let read = |source| UsageError::Read { what: "the ssh agent's socket or key", path: path.clone(), source };
+            let info = fs::metadata(path).map_err(read)?;
+            if !std::os::unix::fs::FileTypeExt::is_socket(&info.file_type()) {
+                if info.len() > LARGEST_KEY_BYTES {
+                    return Err(UsageError::SshKey { path: path.clone(), source: KeyError::NoKey });
+                }
+                let content = Zeroizing::new(fs::read(path).map_err(read)?);
+                let key = SshKey::parse(&content);
+                keys.push(key.map_err(|source| UsageError::SshKey { path: path.clone(), source })?);
+            } else if paths.len() > 1 {
+                return Err(UsageError::value(flag, text, "only a single socket allowed"));
+            }
         }
-        agents.insert(id.to_owned(), path);
+        let agent = match paths.into_iter().next() {
+            Some(socket) if keys.is_empty() => SshAgent::Socket(socket),
+            _ => SshAgent::Keys(keys.into()),
+        };
+        agents.insert(id.to_owned(), agent);
     }
     Ok(agents)
 }
@@ -280,6 +293,42 @@ pub(super) fn annotations(texts: &[String]) -> Result<Vec<Annotation>, UsageErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ssh_takes_one_socket_or_keys() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        let _listener = std::os::unix::net::UnixListener::bind(path("socket")).expect("a socket");
+        fs::write(path("locked"), "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n")
+            .expect("write");
+        fs::write(path("no-key"), "text").expect("write");
+        let ambient = Ambient {
+            environment: [("SSH_AUTH_SOCK".into(), path("socket").into())].into(),
+            cwd: directory.path().to_owned(),
+            terminal: false,
+            root: false,
+        };
+        for text in ["default", "other=socket"] {
+            let agents = ssh(&[text.to_owned()], &ambient).expect(text);
+            assert!(
+                matches!(agents.values().next(), Some(SshAgent::Socket(found)) if *found == path("socket")),
+                "{text}"
+            );
+        }
+        for (text, expected) in [
+            ("default=locked", "encrypted with a passphrase"),
+            ("default=no-key", "this is no private key"),
+            ("default=socket,no-key", "only a single socket allowed"),
+            ("default=missing", "No such file"),
+            ("default=", "is missing"),
+            ("default=no-key,", "is missing"),
+        ] {
+            let error = ssh(&[text.to_owned()], &ambient).expect_err(text);
+            assert!(builder_core::hint::chain(&error).contains(expected), "{text}: {error}");
+        }
+        let without = Ambient { environment: BTreeMap::new(), ..ambient };
+        assert!(ssh(&["default".to_owned()], &without).is_err());
+    }
 
     fn ambient(variables: &[(&str, &str)]) -> Ambient {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));

@@ -408,7 +408,7 @@ impl Hint for BuildError {
             Self::Input(error) => error.hint(),
             Self::Parse(errors) => errors.hint(),
             Self::SecretMissing { id } => Some(format!("give it with `--secret id={id},src=FILE` or `,env=NAME`")),
-            Self::SshMissing { id } => Some(format!("give it with `--ssh {id}` while an ssh agent runs")),
+            Self::SshMissing { id } => Some(format!("give it with `--ssh {id}` while an ssh agent runs, or `--ssh {id}=KEY`")),
             Self::UnknownContext { name } => Some(format!("give it with `--build-context {name}=DIRECTORY`")),
             Self::DiskBudget { grown: 0, .. } => {
                 Some("`slipway cache prune` removes what earlier builds left, or give more with --max-disk".to_owned())

@@ -53,6 +53,7 @@ pub use report::{Report, StepReport};
 pub use request::{
     BeforeOutputs, BuildRequest, ContextSource, Directories, DockerfileSource, NoCache, PushSettings, SecretValue,
 };
+pub use ssh::SshAgent;
 
 use std::sync::Arc;
 

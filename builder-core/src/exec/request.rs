@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::BuildError;
+use super::ssh::SshAgent;
 use crate::cache::CacheOptions;
 use crate::cloud::Bucket;
 use crate::context::{GitOptions, Repository};
@@ -76,8 +77,8 @@ pub struct BuildRequest {
     pub compression: Compression,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, SecretValue>,
-    /// `--ssh`, by id: path of an agent's socket.
-    pub ssh: BTreeMap<String, PathBuf>,
+    /// `--ssh`, by id.
+    pub ssh: BTreeMap<String, SshAgent>,
     /// `--annotation`, for all outputs; an output's own of the same key comes before it.
     pub annotations: Vec<Annotation>,
     /// An output that does not say which media types it wants gets those of the base image, Docker's where there is none;

@@ -1,5 +1,6 @@
 //! An ssh agent for a RUN (checklist M-19): a socket with the owner and mode that the mount asks for, whose connections go on
-//! to the user's agent. The agent's own socket is never in the tree, so neither its place nor its owner shows.
+//! to the user's agent, or are answered from keys. The agent's own socket is never in the tree, so neither its place nor its
+//! owner shows.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -14,8 +15,19 @@ use std::thread::{self, JoinHandle};
 
 use tempfile::TempDir;
 
+use crate::ssh::{self, SshKey};
+
 /// Name of the socket in its directory.
 const NAME: &str = "agent";
+
+/// What `--ssh` gives.
+#[derive(Debug, Clone)]
+pub enum SshAgent {
+    /// The socket of an agent.
+    Socket(PathBuf),
+    /// Keys to sign with.
+    Keys(Arc<[SshKey]>),
+}
 
 /// A socket that leads to an agent until it is dropped.
 pub(super) struct SshForward {
@@ -29,13 +41,15 @@ pub(super) struct SshForward {
 }
 
 impl SshForward {
-    /// Offers the agent behind `agent` in a new socket below `temp`.
+    /// Offers `agent` in a new socket below `temp`.
     ///
     /// # Errors
     /// If there is no agent, or the socket cannot be made or given to its owner.
-    pub(super) fn start(agent: &Path, temp: &Path, mode: u32, (uid, gid): (u32, u32)) -> io::Result<Self> {
-        // Whether somebody is there should be known before a command asks.
-        UnixStream::connect(agent)?;
+    pub(super) fn start(agent: &SshAgent, temp: &Path, mode: u32, (uid, gid): (u32, u32)) -> io::Result<Self> {
+        if let SshAgent::Socket(path) = agent {
+            // Whether somebody is there should be known before a command asks.
+            UnixStream::connect(path)?;
+        }
         let directory = tempfile::tempdir_in(temp)?;
         let open = File::open(directory.path())?;
         // The address of a socket holds 108 bytes (unix(7)), which a work dir may exceed.
@@ -44,7 +58,7 @@ impl SshForward {
         fs::set_permissions(&short, Permissions::from_mode(mode & 0o7777))?;
         chown(&short, Some(uid), Some(gid))?;
         let ended = Arc::new(AtomicBool::new(false));
-        let (flag, agent) = (Arc::clone(&ended), agent.to_owned());
+        let (flag, agent) = (Arc::clone(&ended), agent.clone());
         let acceptor = thread::spawn(move || accept(&listener, &agent, &flag));
         let socket = directory.path().join(NAME);
         Ok(Self { socket, short, ended, acceptor: Some(acceptor), _directory: directory, _open: open })
@@ -70,16 +84,28 @@ impl Drop for SshForward {
 }
 
 /// Takes connections until it is told to end. Each lasts as long as both sides hold it; those of a RUN end with its processes.
-fn accept(listener: &UnixListener, agent: &Path, ended: &AtomicBool) {
+fn accept(listener: &UnixListener, agent: &SshAgent, ended: &AtomicBool) {
     for client in listener.incoming() {
         if ended.load(Ordering::Acquire) {
             return;
         }
-        let forwarded = client.and_then(|client| Ok((client, UnixStream::connect(agent)?))).and_then(connect);
-        if let Err(error) = forwarded {
+        let connected = client.and_then(|client| match agent {
+            SshAgent::Socket(path) => connect((client, UnixStream::connect(path)?)),
+            SshAgent::Keys(keys) => {
+                let keys = Arc::clone(keys);
+                thread::Builder::new().spawn(move || serve(&client, &keys)).map(drop)
+            }
+        });
+        if let Err(error) = connected {
             // The client sees that its connection is closed; what the agent says is the user's business alone.
             tracing::debug!(%error, "an ssh agent cannot be reached");
         }
+    }
+}
+
+fn serve(client: &UnixStream, keys: &[SshKey]) {
+    if let Err(error) = ssh::serve(client, keys) {
+        tracing::debug!(%error, "a connection to the ssh agent broke");
     }
 }
 
@@ -122,7 +148,7 @@ mod tests {
         });
         let deep = temp.path().join("d".repeat(120));
         fs::create_dir(&deep).expect("a directory");
-        let forward = SshForward::start(&agent, &deep, 0o640, (0, 0)).expect("it starts");
+        let forward = SshForward::start(&SshAgent::Socket(agent), &deep, 0o640, (0, 0)).expect("it starts");
         let metadata = fs::metadata(forward.socket()).expect("the socket");
         assert_eq!(metadata.mode() & 0o7777, 0o640);
         let mut stream = UnixStream::connect(&forward.short).expect("a connection");
@@ -139,6 +165,7 @@ mod tests {
     #[test]
     fn no_agent_is_an_error() {
         let temp = tempfile::tempdir().expect("a temporary directory");
-        assert!(SshForward::start(&temp.path().join("none"), temp.path(), 0o600, (0, 0)).is_err());
+        let none = SshAgent::Socket(temp.path().join("none"));
+        assert!(SshForward::start(&none, temp.path(), 0o600, (0, 0)).is_err());
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use builder_core::exec::NoCache;
+use builder_core::exec::{NoCache, SshAgent};
+use builder_core::ssh::SshKey;
 use fixtures::image::{Entry, tree_layer};
 
 use crate::bench::{Bench, Built};
@@ -16,6 +17,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_run_asks_the_agent", items: "M-19 M-20", run: forwarded },
     Case { name: "owner_and_mode_of_the_socket", items: "M-19", run: attributes },
     Case { name: "several_agents", items: "M-19", run: several },
+    Case { name: "keys_in_the_place_of_an_agent", items: "M-19", run: keys },
     Case { name: "an_agent_that_was_not_given", items: "M-19", run: missing },
 ];
 
@@ -89,7 +91,8 @@ fn put_image(bench: &Bench) -> Result<(), String> {
 fn build(bench: &Bench, dockerfile: &str, agents: &[(&str, &Agent)]) -> Built {
     bench.build(dockerfile, |request| {
         request.no_cache = NoCache::All;
-        request.ssh = agents.iter().map(|(id, agent)| ((*id).to_owned(), agent.socket.clone())).collect();
+        let socket = |agent: &Agent| SshAgent::Socket(agent.socket.clone());
+        request.ssh = agents.iter().map(|(id, agent)| ((*id).to_owned(), socket(agent))).collect();
     })
 }
 
@@ -131,6 +134,37 @@ fn attributes(bench: &Bench) -> Outcome {
                       RUN --mount=type=ssh stat -c '%a %u:%g' $SSH_AUTH_SOCK; ssh-add -l >/dev/null 2>&1 || echo refused\n";
     let built = build(bench, dockerfile, &[("default", &agent)]);
     assert_eq!(built.output, ["660 7:8", "1", "600 0:0", "refused"], "{}", built.summary());
+    Outcome::Passed
+}
+
+fn keys(bench: &Bench) -> Outcome {
+    let made = put_image(bench).and_then(|()| {
+        ["one", "two"]
+            .map(|name| {
+                let path = bench.directory.path().join(name);
+                run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(&path))?;
+                fs::read(&path).map_err(|error| error.to_string())
+            })
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()
+    });
+    let texts = match made {
+        Ok(texts) => texts,
+        Err(reason) => return Outcome::Skipped(reason),
+    };
+    let dockerfile = "FROM ssh:1\nUSER user\n\
+                      RUN --mount=type=ssh,uid=7,required ssh-add -L | cut -d' ' -f3; ssh-add -q -D 2>/dev/null || echo refused; \
+                      ssh-add -L | wc -l\n";
+    let keys: Vec<SshKey> = texts.iter().map(|text| SshKey::parse(text).expect("a key")).collect();
+    let built = bench.build(dockerfile, |request| {
+        request.no_cache = NoCache::All;
+        request.ssh = BTreeMap::from([("default".to_owned(), SshAgent::Keys(keys.into()))]);
+    });
+    assert_eq!(built.output, ["one", "two", "refused", "2"], "{}", built.summary());
+    // Nothing of them is left on the disk but where they were.
+    let private = String::from_utf8_lossy(&texts[0]).lines().nth(2).expect("lines").to_owned();
+    let found = Command::new("grep").args(["-rlF", &private]).arg(bench.directory.path()).output().expect("grep");
+    assert_eq!(String::from_utf8_lossy(&found.stdout).lines().count(), 1, "{found:?}");
     Outcome::Passed
 }
 
