@@ -15,7 +15,7 @@ use builder_core::layer::{self, Compression, LayerInput, LayerOptions};
 use builder_core::limits::Limits;
 use builder_core::plan::{CopyAction, CopySource, FileSource};
 use builder_core::rootfs::{LayerRef, LayerSource, Ownership, Rootfs, TreeMode, Trees};
-use builder_core::snapshot::{self, Change};
+use builder_core::snapshot::{self, Changes};
 use builder_core::store::Store;
 
 /// Files of the tree for snapshots.
@@ -99,7 +99,7 @@ struct Data {
     dir: tempfile::TempDir,
     store: Store,
     tree: Rootfs,
-    changes: Vec<Change>,
+    changes: Changes,
 }
 
 fn data() -> Data {
@@ -112,7 +112,7 @@ fn data() -> Data {
     copy(&from, &tree, &mut left);
     let store = Store::open(dir.path()).expect("a store");
     let tree = Rootfs::open(&tree).expect("a directory");
-    let changes = snapshot::everything(&tree.list().expect("readable"));
+    let changes = snapshot::everything(&tree.list().expect("readable"), None).expect("listed");
     Data { dir, store, tree, changes }
 }
 
@@ -198,7 +198,7 @@ fn noise(harness: &Harness, data: &Data) {
         .collect();
     fs::write(path.join("noise"), &bytes).expect("a file");
     let tree = Rootfs::open(&path).expect("a directory");
-    let changes = snapshot::everything(&tree.list().expect("readable"));
+    let changes = snapshot::everything(&tree.list().expect("readable"), None).expect("listed");
     harness.measure(NAME, Work::Bytes(bytes.len() as u64), || {
         let options = LayerOptions { compression: Compression::DEFAULT, docker_media_types: false, clamp_mtime: None };
         let (limits, cancel) = (Limits::default(), Cancel::default());
@@ -240,7 +240,7 @@ fn snapshots(harness: &Harness) {
     });
     let listing = tree.list().expect("readable");
     harness.measure("snapshot/everything", Work::Entries(SNAPSHOT_FILES), || {
-        format!("{} changes", snapshot::everything(&listing).len())
+        format!("{} changes", snapshot::everything(&listing, None).expect("listed").len())
     });
     steps(harness);
 }

@@ -53,6 +53,7 @@
 //! |---|---|---|
 //! | [`oci`] | Value types of the OCI specifications | |
 //! | [`cancel`], [`disk`], [`limits`], [`hint`] | Small values that everything may carry | |
+//! | [`spool`] | Long sequences that leave memory | |
 //! | [`dockerfile`] | Text → spanned, typed instructions; word expansion; findings | `hint` |
 //! | [`event`] | What a build tells while it runs | `dockerfile`, `oci` |
 //! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint`; of `context` the pattern matcher, for lint |
@@ -63,11 +64,11 @@
 //! | [`store`] | Content-addressed blobs on local disk | `oci`, `disk`, `hint` |
 //! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
-//! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `disk`, `hint` |
+//! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `disk`, `spool`, `hint` |
 //! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `cloud`, `http`, `git`, `oci`, `cancel`, `disk`, `hint` |
 //! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
-//! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `oci`; of `context` the pattern matcher |
+//! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `spool`, `oci`; of `context` the pattern matcher |
 //! | [`layer`] | Changes → tar → compressor → digests → blob | `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits` |
 //! | [`image`] | Config, manifest and index bytes; validation | `oci`, `plan`, `layer` |
 //! | [`output`] | Image → registry, layout, archive, files | `image`, `registry`, `http`, `layer`, `snapshot`, `rootfs`, `store`, `oci`, `cancel`, `limits`, `event`, `hint` |
@@ -80,6 +81,7 @@ pub mod cancel;
 pub mod disk;
 pub mod hint;
 pub mod limits;
+pub mod spool;
 
 pub mod dockerfile;
 pub mod event;

@@ -8,7 +8,7 @@ use builder_core::cancel::Cancel;
 use builder_core::layer::{self, Compression, LayerInput, LayerOptions, SealedLayer};
 use builder_core::limits::Limits;
 use builder_core::rootfs::{Attributes, FileKind, LayerRef, LayerSource, NewFile, Ownership, Rootfs, TreeMode, Trees};
-use builder_core::snapshot::{self, Change};
+use builder_core::snapshot::{self, Change, Changes};
 use builder_core::store::Store;
 use proptest::prelude::*;
 
@@ -120,23 +120,24 @@ type Shown = BTreeMap<PathBuf, (FileKind, u32, (u32, u32), i64, Vec<u8>)>;
 fn shown(rootfs: &Rootfs) -> Shown {
     let listing = rootfs.list().expect("readable");
     let rows = listing.iter().map(|listed| {
+        let listed = listed.expect("readable");
         let metadata = &listed.metadata;
         let (time, content) = match metadata.kind {
             FileKind::File => {
                 let mut content = Vec::new();
-                let mut file = rootfs.open_file(listed.path).expect("a file");
+                let mut file = rootfs.open_file(&listed.path).expect("a file");
                 file.read_to_end(&mut content).expect("readable");
                 (metadata.mtime.0, content)
             }
             FileKind::Symlink => {
-                let text = rootfs.read_link(listed.path).expect("a link");
+                let text = rootfs.read_link(&listed.path).expect("a link");
                 (metadata.mtime.0, text.into_os_string().into_encoded_bytes())
             }
             FileKind::Directory => (0, Vec::new()),
             _ => (metadata.mtime.0, Vec::new()),
         };
         let row = (metadata.kind, metadata.mode, (metadata.uid, metadata.gid), time, content);
-        (listed.path.to_owned(), row)
+        (listed.path, row)
     });
     rows.collect()
 }
@@ -171,7 +172,7 @@ impl Work {
         }
     }
 
-    fn seal(&self, changes: &[Change], rootfs: &Rootfs) -> SealedLayer {
+    fn seal(&self, changes: &Changes, rootfs: &Rootfs) -> SealedLayer {
         let options =
             LayerOptions { compression: Compression::DEFAULT, docker_media_types: false, clamp_mtime: Some(CLAMP) };
         let (limits, cancel) = (Limits::default(), Cancel::default());
@@ -192,7 +193,7 @@ impl Work {
             let layer = self.seal(&changes, step.rootfs());
             step.commit(layer.diff_id).expect("committed");
             layers.push(layer);
-            all.push(changes);
+            all.push(changes.iter().map(|change| change.expect("readable")).collect());
         }
         let rootfs = tree.rootfs().expect("a tree");
         (layers, all, shown(&rootfs))

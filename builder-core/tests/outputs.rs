@@ -102,7 +102,7 @@ impl Fixture {
 
 fn write_layer(tree: &Path, store: &Store, compression: Compression) -> ImageLayer {
     let rootfs = Rootfs::open(tree).expect("a directory");
-    let changes = snapshot::everything(&rootfs.list().expect("readable"));
+    let changes = snapshot::everything(&rootfs.list().expect("readable"), None).expect("listed");
     let options = LayerOptions { compression, docker_media_types: false, clamp_mtime: None };
     let (limits, cancel) = (Limits::default(), Cancel::default());
     let sealed =
@@ -458,10 +458,10 @@ fn layers_change_their_form_and_keep_their_content() {
 /// Path, permissions, time of everything below a directory, without directories' times.
 fn listed(path: &Path) -> Vec<(String, u32, (i64, u32), u64)> {
     let listing = Rootfs::open(path).expect("a directory").list().expect("readable");
-    let row = |l: builder_core::rootfs::Listed<'_>| {
+    let row = |l: builder_core::rootfs::Listed| {
         (l.path.display().to_string(), l.metadata.mode, l.metadata.mtime, l.metadata.size)
     };
-    listing.iter().map(row).collect()
+    listing.iter().map(|listed| row(listed.expect("readable"))).collect()
 }
 
 #[test]

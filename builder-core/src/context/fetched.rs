@@ -57,8 +57,14 @@ impl FetchedContext {
                 (None, Some(time)) => Ok(Some(time)),
                 (None, None) => {
                     let listing = Rootfs::open(&tree.path)?.list().map_err(|error| error.source)?;
-                    let files = listing.iter().filter(|listed| listed.metadata.kind == FileKind::File);
-                    Ok(files.map(|listed| listed.metadata.mtime.0).max())
+                    let mut newest = None;
+                    for listed in listing.iter() {
+                        let metadata = listed.map_err(|error| error.source)?.metadata;
+                        if metadata.kind == FileKind::File {
+                            newest = newest.max(Some(metadata.mtime.0));
+                        }
+                    }
+                    Ok(newest)
                 }
             },
         }
@@ -268,8 +274,8 @@ fn date(tree: &Path, seconds: i64) -> io::Result<()> {
     let rootfs = Rootfs::open(tree)?;
     let attributes = Attributes { mtime: Some((seconds, 0)), ..Attributes::default() };
     let listing = rootfs.list().map_err(|error| error.source)?;
-    let paths = listing.iter().map(|listed| listed.path).chain([Path::new("/")]);
-    paths.into_iter().try_for_each(|path| rootfs.set_attributes(path, &attributes))
+    let paths = listing.iter().map(|listed| Ok(listed.map_err(|error| error.source)?.path));
+    paths.chain([Ok("/".into())]).try_for_each(|path: io::Result<PathBuf>| rootfs.set_attributes(&path?, &attributes))
 }
 
 #[cfg(test)]

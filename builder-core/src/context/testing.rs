@@ -55,6 +55,7 @@ pub(crate) fn show(root: &Path) -> String {
     let mut words = Vec::new();
     let mut inodes = std::collections::BTreeMap::new();
     for listed in rootfs.list().expect("list").iter() {
+        let listed = listed.expect("list");
         let metadata = listed.metadata;
         let path = listed.path.display().to_string();
         let is_directory = metadata.kind == FileKind::Directory;

@@ -14,8 +14,8 @@ use super::stage::Progress;
 use super::step_key::StepKey;
 use crate::event::{Event, StepId};
 use crate::oci::ChainId;
-use crate::rootfs::{DetachedStep, FileKind};
-use crate::snapshot::Change;
+use crate::rootfs::DetachedStep;
+use crate::snapshot::Changes;
 
 impl<'a> Progress<'_, 'a> {
     /// Waits for all layers that are being made.
@@ -39,7 +39,7 @@ impl<'a> Progress<'_, 'a> {
         &mut self,
         key: StepKey<'a>,
         detached: DetachedStep,
-        changes: Vec<Change>,
+        changes: Changes,
         id: StepId,
         started: Instant,
     ) {
@@ -92,15 +92,6 @@ impl<'a> Progress<'_, 'a> {
 /// Bytes of files in a layer from which on the next step does not wait for it. Smaller ones are done in about a tenth of a
 /// second, and what stands on them may be in the cache.
 pub(super) const BACKGROUND_FROM_BYTES: u64 = 32 << 20;
-
-/// Bytes of all files among `changes`, holes included.
-pub(super) fn content_bytes(changes: &[Change]) -> u64 {
-    let size = |change: &Change| match change {
-        Change::Entry { metadata, link_to: None, .. } if metadata.kind == FileKind::File => metadata.size,
-        _ => 0,
-    };
-    changes.iter().map(size).sum()
-}
 
 /// A layer that is being made.
 pub(super) struct Coming<'scope> {

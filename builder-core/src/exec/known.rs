@@ -7,7 +7,8 @@
 //! Architecture invariant: the layer has the same bytes either way, for the tests force both.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use super::BuildError;
@@ -23,7 +24,7 @@ use crate::output::Target;
 use crate::plan::{Action, Base, Plan, Stage, StageId, Step};
 use crate::rootfs::index::{IndexStep, IndexTree};
 use crate::rootfs::{FileKind, LayerRef, LayerSource, Recall};
-use crate::snapshot::{self, Change};
+use crate::snapshot::{self, Change, Changes, SnapshotError};
 
 /// What is known of stacks of layers, for all stages of a build.
 #[derive(Default)]
@@ -120,7 +121,7 @@ pub(super) fn make(
     let recall = Recall { layers, source: shared.blobs, cancel: &shared.cancel };
     let changes = snapshot::changes_of_index(&work, recall)?;
     let layer = shared.seal(&changes, &work, step, id).map_err(of_context)?;
-    let tree = work.commit(contents(&changes), changes.len() as u64);
+    let tree = work.commit(contents(&changes), changes.len()).map_err(SnapshotError::Keep)?;
     Ok(Some((layer, tree)))
 }
 
@@ -136,22 +137,23 @@ pub(super) fn of_context(error: BuildError) -> BuildError {
 }
 
 /// The entry of the layer's tar that has the content of each file: every change is one entry.
-fn contents(changes: &[Change]) -> Vec<(&Path, u64)> {
-    let mut first: BTreeMap<&Path, u64> = BTreeMap::new();
-    let mut found = Vec::new();
-    for (entry, change) in (0..).zip(changes) {
-        let Change::Entry { path, metadata, link_to } = change else { continue };
-        if metadata.kind != FileKind::File {
-            continue;
-        }
-        let entry = match link_to {
-            Some(target) => first.get(target.as_path()).copied().unwrap_or(entry),
+fn contents(changes: &Changes) -> impl Iterator<Item = io::Result<(PathBuf, u64)>> {
+    let mut first: BTreeMap<PathBuf, u64> = BTreeMap::new();
+    (0..).zip(changes).filter_map(move |(entry, change)| {
+        let (path, metadata, link_to) = match change {
+            Ok(Change::Entry { path, metadata, link_to }) if metadata.kind == FileKind::File => {
+                (path, metadata, link_to)
+            }
+            Ok(_) => return None,
+            Err(error) => return Some(Err(error)),
+        };
+        let entry = match &link_to {
+            Some(target) => first.get(target).copied().unwrap_or(entry),
             None => entry,
         };
         if metadata.links > 1 && link_to.is_none() {
-            first.insert(path, entry);
+            first.insert(path.clone(), entry);
         }
-        found.push((path.as_path(), entry));
-    }
-    found
+        Some(Ok((path, entry)))
+    })
 }

@@ -10,7 +10,7 @@ use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
 use crate::oci::Descriptor;
 use crate::output;
 use crate::plan::{Stage, StageId, Step};
-use crate::snapshot::Change;
+use crate::snapshot::Changes;
 
 /// Tells how long the parts of a step take.
 pub(super) struct Phases<'a> {
@@ -28,7 +28,7 @@ impl Shared<'_> {
     /// Writes changes of a tree as a layer.
     pub(super) fn seal(
         &self,
-        changes: &[Change],
+        changes: &Changes,
         tree: &dyn layer::Tree,
         step: &Step,
         id: StepId,
@@ -50,7 +50,7 @@ impl Shared<'_> {
     /// The same of something that is no step. It `leaves` while it is written if it is part of the image.
     pub(super) fn write_layer(
         &self,
-        changes: &[Change],
+        changes: &Changes,
         tree: &dyn layer::Tree,
         title: &str,
         leaves: bool,
@@ -68,8 +68,8 @@ impl Shared<'_> {
         let limits = &self.request.limits;
         let index = self.trees.indexes().record_new();
         let index = index.inspect_err(|error| tracing::debug!(%error, "a layer's index cannot be written")).ok();
-        let changes = self.request.ignored.leave_out(changes);
-        let input = LayerInput { changes: &changes, tree, index };
+        let changes = Box::new(self.request.ignored.leave_out(changes.iter()));
+        let input = LayerInput { changes, tree, index };
         let mut blob = self.store.writer()?;
         let following = if leaves { self.uploads.follow(&mut blob) } else { None };
         let layer = layer::write_into(input, blob, &options, limits, &self.cancel, &progress)?;

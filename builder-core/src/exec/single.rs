@@ -10,6 +10,8 @@
 //! the observer is told.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
 
 use super::BuildError;
 use super::cache::StepRecord;
@@ -20,7 +22,7 @@ use crate::layer::SealedLayer;
 use crate::oci::{ChainId, Sha256, canonical_json};
 use crate::plan::{PlannedHistory, StageId};
 use crate::rootfs::TreeError;
-use crate::snapshot::{self, Change};
+use crate::snapshot::{self, Change, Changes, SnapshotError};
 
 /// Part of every key: another number for another meaning.
 const VERSION: u32 = 1;
@@ -73,6 +75,17 @@ pub(super) fn history(planned: &[PlannedHistory], made: &Made) -> Vec<PlannedHis
     planned.iter().map(item).collect()
 }
 
+/// What has to be there for the layer to be written.
+fn paths(changes: &Changes) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for change in changes {
+        if let Change::Entry { path, .. } = change? {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
 /// Writes the layer; `None` if the stacks cannot be compared.
 fn make(shared: &Shared<'_>, result: &StageResult, base: usize) -> Result<Option<SealedLayer>, BuildError> {
     let layers = &result.tree.layers;
@@ -80,13 +93,13 @@ fn make(shared: &Shared<'_>, result: &StageResult, base: usize) -> Result<Option
     let Some(after) = shared.trees.index_on(before.clone(), &layers[base..], shared.blobs, &shared.cancel)? else {
         return Ok(None);
     };
-    let changes = snapshot::changes_of_stack(&before, &after);
+    let changes = snapshot::changes_of_stack(&before, &after, Some(shared.trees.lists_in()))?;
     let title = "one layer of all";
     if !result.tree.is_there() {
-        let paths = changes.iter().filter(|change| matches!(change, Change::Entry { .. })).map(Change::path);
+        let paths = paths(&changes).map_err(SnapshotError::Keep)?;
         let mut tree = shared.checkout(&[])?;
         let step = tree.begin()?;
-        match partial::write(shared, layers, &after, paths, step.rootfs()) {
+        match partial::write(shared, layers, &after, paths.iter().map(|path| &**path), step.rootfs()) {
             Ok(()) => return Ok(Some(shared.write_layer(&changes, step.rootfs(), title, true)?)),
             Err(Failure::Layer(TreeError::Cancelled)) => return Err(BuildError::Cancelled),
             Err(Failure::Layer(error)) => return Err(error.into()),

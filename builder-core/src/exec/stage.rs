@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::background::{BACKGROUND_FROM_BYTES, Coming, content_bytes};
+use super::background::{BACKGROUND_FROM_BYTES, Coming};
 use super::elsewhere::Trail;
 use super::sealing::Phases;
 use super::shared::{ForIndex, MadeLayer, Shared, StageResult, Tree};
@@ -23,7 +23,7 @@ use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, CopyAction, FileSource, Stage, StageId, Step};
 use crate::rootfs::index::IndexTree;
 use crate::rootfs::{LayerRef, Recall, TreeMode, TreeStep, WorkTree};
-use crate::snapshot::{self, Change};
+use crate::snapshot::{self, Changes};
 
 /// A stage on its way.
 pub(super) struct Progress<'scope, 'a> {
@@ -249,7 +249,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         let changes = self.changes(&tree_step, &self.layers)?;
         phases.done("changes", begun);
         let more = key.index + 1 < self.stage.steps.len();
-        let large = more && content_bytes(&changes) >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
+        let large = more && changes.content_bytes() >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
         if large || !self.coming.is_empty() {
             let detached = tree_step.detach()?;
             self.tree = Some(tree);
@@ -375,7 +375,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     }
 
     /// What a step changed in a tree of the layers `below`.
-    fn changes(&self, step: &TreeStep<'_>, below: &[LayerRef]) -> Result<Vec<Change>, BuildError> {
+    fn changes(&self, step: &TreeStep<'_>, below: &[LayerRef]) -> Result<Changes, BuildError> {
         let shared = self.shared;
         Ok(snapshot::changes(step, Some(Recall { layers: below, source: shared.blobs, cancel: &shared.cancel }))?)
     }

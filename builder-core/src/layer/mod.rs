@@ -26,7 +26,7 @@ use crate::cancel::Cancel;
 use crate::limits::Limits;
 use crate::oci::{Descriptor, DiffId, MediaType};
 use crate::rootfs::index::Recorder;
-use crate::snapshot::Change;
+use crate::snapshot::{Change, Changes};
 use crate::store::{BlobWriter, Store};
 
 /// How layers are compressed.
@@ -95,6 +95,9 @@ pub enum LayerError {
     /// The spill file could not be written.
     #[error("cannot write the layer")]
     Store(#[from] crate::store::StoreError),
+    /// The list of changes could not be read.
+    #[error("cannot read the list of changes")]
+    Changes(#[source] std::io::Error),
     /// The stream could not be written.
     #[error("cannot write the layer")]
     Write(#[source] std::io::Error),
@@ -106,7 +109,7 @@ pub enum LayerError {
 /// What a layer is made of.
 pub struct LayerInput<'a> {
     /// What it says.
-    pub changes: &'a [Change],
+    pub changes: Box<dyn Iterator<Item = io::Result<Change>> + 'a>,
     /// Where the files of `changes` are.
     pub tree: &'a dyn Tree,
     /// Keeps what the layer holds.
@@ -115,8 +118,13 @@ pub struct LayerInput<'a> {
 
 impl<'a> LayerInput<'a> {
     /// Without an index.
-    pub fn new(changes: &'a [Change], tree: &'a dyn Tree) -> Self {
-        Self { changes, tree, index: None }
+    pub fn new(changes: &'a Changes, tree: &'a dyn Tree) -> Self {
+        Self { changes: Box::new(changes.iter()), tree, index: None }
+    }
+
+    /// Of a few changes, without an index.
+    pub fn of(changes: &'a [Change], tree: &'a dyn Tree) -> Self {
+        Self { changes: Box::new(changes.iter().cloned().map(Ok)), tree, index: None }
     }
 }
 
@@ -236,7 +244,8 @@ fn write_tree(
             if settings.cancel.is_cancelled() {
                 return Err(LayerError::Cancelled);
             }
-            tar.change(change, tree)?;
+            let change = change.map_err(LayerError::Changes)?;
+            tar.change(&change, tree)?;
         }
         let (entries, index) = (tar.entries(), tar.take_index());
         tar.finish()?;

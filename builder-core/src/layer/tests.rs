@@ -74,7 +74,7 @@ impl Fixture {
         let options = LayerOptions { compression, docker_media_types: false, clamp_mtime: None };
         let threads = NonZeroUsize::new(threads).expect("not zero");
         let settings = pipeline::Settings { compression, threads, block_bytes, cancel, progress: &|_| () };
-        write_tree(LayerInput { changes, tree: &self.tree, index: None }, self.store.writer()?, &options, &settings)
+        write_tree(LayerInput::of(changes, &self.tree), self.store.writer()?, &options, &settings)
     }
 
     fn blob(&self, layer: &SealedLayer) -> Vec<u8> {
@@ -272,12 +272,7 @@ fn cancelling_ends_it() {
         cancel: &cancel,
         progress: &progress,
     };
-    let result = write_tree(
-        LayerInput { changes: &changes, tree: &f.tree, index: None },
-        f.store.writer().expect("a blob"),
-        &options,
-        &settings,
-    );
+    let result = write_tree(LayerInput::of(&changes, &f.tree), f.store.writer().expect("a blob"), &options, &settings);
     assert!(matches!(result, Err(LayerError::Cancelled)), "{result:?}");
     assert!(*seen.lock().expect("no panic") < 1_100_000);
     assert_eq!(f.store.list().expect("readable"), []);
@@ -460,13 +455,9 @@ fn times_are_clamped() {
         let options = LayerOptions { compression: ALL[0], docker_media_types: true, clamp_mtime: clamp };
         let cancel = Cancel::default();
         let settings = settings(&options, &Limits::default(), &cancel, &|_| ());
-        let layer = write_tree(
-            LayerInput { changes: &changes, tree: &f.tree, index: None },
-            f.store.writer().expect("a blob"),
-            &options,
-            &settings,
-        )
-        .expect("written");
+        let layer =
+            write_tree(LayerInput::of(&changes, &f.tree), f.store.writer().expect("a blob"), &options, &settings)
+                .expect("written");
         assert_eq!(layer.blob.media_type, MediaType::DockerLayer);
         let times: Vec<_> = read_back(&f.blob(&layer)).into_iter().map(|e| e.5).collect();
         assert_eq!(times, [time, 0]);

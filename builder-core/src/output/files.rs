@@ -17,7 +17,7 @@ use crate::layer::entry::{Entry, EntryKind};
 use crate::layer::tar::{TarWriter, Times, WriteSink};
 use crate::oci::Platform;
 use crate::rootfs::{Attributes, FileKind, Listing, Metadata, NewFile, Rootfs};
-use crate::snapshot::{Change, everything};
+use crate::snapshot::{Change, Changes, everything};
 
 /// The result for one platform.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ struct Part<'a> {
     files: &'a PlatformFiles<'a>,
     prefix: PathBuf,
     listing: Listing,
-    changes: Vec<Change>,
+    changes: Changes,
 }
 
 /// Writes the files as one tar (checklist X-05).
@@ -74,7 +74,8 @@ pub fn tar(
                 if cancel.is_cancelled() {
                     return Err(OutputError::Cancelled);
                 }
-                tar.change_below(&part.prefix, change, part.files.rootfs)?;
+                let change = change.map_err(LayerError::Changes)?;
+                tar.change_below(&part.prefix, &change, part.files.rootfs)?;
             }
         }
         tar.finish()?.finish()?;
@@ -102,6 +103,7 @@ pub fn directory(
         delete_stale(&parts, &target, dest)?;
     }
     let mut left_out = 0_u64;
+    let mut directories = Vec::new();
     for part in &parts {
         if !part.prefix.as_os_str().is_empty() {
             let attributes = Attributes { mode: Some(0o755), ..Attributes::default() };
@@ -111,20 +113,19 @@ pub fn directory(
             if cancel.is_cancelled() {
                 return Err(OutputError::Cancelled);
             }
-            write_one(part, change, &target, dest, options, &mut left_out)?;
+            let change = change.map_err(LayerError::Changes)?;
+            if let Change::Entry { path, metadata, .. } = &change
+                && metadata.kind == FileKind::Directory
+            {
+                directories.push((part.prefix.join(path), *metadata));
+            }
+            write_one(part, &change, &target, dest, options, &mut left_out)?;
         }
     }
     // Times and modes of directories last: writing into them needs the one and changes the other.
-    for part in &parts {
-        for change in part.changes.iter().rev() {
-            if let Change::Entry { path, metadata, .. } = change
-                && metadata.kind == FileKind::Directory
-            {
-                let path = part.prefix.join(path);
-                let attributes = attributes(metadata, options);
-                target.set_attributes(&path, &attributes).map_err(OutputError::io("write", dest.join(&path)))?;
-            }
-        }
+    for (path, metadata) in directories.iter().rev() {
+        let attributes = attributes(metadata, options);
+        target.set_attributes(path, &attributes).map_err(OutputError::io("write", dest.join(path)))?;
     }
     if left_out > 0 {
         let message =
@@ -142,12 +143,13 @@ fn parts<'a>(files: &'a [PlatformFiles<'a>], options: &FilesOptions) -> Result<V
     for files in files {
         let prefix = if split { files.platform.to_string().replace('/', "_").into() } else { PathBuf::new() };
         let listing = files.rootfs.list()?;
-        let mut changes = everything(&listing);
+        let mut changes = everything(&listing, files.rootfs.lists_in())?;
         if !split && !parts.is_empty() {
-            let mut new = Vec::with_capacity(changes.len());
-            for change in changes {
+            let mut new = Changes::new(files.rootfs.lists_in());
+            for change in &changes {
+                let change = change.map_err(LayerError::Changes)?;
                 if !is_there(&change, &parts, files)? {
-                    new.push(change);
+                    new.push(&change).map_err(LayerError::Changes)?;
                 }
             }
             changes = new;
@@ -161,7 +163,7 @@ fn parts<'a>(files: &'a [PlatformFiles<'a>], options: &FilesOptions) -> Result<V
 fn is_there(change: &Change, earlier: &[Part<'_>], files: &PlatformFiles<'_>) -> Result<bool, OutputError> {
     let Change::Entry { path, metadata, .. } = change else { return Ok(false) };
     for part in earlier {
-        let Some(there) = part.listing.get(path) else { continue };
+        let Some(there) = part.listing.get(path)? else { continue };
         let same = same_file(part.files.rootfs, files.rootfs, path, &there.metadata, metadata);
         if same.map_err(OutputError::io("compare", path))? {
             return Ok(true);
@@ -265,15 +267,18 @@ fn delete_stale(parts: &[Part<'_>], target: &Rootfs, dest: &Path) -> Result<(), 
     let mut wanted = BTreeSet::new();
     for part in parts {
         wanted.insert(part.prefix.clone());
-        wanted.extend(part.changes.iter().map(|change| part.prefix.join(change.path())));
+        for change in &part.changes {
+            wanted.insert(part.prefix.join(change.map_err(LayerError::Changes)?.path()));
+        }
     }
     let there = target.list()?;
     let mut removed: Option<PathBuf> = None;
     for found in there.iter() {
+        let found = found?;
         let below_removed = removed.as_ref().is_some_and(|removed| found.path.starts_with(removed));
-        if !below_removed && !wanted.contains(found.path) {
-            target.remove(found.path).map_err(OutputError::io("remove", dest.join(found.path)))?;
-            removed = Some(found.path.to_owned());
+        if !below_removed && !wanted.contains(&found.path) {
+            target.remove(&found.path).map_err(OutputError::io("remove", dest.join(&found.path)))?;
+            removed = Some(found.path);
         }
     }
     Ok(())

@@ -204,6 +204,9 @@ pub enum OutputError {
     /// The tree could not be listed.
     #[error(transparent)]
     List(#[from] crate::rootfs::ListError),
+    /// The files of the tree could not be listed as changes.
+    #[error(transparent)]
+    Changes(#[from] crate::snapshot::SnapshotError),
     /// The directory holds something that is no OCI layout.
     #[error("`{}` is not an OCI layout: {reason}", path.display())]
     NotALayout {

@@ -534,20 +534,25 @@ pub(super) fn copy_tree(from: &Rootfs, to: &Rootfs) -> Result<(), ListError> {
     let listing = from.list()?;
     let mut first: BTreeMap<u64, PathBuf> = BTreeMap::new();
     for file in listing.iter() {
+        let file = file?;
         let linked = file.metadata.kind != FileKind::Directory && file.metadata.links > 1;
         match first.get(&file.metadata.inode).filter(|_| linked) {
-            Some(name) => to.hard_link(&Path::new("/").join(name), &Path::new("/").join(file.path)),
-            None => copy_file(from, file.path, to, file.path, &file.metadata),
+            Some(name) => to.hard_link(&Path::new("/").join(name), &Path::new("/").join(&file.path)),
+            None => copy_file(from, &file.path, to, &file.path, &file.metadata),
         }
-        .map_err(fail(file.path))?;
+        .map_err(fail(&file.path))?;
         if linked {
-            first.entry(file.metadata.inode).or_insert_with(|| file.path.to_owned());
+            first.entry(file.metadata.inode).or_insert(file.path);
         }
     }
-    for file in listing.iter().filter(|file| file.metadata.kind == FileKind::Directory) {
-        let place = to.open_place(file.path, PLACE | OFlags::NOFOLLOW, Mode::empty()).map_err(fail(file.path))?;
+    for file in listing.iter() {
+        let file = file?;
+        if file.metadata.kind != FileKind::Directory {
+            continue;
+        }
+        let place = to.open_place(&file.path, PLACE | OFlags::NOFOLLOW, Mode::empty()).map_err(fail(&file.path))?;
         let target = Target::Place(place.as_fd(), FileKind::Directory);
-        target.set_mtime(file.metadata.mtime).map_err(fail(file.path))?;
+        target.set_mtime(file.metadata.mtime).map_err(fail(&file.path))?;
     }
     Ok(())
 }

@@ -55,24 +55,23 @@ impl Separated {
     }
 
     /// Finds the names that nobody touched in the tree as it is now, and says there that they are still one file.
-    pub(super) fn follow(&mut self, listing: &mut Listing) {
+    pub(super) fn follow(&mut self, listing: &mut Listing) -> Result<(), ListError> {
         let known: BTreeMap<Key, (usize, usize)> = (self.0.iter().enumerate())
             .flat_map(|(group, names)| {
                 names.iter().enumerate().map(move |(at, name)| (Key::of(&name.stat), (group, at)))
             })
             .collect();
         let mut found = Vec::new();
-        for (path, stat) in listing.raw() {
-            if let Some((group, at)) = known.get(&Key::of(stat))
-                && self.0[*group][*at].stat == *stat
+        for entry in listing.raw() {
+            let (path, stat) = entry?;
+            if let Some((group, at)) = known.get(&Key::of(&stat))
+                && self.0[*group][*at].stat == stat
             {
-                self.0[*group][*at].path = path.to_owned();
-                found.push((path.to_owned(), *stat, Self::shared(*group, self.0[*group].len())));
+                self.0[*group][*at].path.clone_from(&path);
+                found.push((path, stat, Self::shared(*group, self.0[*group].len())));
             }
         }
-        for (path, stat, shared) in found {
-            listing.replace(&path, stat, shared);
-        }
+        found.into_iter().try_for_each(|(path, stat, shared)| listing.replace(&path, stat, shared))
     }
 }
 
@@ -88,7 +87,7 @@ impl Rootfs {
         listing: &mut Listing,
         cancel: &Cancel,
     ) -> Result<(), ListError> {
-        let groups = hard_links(listing);
+        let groups = hard_links(listing)?;
         let parents = self.times_of_parents(groups.iter().flatten())?;
         let groups: Vec<Vec<Name>> = groups
             .into_par_iter()
@@ -114,7 +113,7 @@ impl Rootfs {
         for names in groups {
             let shared = Separated::shared(separated.0.len(), names.len());
             for name in &names {
-                listing.replace(&name.path, name.stat, shared);
+                listing.replace(&name.path, name.stat, shared)?;
             }
             separated.0.push(names);
         }
@@ -212,14 +211,15 @@ impl Rootfs {
 }
 
 /// Names of files that have several, in order.
-fn hard_links(listing: &Listing) -> Vec<Vec<PathBuf>> {
+fn hard_links(listing: &Listing) -> Result<Vec<Vec<PathBuf>>, ListError> {
     let mut groups: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
-    for (path, stat) in listing.raw() {
+    for entry in listing.raw() {
+        let (path, stat) = entry?;
         if stat.links > 1 && !matches!(stat.kind, FileKind::Directory | FileKind::Socket) {
-            groups.entry(stat.inode).or_default().push(path.to_owned());
+            groups.entry(stat.inode).or_default().push(path);
         }
     }
-    groups.into_values().filter(|names| names.len() > 1).collect()
+    Ok(groups.into_values().filter(|names| names.len() > 1).collect())
 }
 
 fn fail(path: &Path) -> impl Fn(io::Error) -> ListError {
@@ -253,7 +253,7 @@ mod tests {
 
     fn links(rootfs: &Rootfs) -> Vec<(String, u64)> {
         let listing = rootfs.list().unwrap();
-        let files = listing.iter().filter(|listed| listed.metadata.kind != FileKind::Directory);
+        let files = listing.iter().map(Result::unwrap).filter(|listed| listed.metadata.kind != FileKind::Directory);
         files.map(|listed| (listed.path.display().to_string(), listed.metadata.links)).collect()
     }
 
@@ -265,7 +265,7 @@ mod tests {
         let mut separated = Separated::default();
         rootfs.separate(&mut separated, &mut listing, &Cancel::default()).unwrap();
         assert!(links(&rootfs).iter().all(|(_, links)| *links == 1), "{:?}", links(&rootfs));
-        for (was, is) in before.iter().zip(listing.iter()) {
+        for (was, is) in before.iter().map(Result::unwrap).zip(listing.iter().map(Result::unwrap)) {
             let seen = |metadata: crate::rootfs::Metadata| (metadata.mode, metadata.mtime, metadata.size);
             assert_eq!(seen(was.metadata), seen(is.metadata), "{}", was.path.display());
             if is.metadata.kind != FileKind::Directory {
@@ -285,11 +285,11 @@ mod tests {
         std::fs::rename(dir.path().join("d"), dir.path().join("e")).unwrap();
         assert_eq!(rootfs.read_small(Path::new("e/two"), 9).unwrap(), b"data");
         let mut after = rootfs.list().unwrap();
-        separated.follow(&mut after);
-        let inode = |path: &str| after.get(Path::new(path)).unwrap().metadata.inode;
+        separated.follow(&mut after).unwrap();
+        let inode = |path: &str| after.get(Path::new(path)).unwrap().unwrap().metadata.inode;
         assert_eq!(inode("e/one"), inode("e/two"));
         assert_ne!(inode("e/one"), inode("three"));
-        assert_eq!(inode("e/one"), listing.get(Path::new("d/one")).unwrap().metadata.inode);
+        assert_eq!(inode("e/one"), listing.get(Path::new("d/one")).unwrap().unwrap().metadata.inode);
 
         let time = Attributes { mtime: Some((9, 0)), ..Attributes::default() };
         rootfs.set_attributes(Path::new("e"), &time).unwrap();

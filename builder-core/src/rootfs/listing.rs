@@ -1,4 +1,4 @@
-//! A sorted list of everything in a tree, made by several threads.
+//! A sorted list of everything in a tree, made by several threads, whose length memory does not feel.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -6,40 +6,53 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::Arc;
 
-use rayon::slice::ParallelSliceMut;
-use rustix::fs::{Mode, OFlags, RawDir};
-use rustix::io::Errno;
-
-use super::owners::Key;
 use super::stat::Stat;
-use super::{FileKind, Metadata, Rootfs};
+use super::{FileKind, Metadata, Rootfs, ordered};
+use crate::spool::{Paths, Place, Spool, SpoolReader};
 
-/// Every path of a tree with its metadata, the root itself excepted, in the order of [`path_order`]. About 200 bytes a
-/// file.
+/// Every path of a tree with its metadata, the root itself excepted, in the order of [`path_order`]. About 50 bytes a
+/// file, which lie in a file without a name below the work dir if they are many and the tree has such a place.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
-    /// All paths, one after the other.
-    text: Vec<u8>,
-    entries: Vec<Entry>,
-    /// Files that are one file for the image, though not on the disk: position in `entries` → number of the inode that they
-    /// share, and of its names.
-    shared: BTreeMap<usize, (u64, u64)>,
+    packed: Arc<Packed>,
+    /// What was noted later, by position in the list.
+    notes: BTreeMap<u64, Note>,
 }
 
+/// The list as it was made.
+#[derive(Debug, Default)]
+struct Packed {
+    spool: Spool,
+    count: u64,
+    /// Every so many files a place to begin at, for those that look for one.
+    marks: Vec<Mark>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    position: u64,
+    path: Box<[u8]>,
+}
+
+/// Files from one [`Mark`] to the next.
+const MARK_EVERY: u64 = 256;
+
+/// What is known better than the list has it.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
-    start: u64,
-    length: u32,
+struct Note {
     stat: Stat,
+    /// Of files that are one file for the image, though not on the disk: number of the inode that they share, and of
+    /// its names.
+    shared: Option<(u64, u64)>,
 }
 
 /// One file of a [`Listing`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed<'a> {
+pub struct Listed {
     /// Path in the tree, without a leading `/`.
-    pub path: &'a Path,
+    pub path: PathBuf,
     /// Metadata of the file itself.
     pub metadata: Metadata,
     /// Time of the last change to content or metadata: seconds since 1970 and nanoseconds. Nobody can set it.
@@ -72,105 +85,168 @@ pub fn path_order(a: &Path, b: &Path) -> Ordering {
 impl Listing {
     /// Number of files.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        usize::try_from(self.packed.count).unwrap_or(usize::MAX)
     }
 
     /// Whether the tree is empty.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.packed.count == 0
     }
 
-    /// All files in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Listed<'_>> {
-        self.entries.iter().enumerate().map(|(index, entry)| self.listed(index, entry))
+    /// All files in order. After an error there are no more.
+    pub fn iter(&self) -> impl Iterator<Item = Result<Listed, ListError>> {
+        self.entries(0).map(|entry| entry.map(Entry::listed))
     }
 
     /// The file at exactly this path (no leading `/`).
-    pub fn get(&self, path: &Path) -> Option<Listed<'_>> {
-        let found = self.entries.binary_search_by(|entry| path_order(self.path(entry), path));
-        found.ok().and_then(|index| Some(self.listed(index, self.entries.get(index)?)))
+    ///
+    /// # Errors
+    /// If the list cannot be read.
+    pub fn get(&self, path: &Path) -> Result<Option<Listed>, ListError> {
+        Ok(self.find(path)?.map(Entry::listed))
     }
 
-    /// Inodes of all files.
-    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
-        self.entries.iter().map(|entry| Key::of(&entry.stat))
+    /// Paths and what the disk has there, but for owners and devices that are recorded.
+    pub(super) fn raw(&self) -> impl Iterator<Item = Result<(PathBuf, Stat), ListError>> {
+        self.entries(0).map(|entry| entry.map(|entry| (entry.path, entry.note.stat)))
     }
 
-    /// Metadata of all files as the disk has it, but for owners and devices that are recorded.
-    pub(super) fn stats(&self) -> impl Iterator<Item = &Stat> {
-        self.entries.iter().map(|entry| &entry.stat)
-    }
-
-    /// Paths and what the disk has there.
-    pub(super) fn raw(&self) -> impl Iterator<Item = (&Path, &Stat)> {
-        self.entries.iter().map(|entry| (self.path(entry), &entry.stat))
+    /// What [`Listing::raw`] has without the paths.
+    pub(super) fn stats(&self) -> impl Iterator<Item = Result<Stat, ListError>> {
+        self.raw().map(|entry| entry.map(|(_, stat)| stat))
     }
 
     /// Notes what the disk has at a path of the list now, and which inode it has with how many names for the image.
-    pub(super) fn replace(&mut self, path: &Path, stat: Stat, shared: (u64, u64)) {
-        if let Ok(index) = self.entries.binary_search_by(|entry| path_order(self.path(entry), path))
-            && let Some(entry) = self.entries.get_mut(index)
-        {
-            entry.stat = stat;
-            self.shared.insert(index, shared);
+    pub(super) fn replace(&mut self, path: &Path, stat: Stat, shared: (u64, u64)) -> Result<(), ListError> {
+        if let Some(entry) = self.find(path)? {
+            self.notes.insert(entry.index, Note { stat, shared: Some(shared) });
         }
+        Ok(())
     }
 
-    /// Calls `visit` with each file that is not in the root itself, after the directory that it is in.
-    pub(super) fn visit_children(&mut self, mut visit: impl FnMut(&Stat, &mut Stat)) {
+    /// Calls `visit` with each file that is not in the root itself, after the directory that it is in; what it changes is
+    /// noted.
+    pub(super) fn visit_children(&mut self, mut visit: impl FnMut(&Stat, &mut Stat)) -> Result<(), ListError> {
         // The directories around the current entry.
-        let mut around: Vec<usize> = Vec::new();
-        for index in 0..self.entries.len() {
-            let mut entry = self.entries[index];
-            while around.last().is_some_and(|last| !self.path(&entry).starts_with(self.path(&self.entries[*last]))) {
+        let mut around: Vec<(PathBuf, Stat)> = Vec::new();
+        let mut notes = BTreeMap::new();
+        for entry in self.entries(0) {
+            let Entry { index, path, mut note } = entry?;
+            while around.last().is_some_and(|(last, _)| !path.starts_with(last)) {
                 around.pop();
             }
-            if let Some(directory) = around.last() {
-                let directory = self.entries[*directory].stat;
-                visit(&directory, &mut entry.stat);
-                self.entries[index].stat = entry.stat;
+            if let Some((_, directory)) = around.last() {
+                let was = note.stat;
+                visit(directory, &mut note.stat);
+                if note.stat != was {
+                    notes.insert(index, note);
+                }
             }
-            if entry.stat.kind == FileKind::Directory {
-                around.push(index);
+            if note.stat.kind == FileKind::Directory {
+                around.push((path, note.stat));
             }
         }
+        self.notes.extend(notes);
+        Ok(())
     }
 
-    fn path(&self, entry: &Entry) -> &Path {
-        let start = usize::try_from(entry.start).expect("start is an index into text");
-        Path::new(OsStr::from_bytes(&self.text[start..start + entry.length as usize]))
+    /// The entries from a mark on.
+    fn entries(&self, mark: usize) -> Entries<'_> {
+        let position = self.packed.marks.get(mark).map_or(0, |mark| mark.position);
+        let index = mark as u64 * MARK_EVERY;
+        Entries { listing: self, input: self.packed.spool.read_from(position), paths: Paths::default(), index }
     }
 
-    fn listed(&self, index: usize, entry: &Entry) -> Listed<'_> {
-        let mut metadata = entry.stat.metadata();
-        if let Some(shared) = self.shared.get(&index) {
-            (metadata.inode, metadata.links) = *shared;
+    fn find(&self, path: &Path) -> Result<Option<Entry>, ListError> {
+        let path_of = |mark: &Mark| -> Ordering { path_order(Path::new(OsStr::from_bytes(&mark.path)), path) };
+        let after = self.packed.marks.partition_point(|mark| path_of(mark).is_le());
+        let Some(mark) = after.checked_sub(1) else { return Ok(None) };
+        for entry in self.entries(mark) {
+            let entry = entry?;
+            match path_order(&entry.path, path) {
+                Ordering::Less => {}
+                Ordering::Equal => return Ok(Some(entry)),
+                Ordering::Greater => break,
+            }
         }
-        Listed { path: self.path(entry), metadata, ctime: entry.stat.ctime }
+        Ok(None)
     }
+}
 
-    fn push(&mut self, dir: &[u8], name: &[u8], stat: Stat) {
-        let start = self.text.len() as u64;
-        self.text.extend_from_slice(dir);
-        if !dir.is_empty() {
-            self.text.push(b'/');
+/// A file with its position in the list.
+struct Entry {
+    index: u64,
+    path: PathBuf,
+    note: Note,
+}
+
+impl Entry {
+    fn listed(self) -> Listed {
+        let mut metadata = self.note.stat.metadata();
+        if let Some(shared) = self.note.shared {
+            (metadata.inode, metadata.links) = shared;
         }
-        self.text.extend_from_slice(name);
-        // Memory would end long before a path of 4 GiB could be built.
-        let length = u32::try_from(self.text.len() as u64 - start).unwrap_or(u32::MAX);
-        self.entries.push(Entry { start, length, stat });
+        Listed { path: self.path, metadata, ctime: self.note.stat.ctime }
+    }
+}
+
+/// Reads a list from some mark on.
+struct Entries<'a> {
+    listing: &'a Listing,
+    input: SpoolReader<'a>,
+    paths: Paths,
+    index: u64,
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<Entry, ListError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.index >= self.listing.packed.count {
+            return None;
+        }
+        let index = self.index;
+        self.index += 1;
+        if index.is_multiple_of(MARK_EVERY) {
+            self.paths.restart();
+        }
+        let read = self.paths.read(&mut self.input).map(|path| Path::new(OsStr::from_bytes(path)).to_owned());
+        let entry = read.and_then(|path| {
+            let stat = Stat::read(&mut self.input)?;
+            let note = self.listing.notes.get(&index).copied().unwrap_or(Note { stat, shared: None });
+            Ok(Entry { index, path, note })
+        });
+        Some(entry.map_err(|source| {
+            self.index = u64::MAX;
+            ListError { path: Path::new(OsStr::from_bytes(self.paths.last())).to_owned(), source }
+        }))
+    }
+}
+
+/// Makes a list, in order.
+struct Writer {
+    packed: Packed,
+    paths: Paths,
+    record: Vec<u8>,
+}
+
+impl Writer {
+    fn new(place: Place) -> Self {
+        let packed = Packed { spool: Spool::new(place), ..Packed::default() };
+        Self { packed, paths: Paths::default(), record: Vec::new() }
     }
 
-    fn append(&mut self, other: &Self) {
-        let offset = self.text.len() as u64;
-        self.text.extend_from_slice(&other.text);
-        self.entries.extend(other.entries.iter().map(|entry| Entry { start: entry.start + offset, ..*entry }));
-    }
-
-    fn sort(&mut self) {
-        let mut entries = std::mem::take(&mut self.entries);
-        entries.par_sort_unstable_by(|a, b| path_order(self.path(a), self.path(b)));
-        self.entries = entries;
+    fn push(&mut self, path: &Path, stat: &Stat) -> io::Result<()> {
+        let path = path.as_os_str().as_bytes();
+        if self.packed.count.is_multiple_of(MARK_EVERY) {
+            self.paths.restart();
+            self.packed.marks.push(Mark { position: self.packed.spool.len(), path: path.into() });
+        }
+        self.record.clear();
+        self.paths.write(&mut self.record, path);
+        stat.write(&mut self.record);
+        self.packed.count += 1;
+        self.packed.spool.append(&self.record)
     }
 }
 
@@ -178,72 +254,13 @@ impl Rootfs {
     /// Lists the whole tree on all threads of the current rayon pool. What vanishes meanwhile is left out.
     ///
     /// # Errors
-    /// The first directory or file that could not be examined.
+    /// The first directory or file that could not be examined, or that the list could not be written.
     pub fn list(&self) -> Result<Listing, ListError> {
-        struct Found {
-            listing: Listing,
-            error: Option<ListError>,
-        }
-        fn scan<'s>(scope: &rayon::Scope<'s>, rootfs: &'s Rootfs, path: PathBuf, found: &'s Mutex<Found>) {
-            let mut below = Vec::new();
-            let result = rootfs.list_directory(&path, &mut below);
-            {
-                let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                match result {
-                    Ok(part) => found.listing.append(&part),
-                    Err(error) => {
-                        found.error.get_or_insert(error);
-                    }
-                }
-                if found.error.is_some() {
-                    return;
-                }
-            }
-            for path in below {
-                scope.spawn(move |scope| scan(scope, rootfs, path, found));
-            }
-        }
-        let found = Mutex::new(Found { listing: Listing::default(), error: None });
-        rayon::scope(|scope| scan(scope, self, PathBuf::new(), &found));
-        let Found { mut listing, error } = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match error {
-            Some(error) => Err(error),
-            None => {
-                listing.sort();
-                Ok(listing)
-            }
-        }
-    }
-
-    /// Lists one directory, and names the directories in it.
-    fn list_directory(&self, path: &Path, below: &mut Vec<PathBuf>) -> Result<Listing, ListError> {
-        let fail = |path: PathBuf, error: Errno| ListError { path, source: error.into() };
-        let mut listing = Listing::default();
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        let dir = match self.open_place(path, flags, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listing),
-            Err(source) => return Err(ListError { path: path.to_owned(), source }),
-        };
-        let mut buffer = Vec::with_capacity(32 * 1024);
-        let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(|error| fail(path.to_owned(), error))?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name == "." || name == ".." {
-                continue;
-            }
-            let stat = match self.stat_entry(&dir, name) {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) => continue,
-                Err(error) => return Err(fail(path.join(name), error)),
-            };
-            if stat.kind == FileKind::Directory {
-                below.push(path.join(name));
-            }
-            listing.push(path.as_os_str().as_bytes(), name.as_bytes(), stat);
-        }
-        Ok(listing)
+        let mut writer = Writer::new(self.lists_in());
+        ordered::walk(self, &mut |path, stat| {
+            writer.push(path, stat).map_err(|source| ListError { path: path.to_owned(), source })
+        })?;
+        Ok(Listing { packed: Arc::new(writer.packed), notes: BTreeMap::new() })
     }
 }
 
@@ -267,10 +284,41 @@ mod tests {
         std::fs::write(dir.path().join("a/b/file"), "12345").unwrap();
         std::os::unix::fs::symlink("/etc", dir.path().join("a/link")).unwrap();
         let listing = Rootfs::open(dir.path()).unwrap().list().unwrap();
-        let paths: Vec<_> = listing.iter().map(|listed| listed.path.to_str().unwrap()).collect();
-        assert_eq!(paths, ["a", "a/b", "a/b/c", "a/b/file", "a/link", "a-b", "z", "z/y", "z/y/x", "z/y/x/w"]);
-        assert_eq!(listing.get(Path::new("a/b/file")).unwrap().metadata.size, 5);
-        assert_eq!(listing.get(Path::new("a/link")).unwrap().metadata.kind, FileKind::Symlink);
-        assert_eq!(listing.get(Path::new("a/nothing")), None);
+        let paths: Vec<_> = listing.iter().map(|listed| listed.unwrap().path).collect();
+        assert_eq!(
+            paths,
+            ["a", "a/b", "a/b/c", "a/b/file", "a/link", "a-b", "z", "z/y", "z/y/x", "z/y/x/w"].map(PathBuf::from)
+        );
+        assert_eq!(listing.get(Path::new("a/b/file")).unwrap().unwrap().metadata.size, 5);
+        assert_eq!(listing.get(Path::new("a/link")).unwrap().unwrap().metadata.kind, FileKind::Symlink);
+        assert_eq!(listing.get(Path::new("a/nothing")).unwrap(), None);
+    }
+
+    #[test]
+    fn each_of_many_files_is_found_in_a_list_that_left_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        for number in 0..7 {
+            std::fs::create_dir_all(tree.join(format!("d{number}"))).unwrap();
+            for file in 0..1500 {
+                std::fs::write(tree.join(format!("d{number}/a-rather-long-name-of-a-file-{file}")), "").unwrap();
+            }
+        }
+        let rootfs = Rootfs::open(&tree).unwrap().listing_in(dir.path());
+        let mut listing = rootfs.list().unwrap();
+        assert_eq!(listing.len(), 7 * 1501);
+        assert_eq!(listing.iter().count(), listing.len());
+        for listed in listing.iter().step_by(97) {
+            let listed = listed.unwrap();
+            assert_eq!(listing.get(&listed.path).unwrap(), Some(listed));
+        }
+        // The list itself lies beside the tree, without a name.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let path = Path::new("d3/a-rather-long-name-of-a-file-77");
+        let stat = listing.find(path).unwrap().unwrap().note.stat;
+        listing.replace(path, stat, (5, 9)).unwrap();
+        let metadata = listing.get(path).unwrap().unwrap().metadata;
+        assert_eq!((metadata.inode, metadata.links), (5, 9));
+        assert_eq!(rootfs.list().unwrap().get(Path::new("d3/z")).unwrap(), None);
     }
 }

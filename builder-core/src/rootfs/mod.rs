@@ -13,6 +13,7 @@ pub mod index;
 mod inflate;
 mod links;
 mod listing;
+mod ordered;
 mod overlay;
 mod owners;
 mod pax;

@@ -276,7 +276,8 @@ fn probe_with(directory: &Path, marks: Marks) -> Result<(), String> {
     let mounted = stack.mount().map_err(|error| error.to_string())?;
     let merged = Rootfs::from_fd(mounted);
     let found = merged.list().map_err(|error| error.to_string())?;
-    let names: Vec<_> = found.iter().map(|file| file.path.to_owned()).collect();
+    let names: Result<Vec<_>, _> = found.iter().map(|file| file.map(|file| file.path)).collect();
+    let names = names.map_err(|error| error.to_string())?;
     if names != [Path::new("shadowed")] {
         return Err("whiteouts and opaque directories of lower layers are not honoured".to_owned());
     }

@@ -25,7 +25,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use super::stat::Stat;
-use super::{FileKind, Listing};
+use super::{FileKind, ListError, Listing};
 
 /// The records of one tree.
 #[derive(Debug, Default)]
@@ -186,13 +186,18 @@ impl Owners {
 
     /// Takes recorded file capabilities from files that a step wrote to, which the kernel does with real ones
     /// (capabilities(7)). A file whose time was set is taken for written.
-    pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) {
+    pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) -> Result<(), ListError> {
         let name = OsStr::new("security.capability");
         let mut records = self.lock();
-        let capable = |stat: &&Stat| records.get(&Key::of(stat)).is_some_and(|record| record.xattrs.contains_key(name));
-        let data = |stat: &Stat| (Key::of(stat), (stat.size, stat.mtime));
-        let was: BTreeMap<_, _> = before.stats().filter(capable).map(data).collect();
-        let is: Vec<_> = after.stats().filter(capable).map(data).collect();
+        if !records.values().any(|record| record.xattrs.contains_key(name)) {
+            return Ok(());
+        }
+        let capable = |stat: &Stat| records.get(&Key::of(stat)).is_some_and(|record| record.xattrs.contains_key(name));
+        let data = |listing: &Listing| -> Result<BTreeMap<_, _>, ListError> {
+            let capable = listing.stats().filter(|stat| stat.as_ref().map_or(true, capable));
+            capable.map(|stat| stat.map(|stat| (Key::of(&stat), (stat.size, stat.mtime)))).collect()
+        };
+        let (was, is) = (data(before)?, data(after)?);
         for (key, data) in is {
             if was.get(&key).is_some_and(|was| *was != data)
                 && let Some(record) = records.get_mut(&key)
@@ -200,17 +205,19 @@ impl Owners {
                 record.xattrs.remove(name);
             }
         }
+        Ok(())
     }
 
     /// Gives new files in a directory with setgid the directory's group, as the kernel does where that group is real
     /// (inode(7)).
-    pub(super) fn inherit_groups(&self, before: &Listing, after: &mut Listing) {
+    pub(super) fn inherit_groups(&self, before: &Listing, after: &mut Listing) -> Result<(), ListError> {
         const SETGID: u32 = 0o2000;
         let passes_on = |stat: &Stat| stat.kind == FileKind::Directory && stat.mode & SETGID != 0 && stat.gid != 0;
-        if !after.stats().any(passes_on) {
-            return;
+        if !after.stats().any(|stat| stat.as_ref().map_or(true, passes_on)) {
+            return Ok(());
         }
-        let mut old: Vec<Key> = before.keys().collect();
+        let old: Result<Vec<Key>, ListError> = before.stats().map(|stat| stat.map(|stat| Key::of(&stat))).collect();
+        let mut old = old?;
         old.sort_unstable();
         after.visit_children(|directory, stat| {
             let key = Key::of(stat);
@@ -218,7 +225,7 @@ impl Owners {
                 stat.gid = directory.gid;
                 self.set_owner(key, (stat.uid, stat.gid));
             }
-        });
+        })
     }
 
     /// Reads records; a file that is not there has none.

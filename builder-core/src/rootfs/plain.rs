@@ -17,7 +17,7 @@ use super::pretend::Pretence;
 use super::stat::Stat;
 use super::unpack::Whiteouts;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
-use super::{LayerRef, LayerSource, Listing, Rootfs, TreeError};
+use super::{LayerRef, LayerSource, ListError, Listing, Rootfs, TreeError};
 use crate::cancel::Cancel;
 use crate::oci::ChainId;
 
@@ -107,7 +107,7 @@ impl PlainTree {
     pub(super) fn rootfs(&self) -> Result<Rootfs, TreeError> {
         let path = self.tree().join("root");
         let opened = Rootfs::open(&path).map_err(io_error("open", &path))?;
-        Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()))
+        Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
     }
 
     /// The tree to read from: hard links are what they are in its layers.
@@ -147,11 +147,9 @@ impl PlainTree {
     }
 
     /// Says in a new listing what of it is one file, though it was set apart.
-    pub(super) fn follow(&self, listing: &mut Listing) {
+    pub(super) fn follow(&self, listing: &mut Listing) -> Result<(), ListError> {
         let mut separated = self.separated();
-        if !separated.is_empty() {
-            separated.follow(listing);
-        }
+        if separated.is_empty() { Ok(()) } else { separated.follow(listing) }
     }
 
     /// Ends a step well: what is there now is the tree.
@@ -159,12 +157,18 @@ impl PlainTree {
         self.chain = Some(chain);
         self.dirty = false;
         if let (Pretence::Recorded(owners), Some(now)) = (&self.pretence, &now) {
-            let mut alive: Vec<Key> = now.keys().collect();
-            // Which the listing leaves out.
-            let root = self.rootfs().ok().and_then(|rootfs| Stat::of(rootfs.root_fd()).ok());
-            alive.extend(root.as_ref().map(Key::of));
-            alive.sort_unstable();
-            owners.retain(&alive);
+            let alive: Result<Vec<Key>, ListError> = now.stats().map(|stat| stat.map(|stat| Key::of(&stat))).collect();
+            match alive {
+                Ok(mut alive) => {
+                    // Which the listing leaves out.
+                    let root = self.rootfs().ok().and_then(|rootfs| Stat::of(rootfs.root_fd()).ok());
+                    alive.extend(root.as_ref().map(Key::of));
+                    alive.sort_unstable();
+                    owners.retain(&alive);
+                }
+                // They cost a little memory, and what has such an inode later is not what they are about.
+                Err(error) => tracing::debug!(%error, "records of files that are gone are kept"),
+            }
         }
         self.listing = now;
     }

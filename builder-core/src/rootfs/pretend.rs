@@ -402,7 +402,7 @@ mod tests {
         }
         rootfs.create(Path::new("d"), NewFile::Directory, &give(far.0, own.1)).unwrap();
         assert_eq!((owner("f"), owner("d")), (far, (far.0, own.1)));
-        assert_eq!(rootfs.list().unwrap().get(Path::new("f")).unwrap().metadata.uid, far.0);
+        assert_eq!(rootfs.list().unwrap().get(Path::new("f")).unwrap().unwrap().metadata.uid, far.0);
         assert!(rootfs.xattrs(Path::new("f")).unwrap().is_empty());
         rootfs.set_attributes(Path::new("f"), &give(own.0, own.1)).unwrap();
         assert_eq!(owner("f"), own);
@@ -440,7 +440,7 @@ mod tests {
                 ("plain".into(), FileKind::File),
             ]
         );
-        assert_eq!(rootfs.list().unwrap().get(Path::new("null")).unwrap().metadata.device, (1, 3));
+        assert_eq!(rootfs.list().unwrap().get(Path::new("null")).unwrap().unwrap().metadata.device, (1, 3));
         // A layer cannot make a device of its file.
         let attributes = Attributes { xattrs: vec![(DEVICE_MARK.into(), b"c 1 3".to_vec())], ..Attributes::default() };
         rootfs.set_attributes(Path::new("plain"), &attributes).unwrap();

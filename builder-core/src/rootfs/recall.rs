@@ -106,7 +106,7 @@ impl Search<'_> {
             }
             if self.open.contains_key(&path) {
                 here.insert(path, Entry::read(entry, &mut tar)?);
-            } else if self.is_below_link(&path) {
+            } else if self.is_below_link(&path)? {
                 // It was unpacked to where the link leads, which may be the place of any file with that name.
                 self.give_up(path.file_name().unwrap_or_default());
             }
@@ -132,10 +132,14 @@ impl Search<'_> {
         Ok(again)
     }
 
-    fn is_below_link(&self, path: &Path) -> bool {
-        path.ancestors()
-            .skip(1)
-            .any(|ancestor| self.before.get(ancestor).is_some_and(|found| found.metadata.kind == FileKind::Symlink))
+    fn is_below_link(&self, path: &Path) -> Result<bool, UnpackError> {
+        for ancestor in path.ancestors().skip(1) {
+            let found = self.before.get(ancestor).map_err(|error| read_error(error.source))?;
+            if found.is_some_and(|found| found.metadata.kind == FileKind::Symlink) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn give_up(&mut self, name: &OsStr) {

@@ -265,13 +265,13 @@ impl Stacks {
         let place = upper.map_or(self.dir.root(), |(upper, _)| upper).to_owned();
         let stack = Stack { lower, upper, marks: self.marks };
         let fd = stack.mount().map_err(|error| io_error("mount", &place)(std::io::Error::other(error)))?;
-        Ok(Rootfs::from_fd(fd).pretending(self.pretence.clone()).within(self.dir.disk()))
+        Ok(Rootfs::from_fd(fd).pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
     }
 
     /// Opens the raw directory of a layer.
     pub(super) fn open(&self, path: &Path) -> Result<Rootfs, TreeError> {
         let opened = Rootfs::open(path).map_err(io_error("open", path))?;
-        Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()))
+        Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
     }
 
     /// Directories of a stack, the uppermost first, few enough to be mounted.

@@ -1,12 +1,14 @@
 //! What the kernel says about one file.
 
 use std::ffi::OsStr;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, FileType, StatxFlags};
 use rustix::io::Errno;
 
 use super::{FileKind, Metadata};
+use crate::spool::{self, Fields};
 
 /// Everything `statx` says that somebody here needs, owners and devices as the disk has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,11 +118,101 @@ impl Stat {
     }
 }
 
+/// In the order of their codes in records.
+const KINDS: [FileKind; 7] = [
+    FileKind::File,
+    FileKind::Directory,
+    FileKind::Symlink,
+    FileKind::Fifo,
+    FileKind::CharDevice,
+    FileKind::BlockDevice,
+    FileKind::Socket,
+];
+
+impl FileKind {
+    /// A number below 7 for records.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::File => 0,
+            Self::Directory => 1,
+            Self::Symlink => 2,
+            Self::Fifo => 3,
+            Self::CharDevice => 4,
+            Self::BlockDevice => 5,
+            Self::Socket => 6,
+        }
+    }
+
+    /// What [`FileKind::code`] gave this number.
+    pub fn from_code(code: u8) -> Option<Self> {
+        KINDS.get(usize::from(code)).copied()
+    }
+}
+
+impl Metadata {
+    /// Adds all but the kind to a record of a [`crate::spool::Spool`].
+    pub fn write(&self, out: &mut Vec<u8>) {
+        for small in [self.mode, self.uid, self.gid] {
+            spool::number(out, small.into());
+        }
+        if is_device(self.kind) {
+            spool::number(out, self.device.0.into());
+            spool::number(out, self.device.1.into());
+        }
+        spool::number(out, self.size);
+        write_time(out, self.mtime);
+        spool::number(out, self.inode);
+        spool::number(out, self.links);
+    }
+
+    /// Reads what [`Metadata::write`] wrote of a file of this kind.
+    ///
+    /// # Errors
+    /// What the reader says; `InvalidData` for something else.
+    pub fn read(kind: FileKind, input: &mut impl Read) -> io::Result<Self> {
+        let (mode, uid, gid) = (input.small()?, input.small()?, input.small()?);
+        let device = if is_device(kind) { (input.small()?, input.small()?) } else { (0, 0) };
+        let (size, mtime) = (input.number()?, read_time(input)?);
+        Ok(Self { kind, mode, uid, gid, device, size, mtime, inode: input.number()?, links: input.number()? })
+    }
+}
+
+impl Stat {
+    /// Adds it to a record.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        out.push(self.kind.code());
+        Metadata { size: self.size, ..self.metadata() }.write(out);
+        write_time(out, self.ctime);
+        write_time(out, self.btime);
+    }
+
+    /// Reads it from a record.
+    pub(super) fn read(input: &mut impl Read) -> io::Result<Self> {
+        let kind = FileKind::from_code(input.byte()?).ok_or(io::ErrorKind::InvalidData)?;
+        let Metadata { mode, uid, gid, device, size, mtime, inode, links, .. } = Metadata::read(kind, input)?;
+        let (ctime, btime) = (read_time(input)?, read_time(input)?);
+        Ok(Self { kind, mode, uid, gid, device, size, mtime, ctime, btime, inode, links })
+    }
+}
+
+fn write_time(out: &mut Vec<u8>, (seconds, nanoseconds): (i64, u32)) {
+    spool::signed(out, seconds);
+    spool::number(out, nanoseconds.into());
+}
+
+fn read_time(input: &mut impl Read) -> io::Result<(i64, u32)> {
+    Ok((input.signed()?, input.small()?))
+}
+
+fn is_device(kind: FileKind) -> bool {
+    matches!(kind, FileKind::CharDevice | FileKind::BlockDevice)
+}
+
 fn kind_of_mode(mode: u32) -> FileKind {
     // The seven kinds are all that inode(7) knows.
     FileKind::of(FileType::from_raw_mode(mode)).unwrap_or(FileKind::File)
 }
 
 fn device_of(kind: FileKind, numbers: (u32, u32)) -> (u32, u32) {
-    if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) { numbers } else { (0, 0) }
+    if is_device(kind) { numbers } else { (0, 0) }
 }

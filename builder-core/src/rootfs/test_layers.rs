@@ -194,15 +194,16 @@ impl LayerSource for Blobs {
 /// A tree as short lines: `dir/`, `file=data`, `link->text`, `device c1,3`.
 pub(super) fn describe(rootfs: &Rootfs) -> Vec<String> {
     let listing = rootfs.list().unwrap();
-    let line = |file: super::Listed<'_>| {
+    let line = |file: Result<super::Listed, super::ListError>| {
+        let file = file.unwrap();
         let path = file.path.to_string_lossy();
         match file.metadata.kind {
             FileKind::Directory => format!("{path}/"),
             FileKind::File => {
-                let data = rootfs.read_small(file.path, 1 << 20).unwrap();
+                let data = rootfs.read_small(&file.path, 1 << 20).unwrap();
                 format!("{path}={}", String::from_utf8_lossy(&data))
             }
-            FileKind::Symlink => format!("{path}->{}", rootfs.read_link(file.path).unwrap().display()),
+            FileKind::Symlink => format!("{path}->{}", rootfs.read_link(&file.path).unwrap().display()),
             kind => {
                 let (major, minor) = file.metadata.device;
                 let letter = match kind {
@@ -227,6 +228,7 @@ pub(super) fn describe_fully(rootfs: &Rootfs) -> Vec<String> {
         .into_iter()
         .zip(listing.iter())
         .map(|(line, file)| {
+            let file = file.unwrap();
             let metadata = file.metadata;
             let first = inodes.entry(metadata.inode).or_insert_with(|| file.path.to_owned()).clone();
             format!(
@@ -236,7 +238,7 @@ pub(super) fn describe_fully(rootfs: &Rootfs) -> Vec<String> {
                 metadata.gid,
                 metadata.mtime,
                 first.display(),
-                rootfs.xattrs(file.path).unwrap(),
+                rootfs.xattrs(&file.path).unwrap(),
             )
         })
         .collect()
@@ -291,13 +293,14 @@ pub(super) fn describe_as_index(rootfs: &Rootfs) -> Vec<String> {
     let listing = rootfs.list().unwrap();
     let mut inodes = BTreeMap::new();
     let lines = describe(rootfs).into_iter().zip(listing.iter()).map(|(line, file)| {
+        let file = file.unwrap();
         let metadata = file.metadata;
         let line = match metadata.kind {
             FileKind::File => format!("{}=", file.path.display()),
             _ => line,
         };
         let first = inodes.entry(metadata.inode).or_insert_with(|| file.path.to_owned()).clone();
-        let attributes = rootfs.xattrs(file.path).unwrap();
+        let attributes = rootfs.xattrs(&file.path).unwrap();
         let capability = attributes.into_iter().find(|(name, _)| name == "security.capability");
         format!(
             "{line} {:o} {}:{} {:?} {} {:?}",

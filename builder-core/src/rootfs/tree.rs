@@ -19,6 +19,7 @@ use super::resolve::{Dir, PLACE, Root};
 use super::sparse::write_sparse;
 use super::stat::Stat;
 use crate::disk::Disk;
+use crate::spool::Place;
 
 /// Kind of a file, without its permission bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,6 +106,8 @@ pub struct Rootfs {
     pub(super) pretence: Pretence,
     /// What may be written.
     pub(super) disk: Disk,
+    /// Where long lists of its files go.
+    lists: Place,
 }
 
 impl Rootfs {
@@ -129,12 +132,23 @@ impl Rootfs {
 
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
-        Self { root: Root::new(fd), pretence: Pretence::Nothing, disk: Disk::default() }
+        Self { root: Root::new(fd), pretence: Pretence::Nothing, disk: Disk::default(), lists: None }
     }
 
     /// The same tree, with what cannot be made real here kept in another way.
     pub(super) fn pretending(self, pretence: Pretence) -> Self {
         Self { pretence, ..self }
+    }
+
+    /// The same tree, with files without a name in `directory` for long lists of what it holds. Without that they stay in
+    /// memory.
+    pub(super) fn listing_in(self, directory: &Path) -> Self {
+        Self { lists: Some(directory.into()), ..self }
+    }
+
+    /// Where long lists of its files go.
+    pub fn lists_in(&self) -> Place {
+        self.lists.clone()
     }
 
     /// The root directory itself, for `sandbox` to mount. In overlay mode it is a detached mount (fsmount(2)), which

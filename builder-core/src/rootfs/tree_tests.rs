@@ -29,6 +29,7 @@ impl Yard {
             root: Root::with_resolver(fd, resolver),
             pretence: Pretence::Nothing,
             disk: crate::disk::Disk::default(),
+            lists: None,
         }
     }
 
@@ -185,6 +186,7 @@ fn magic_links_are_not_jumped_through() {
             root: Root::with_resolver(fd, resolver),
             pretence: Pretence::Nothing,
             disk: crate::disk::Disk::default(),
+            lists: None,
         };
         for path in ["root/etc", "cwd/Cargo.toml", "fd/0/x"] {
             assert!(rootfs.stat(Path::new(path)).is_err(), "{path} by {resolver:?}");

@@ -351,6 +351,11 @@ impl Trees {
         self.dir().disk()
     }
 
+    /// Where long lists of files go.
+    pub fn lists_in(&self) -> std::sync::Arc<Path> {
+        self.dir().root().into()
+    }
+
     pub(super) fn dir(&self) -> &TreesDir {
         match &self.kind {
             Kind::Overlay(stacks) => &stacks.dir,
@@ -529,12 +534,12 @@ impl TreeStep<'_> {
     pub fn scan(&self) -> Result<Arc<Listing>, ListError> {
         let mut found = self.rootfs.list()?;
         if let Work::Directory { before, now, tree, command } = &self.work {
-            tree.follow(&mut found);
+            tree.follow(&mut found)?;
             if let Some(owners) = tree.owners() {
                 if *command {
-                    owners.inherit_groups(before, &mut found);
+                    owners.inherit_groups(before, &mut found)?;
                 }
-                owners.drop_capabilities(before, &found);
+                owners.drop_capabilities(before, &found)?;
             }
             let found = Arc::new(found);
             *now.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&found));

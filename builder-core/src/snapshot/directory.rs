@@ -1,13 +1,15 @@
 //! Two listings of one directory tree.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
+use super::list::{Assembly, Changes};
 use super::overlay::{COMPARE_BYTES, capability, failed, fill};
-use super::{Change, Difference, SnapshotError, assemble, same_metadata};
+use super::{Difference, SnapshotError, found, same_metadata};
 use crate::oci::{Hasher, Sha256};
 use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recall, Recalled, Rootfs, path_order};
 
@@ -17,48 +19,82 @@ pub(super) fn changes(
     after: &Listing,
     rootfs: &Rootfs,
     below: Option<Recall<'_>>,
-) -> Result<Vec<Change>, SnapshotError> {
-    let mut differences = Vec::new();
-    // Same metadata as before: what only the content can tell.
+) -> Result<Changes, SnapshotError> {
+    // As long as the layers below have not been asked, what is undecided counts as the same.
     let mut undecided = Vec::new();
-    let mut old = before.iter().peekable();
-    let mut new = after.iter().peekable();
+    let found = assemble(before, after, rootfs, &mut |path, metadata| {
+        undecided.push((path, metadata));
+        false
+    })?;
+    if undecided.is_empty() {
+        return Ok(found);
+    }
+    let changed = decide(undecided, before, rootfs, below)?;
+    assemble(before, after, rootfs, &mut |path, _| changed.contains(&path))
+}
+
+/// Goes through both listings. `is_changed` decides about files whose metadata is the same.
+fn assemble(
+    before: &Listing,
+    after: &Listing,
+    rootfs: &Rootfs,
+    is_changed: &mut dyn FnMut(PathBuf, Metadata) -> bool,
+) -> Result<Changes, SnapshotError> {
+    let ancestor = |path: &Path| found(rootfs, path);
+    let mut assembly = Assembly::new(rootfs.lists_in(), &ancestor);
+    let (mut old, mut new) = (before.iter(), after.iter());
+    let (mut was, mut is) = (old.next().transpose()?, new.next().transpose()?);
+    // A directory of the listing before whose content is of no interest.
+    let mut gone: Option<PathBuf> = None;
     loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => break,
+        if let (Some(directory), Some(below)) = (&gone, &was) {
+            if below.path.starts_with(directory) {
+                was = old.next().transpose()?;
+                continue;
+            }
+            gone = None;
+        }
+        let order = match (&was, &is) {
+            (None, None) => return Ok(assembly.finish()),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(old), Some(new)) => path_order(old.path, new.path),
+            (Some(was), Some(is)) => path_order(&was.path, &is.path),
         };
-        match order {
-            Ordering::Less => {
-                let Some(gone) = old.next() else { break };
+        let (mut left, mut right) = (None, None);
+        if order.is_le() {
+            left = std::mem::replace(&mut was, old.next().transpose()?);
+        }
+        if order.is_ge() {
+            right = std::mem::replace(&mut is, new.next().transpose()?);
+        }
+        match (left, right) {
+            (Some(left), None) => {
                 // A socket is in no layer, so there is nothing to take away.
-                if gone.metadata.kind != FileKind::Socket {
-                    differences.push((gone.path.to_owned(), Difference::Removed));
+                if left.metadata.kind != FileKind::Socket {
+                    assembly.add(left.path.clone(), Difference::Removed)?;
                 }
-                skip_below(&mut old, gone.path);
+                gone = Some(left.path);
             }
-            Ordering::Greater => {
-                let Some(made) = new.next() else { break };
-                differences.push((made.path.to_owned(), Difference::Written(made.metadata)));
-            }
-            Ordering::Equal => {
-                let (Some(was), Some(is)) = (old.next(), new.next()) else { break };
-                if was.metadata.kind == FileKind::Directory && is.metadata.kind != FileKind::Directory {
+            (None, Some(right)) => assembly.add(right.path, Difference::Written(right.metadata))?,
+            (Some(left), Some(right)) => {
+                let fate = fate(&left, &right);
+                if left.metadata.kind == FileKind::Directory && right.metadata.kind != FileKind::Directory {
                     // The new entry alone says that the old content is gone (checklist T-07).
-                    skip_below(&mut old, was.path);
+                    gone = Some(left.path);
                 }
-                match fate(&was, &is) {
+                match fate {
                     Fate::Same => {}
-                    Fate::Changed(difference) => differences.push((is.path.to_owned(), difference)),
-                    Fate::Undecided => undecided.push((is.path.to_owned(), is.metadata)),
+                    Fate::Changed(difference) => assembly.add(right.path, difference)?,
+                    Fate::Undecided => {
+                        if is_changed(right.path.clone(), right.metadata) {
+                            assembly.add(right.path, Difference::Written(right.metadata))?;
+                        }
+                    }
                 }
             }
+            (None, None) => {}
         }
     }
-    differences.extend(decide(undecided, before, rootfs, below)?);
-    Ok(assemble(differences, &|path| Some(after.get(path)?.metadata)))
 }
 
 /// Those of `undecided` that are not what the layers below say.
@@ -67,7 +103,7 @@ fn decide(
     before: &Listing,
     rootfs: &Rootfs,
     below: Option<Recall<'_>>,
-) -> Result<Vec<(PathBuf, Difference)>, SnapshotError> {
+) -> Result<BTreeSet<PathBuf>, SnapshotError> {
     let recalled = match below {
         Some(below) if !undecided.is_empty() => {
             let wanted = undecided.iter().map(|(path, _)| path.clone()).collect();
@@ -76,12 +112,12 @@ fn decide(
         }
         _ => std::collections::BTreeMap::new(),
     };
-    let decided = undecided.into_par_iter().map(|(path, metadata)| {
+    let decided = undecided.into_par_iter().map(|(path, _)| {
         let same = match recalled.get(&path) {
             Some(was) => is_still(rootfs, &path, was).map_err(|source| failed(&path, source))?,
             None => false,
         };
-        Ok((!same).then_some((path, Difference::Written(metadata))))
+        Ok((!same).then_some(path))
     });
     Ok(decided.collect::<Result<Vec<_>, SnapshotError>>()?.into_iter().flatten().collect())
 }
@@ -117,11 +153,7 @@ enum Fate {
     Undecided,
 }
 
-fn skip_below<'a>(listing: &mut std::iter::Peekable<impl Iterator<Item = Listed<'a>>>, directory: &Path) {
-    while listing.next_if(|listed| listed.path.starts_with(directory)).is_some() {}
-}
-
-fn fate(was: &Listed<'_>, is: &Listed<'_>) -> Fate {
+fn fate(was: &Listed, is: &Listed) -> Fate {
     match (was.metadata.kind, is.metadata.kind) {
         (FileKind::Socket, FileKind::Socket) => return Fate::Same,
         (_, FileKind::Socket) => return Fate::Changed(Difference::Removed),

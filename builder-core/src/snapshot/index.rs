@@ -6,32 +6,36 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::overlay::{COMPARE_BYTES, failed};
-use super::{Change, Difference, SnapshotError, assemble, same_metadata};
+use super::{Changes, Difference, SnapshotError, assemble, same_metadata};
 use crate::oci::{Hasher, Sha256};
 use crate::rootfs::index::{IndexNode, IndexStep, IndexTree, Opened, Places};
 use crate::rootfs::{FileKind, Metadata, Recall};
+use crate::spool::Place;
 
 /// What a step made of the tree before it, which has the layers of `below`.
 ///
 /// # Errors
 /// What the kernel says about the content of a file; a layer of `below` that cannot be read.
-pub fn changes_of_index(step: &IndexStep<'_>, below: Recall<'_>) -> Result<Vec<Change>, SnapshotError> {
+pub fn changes_of_index(step: &IndexStep<'_>, below: Recall<'_>) -> Result<Changes, SnapshotError> {
     let after = step.after();
     let mut found = Found { differences: Vec::new(), undecided: Vec::new() };
     found.directory(Path::new(""), step.before().root(), after.root());
     let Found { mut differences, undecided } = found;
     differences.extend(decide(undecided, step, below)?);
-    Ok(assemble(differences, &|path| Some(after.get(path)?.metadata)))
+    assemble(differences, step.lists_in(), &|path| Ok(after.get(path).map(|node| node.metadata)))
 }
 
 /// What layers made of the tree `before`: `after` is that tree with them on top. A file that was written counts as
-/// changed, for the step that wrote it found that it was.
-pub fn changes_of_stack(before: &IndexTree, after: &IndexTree) -> Vec<Change> {
+/// changed, for the step that wrote it found that it was. `place` is where a long list goes.
+///
+/// # Errors
+/// If the list cannot be written.
+pub fn changes_of_stack(before: &IndexTree, after: &IndexTree, place: Place) -> Result<Changes, SnapshotError> {
     let mut found = Found { differences: Vec::new(), undecided: Vec::new() };
     found.directory(Path::new(""), before.root(), after.root());
     let Found { mut differences, undecided } = found;
     differences.extend(undecided.into_iter().map(|(path, _, is)| (path, Difference::Written(is.metadata))));
-    assemble(differences, &|path| Some(after.get(path)?.metadata))
+    assemble(differences, place, &|path| Ok(after.get(path).map(|node| node.metadata)))
 }
 
 struct Found {

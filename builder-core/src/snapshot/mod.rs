@@ -17,18 +17,21 @@
 mod directory;
 mod ignored;
 mod index;
+mod list;
 mod overlay;
 #[cfg(test)]
 mod tests;
 
 pub use ignored::Ignored;
 
-use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub use index::{changes_of_index, changes_of_stack};
+pub use list::Changes;
 
-use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, TreeError, TreeStep, path_order};
+use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, Rootfs, TreeError, TreeStep, path_order};
+use crate::spool::Place;
 
 /// One difference that a step made, in the order in which the layer lists it (checklist T-01): depth first, names of a
 /// directory in byte order, a directory directly followed by its content, ancestors before the first change below them.
@@ -63,21 +66,29 @@ impl Change {
 ///
 /// # Errors
 /// What the kernel says about a path; a layer of `below` that cannot be read.
-pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Vec<Change>, SnapshotError> {
+pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes, SnapshotError> {
     if let (Some(upper), Some(lower)) = (step.upper(), step.lower()) {
         return overlay::changes(upper, lower, &|path| step.is_opaque(path));
     }
     let after = step.scan()?;
     match step.before() {
         Some(before) => directory::changes(before, &after, step.rootfs(), below),
-        None => Ok(everything(&after)),
+        None => everything(&after, step.rootfs().lists_in()),
     }
 }
 
-/// A whole tree as changes to an empty one.
-pub fn everything(listing: &Listing) -> Vec<Change> {
-    let all = listing.iter().map(|listed| (listed.path.to_owned(), Difference::Written(listed.metadata)));
-    assemble(all.collect(), &|path| Some(listing.get(path)?.metadata))
+/// A whole tree as changes to an empty one. `place` is where a long list goes.
+///
+/// # Errors
+/// If the lists cannot be read and written.
+pub fn everything(listing: &Listing, place: Place) -> Result<Changes, SnapshotError> {
+    // Each directory comes before what is in it.
+    let mut assembly = list::Assembly::new(place, &|_| Ok(None));
+    for listed in listing.iter() {
+        let listed = listed?;
+        assembly.add(listed.path, Difference::Written(listed.metadata))?;
+    }
+    Ok(assembly.finish())
 }
 
 /// Why the changes could not be listed.
@@ -92,6 +103,9 @@ pub enum SnapshotError {
         /// Why.
         source: std::io::Error,
     },
+    /// The list of changes could not be written or read.
+    #[error("cannot keep the list of changes")]
+    Keep(#[source] std::io::Error),
     /// What files were before could not be read from the layers below.
     #[error("cannot look up what {files} files were before the step")]
     Recall {
@@ -125,54 +139,27 @@ fn same_metadata(before: &Metadata, after: &Metadata) -> bool {
         && (before.kind == FileKind::Directory || (before.size == after.size && before.mtime == after.mtime))
 }
 
-/// Puts differences in order, with the ancestors of each before it and hard links as links to the first name.
-/// `after` knows every ancestor.
-fn assemble(mut differences: Vec<(PathBuf, Difference)>, after: &dyn Fn(&Path) -> Option<Metadata>) -> Vec<Change> {
+/// Puts differences together that come in no order.
+fn assemble(
+    mut differences: Vec<(PathBuf, Difference)>,
+    place: Place,
+    ancestor: &dyn Fn(&Path) -> Result<Option<Metadata>, SnapshotError>,
+) -> Result<Changes, SnapshotError> {
     if !differences.is_sorted_by(|(a, _), (b, _)| path_order(a, b).is_le()) {
         differences.sort_by(|(a, _), (b, _)| path_order(a, b));
     }
-    let mut changes = Vec::with_capacity(differences.len());
-    let mut first_names: BTreeMap<u64, PathBuf> = BTreeMap::new();
-    // Directories on the way to the last change, all of them listed.
-    let mut listed: Vec<PathBuf> = Vec::new();
+    let mut assembly = list::Assembly::new(place, ancestor);
     for (path, difference) in differences {
-        if matches!(&difference, Difference::Written(metadata) if metadata.kind == FileKind::Socket) {
-            continue;
-        }
-        while listed.last().is_some_and(|directory| !path.starts_with(directory)) {
-            listed.pop();
-        }
-        let missing: Vec<&Path> = path
-            .ancestors()
-            .skip(1)
-            .take_while(|ancestor| {
-                !ancestor.as_os_str().is_empty() && listed.last().is_none_or(|last| last != ancestor)
-            })
-            .collect();
-        for ancestor in missing.into_iter().rev() {
-            if let Some(metadata) = after(ancestor) {
-                let path = ancestor.to_owned();
-                listed.push(path.clone());
-                changes.push(Change::Entry { path, metadata, link_to: None });
-            }
-        }
-        changes.push(match difference {
-            Difference::Removed => Change::Removed { path },
-            Difference::Written(metadata) if metadata.kind == FileKind::Directory => {
-                listed.push(path.clone());
-                Change::Entry { path, metadata, link_to: None }
-            }
-            Difference::Written(metadata) => {
-                let mut link_to = None;
-                if metadata.links > 1 {
-                    link_to = first_names.get(&metadata.inode).cloned();
-                    if link_to.is_none() {
-                        first_names.insert(metadata.inode, path.clone());
-                    }
-                }
-                Change::Entry { path, metadata, link_to }
-            }
-        });
+        assembly.add(path, difference)?;
     }
-    changes
+    Ok(assembly.finish())
+}
+
+/// What a tree has at a path now.
+fn found(rootfs: &Rootfs, path: &Path) -> Result<Option<Metadata>, SnapshotError> {
+    match rootfs.lstat(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(source) => Err(overlay::failed(path, source)),
+    }
 }

@@ -1,13 +1,16 @@
 //! The upper directory of an overlay against the tree below it.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use super::{Change, Difference, SnapshotError, assemble, same_metadata};
-use crate::rootfs::{FileKind, Listed, Listing, Metadata, Rootfs};
+use super::list::{Assembly, Changes};
+use super::{Difference, SnapshotError, found, same_metadata};
+use crate::rootfs::{FileKind, Listed, Metadata, Rootfs, path_order};
 
 /// Bytes of two files that are compared at a time.
 pub(super) const COMPARE_BYTES: usize = 64 * 1024;
@@ -21,74 +24,121 @@ struct Open {
     hides: bool,
 }
 
+/// Entries of the upper layer that are looked at before the undecided ones among them are compared.
+const AT_ONCE: usize = 4096;
+
+/// A path by its place in the order of changes.
+#[derive(PartialEq, Eq)]
+struct InOrder(PathBuf);
+
+impl Ord for InOrder {
+    fn cmp(&self, other: &Self) -> Ordering {
+        path_order(&self.0, &other.0)
+    }
+}
+
+impl PartialOrd for InOrder {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// What is known of a path at first sight.
+enum Seen {
+    Different(Difference),
+    /// Same metadata as below: what only its content can tell.
+    Undecided(Metadata),
+}
+
 /// What the upper layer changes in the tree `lower`.
 pub(super) fn changes(
     upper: &Rootfs,
     lower: &Rootfs,
     is_opaque: &dyn Fn(&Path) -> io::Result<bool>,
-) -> Result<Vec<Change>, SnapshotError> {
+) -> Result<Changes, SnapshotError> {
     let listing = upper.list()?;
-    let mut differences = Vec::new();
-    // Same metadata as below: what only its content can tell.
-    let mut undecided = Vec::new();
+    let ancestor = |path: &Path| found(upper, path);
+    let mut assembly = Assembly::new(upper.lists_in(), &ancestor);
+    let mut seen: Vec<(PathBuf, Seen)> = Vec::new();
+    // What is gone without a whiteout and comes after the entry being looked at.
+    let mut gone: BTreeSet<InOrder> = BTreeSet::new();
+    let removed = |path| (path, Seen::Different(Difference::Removed));
     let mut open = vec![Open { path: PathBuf::new(), in_lower: true, hides: false }];
     for listed in listing.iter() {
-        let Listed { path, metadata, .. } = listed;
+        let Listed { path, metadata, .. } = listed?;
+        while let Some(first) = gone.first()
+            && path_order(&first.0, &path).is_lt()
+            && let Some(first) = gone.pop_first()
+        {
+            seen.push(removed(first.0));
+        }
+        if seen.len() >= AT_ONCE {
+            decide(std::mem::take(&mut seen), upper, lower, &mut assembly)?;
+        }
         while open.len() > 1 && open.last().is_some_and(|directory| !path.starts_with(&directory.path)) {
             open.pop();
         }
         let (in_lower, hides) = open.last().map_or((true, false), |directory| (directory.in_lower, directory.hides));
-        let below = if in_lower { find(lower, path)? } else { None };
+        let below = if in_lower { found(lower, &path)? } else { None };
         if is_whiteout(&metadata) {
             if below.is_some_and(|below| below.kind != FileKind::Socket) {
-                differences.push((path.to_owned(), Difference::Removed));
+                seen.push(removed(path));
             }
             continue;
         }
         if metadata.kind == FileKind::Directory {
             let is_directory_below = below.as_ref().is_some_and(|below| below.kind == FileKind::Directory);
-            let hides = hides || is_opaque(path).map_err(|source| failed(path, source))?;
+            let hides = hides || is_opaque(&path).map_err(|source| failed(&path, source))?;
             if hides && is_directory_below {
-                vanished(path, &listing, lower, &mut differences)?;
+                vanished(&path, upper, lower, &mut gone)?;
             }
-            open.push(Open { path: path.to_owned(), in_lower: is_directory_below, hides });
+            open.push(Open { path: path.clone(), in_lower: is_directory_below, hides });
         }
         match below {
             Some(below) if same_metadata(&below, &metadata) => match metadata.kind {
-                FileKind::File | FileKind::Symlink => undecided.push((path, metadata)),
+                FileKind::File | FileKind::Symlink => seen.push((path, Seen::Undecided(metadata))),
                 _ => {}
             },
             Some(below) if metadata.kind == FileKind::Socket => {
                 // A socket is in no layer, so there is nothing to take away if there was one.
                 if below.kind != FileKind::Socket {
-                    differences.push((path.to_owned(), Difference::Removed));
+                    seen.push(removed(path));
                 }
             }
-            _ => differences.push((path.to_owned(), Difference::Written(metadata))),
+            _ => seen.push((path, Seen::Different(Difference::Written(metadata)))),
         }
     }
-    let decided: Vec<_> = undecided
+    seen.extend(gone.into_iter().map(|gone| removed(gone.0)));
+    decide(seen, upper, lower, &mut assembly)?;
+    Ok(assembly.finish())
+}
+
+/// Adds what is different to the list, in the order in which it was seen.
+fn decide(
+    seen: Vec<(PathBuf, Seen)>,
+    upper: &Rootfs,
+    lower: &Rootfs,
+    assembly: &mut Assembly<'_>,
+) -> Result<(), SnapshotError> {
+    let decided: Vec<_> = seen
         .into_par_iter()
-        .map(|(path, metadata)| match same_content(upper, lower, path, &metadata) {
-            Ok(same) => Ok((!same).then(|| (path.to_owned(), Difference::Written(metadata)))),
-            Err(source) => Err(failed(path, source)),
+        .map(|(path, seen)| match seen {
+            Seen::Different(difference) => Ok(Some((path, difference))),
+            Seen::Undecided(metadata) => match same_content(upper, lower, &path, &metadata) {
+                Ok(same) => Ok((!same).then_some((path, Difference::Written(metadata)))),
+                Err(source) => Err(failed(&path, source)),
+            },
         })
         .collect::<Result<_, _>>()?;
-    differences.extend(decided.into_iter().flatten());
-    Ok(assemble(differences, &|path| Some(listing.get(path)?.metadata)))
+    decided.into_iter().flatten().try_for_each(|(path, difference)| assembly.add(path, difference))
 }
 
 /// Names of the directory `path` in the tree before that a directory of the same name, made anew, does not have.
-fn vanished(
-    path: &Path,
-    upper: &Listing,
-    lower: &Rootfs,
-    differences: &mut Vec<(PathBuf, Difference)>,
-) -> Result<(), SnapshotError> {
+fn vanished(path: &Path, upper: &Rootfs, lower: &Rootfs, gone: &mut BTreeSet<InOrder>) -> Result<(), SnapshotError> {
     for (name, kind) in lower.read_dir(path).map_err(|source| failed(path, source))? {
         let child = path.join(name);
-        if kind != FileKind::Socket && upper.get(&child).is_none() {
-            differences.push((child, Difference::Removed));
+        if kind != FileKind::Socket && found(upper, &child)?.is_none() {
+            gone.insert(InOrder(child));
         }
     }
     Ok(())
@@ -97,14 +147,6 @@ fn vanished(
 /// Character device 0:0 (kernel documentation, overlayfs, "whiteouts and opaque directories").
 fn is_whiteout(metadata: &Metadata) -> bool {
     metadata.kind == FileKind::CharDevice && metadata.device == (0, 0)
-}
-
-fn find(lower: &Rootfs, path: &Path) -> Result<Option<Metadata>, SnapshotError> {
-    match lower.lstat(path) {
-        Ok(metadata) => Ok(Some(metadata)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-        Err(source) => Err(failed(path, source)),
-    }
 }
 
 pub(super) fn failed(path: &Path, source: io::Error) -> SnapshotError {

@@ -1,23 +1,20 @@
 //! The form in which an index lies on disk.
 //!
 //! After the line [`MAGIC`] one zstd frame with a checksum. In it, entry after entry: a byte for the kind, then the fields of
-//! [`IndexEntry`] in their order. Numbers are LEB128; signed ones are zigzag-coded first; bytes have their length before
-//! them; what may be missing has a byte 0 or 1 before it. A byte [`END`] comes last: an index without it is not whole.
+//! [`IndexEntry`] in their order, coded as [`crate::spool`] does it; what may be missing has a byte 0 or 1 before it. A byte [`END`] comes last: an index without it is not whole.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use crate::rootfs::{TarEntry, TarKind};
+use crate::spool::{Fields, bytes, number, signed};
 
 /// First bytes of an index: the form and its version.
 const MAGIC: &[u8] = b"slipway index 1\n";
 
 /// Stands where the next entry's kind would.
 const END: u8 = 0xff;
-
-/// Longest name or other bytes in an index; a longer one is damage. The tar reader takes no longer names.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// zstd level: an index is written once for each layer, at no cost that shows, and is a tenth of what it describes.
 const LEVEL: i32 = 1;
@@ -114,7 +111,7 @@ impl<W: Write> IndexWriter<W> {
         for value in [entry.mode, entry.uid, entry.gid] {
             number(out, value.into());
         }
-        number(out, zigzag(entry.mtime.0));
+        signed(out, entry.mtime.0);
         number(out, entry.mtime.1.into());
         number(out, entry.device.0.into());
         number(out, entry.device.1.into());
@@ -178,7 +175,7 @@ impl<R: Read> IndexReader<R> {
         if self.ended {
             return Ok(None);
         }
-        let byte = self.byte()?;
+        let byte = self.inner.byte()?;
         if byte == END {
             // The checksum of the frame is compared when its end is read.
             if io::copy(&mut self.inner, &mut io::sink())? > 0 {
@@ -189,60 +186,23 @@ impl<R: Read> IndexReader<R> {
         }
         Ok(Some(IndexEntry {
             kind: kind(byte).ok_or_else(damaged)?,
-            name: OsString::from_vec(self.bytes()?),
-            link: OsString::from_vec(self.bytes()?),
-            mode: self.small()?,
-            uid: self.small()?,
-            gid: self.small()?,
-            mtime: (unzigzag(self.number()?), self.small()?),
-            device: (self.small()?, self.small()?),
-            size: self.number()?,
+            name: OsString::from_vec(self.inner.sized()?),
+            link: OsString::from_vec(self.inner.sized()?),
+            mode: self.inner.small()?,
+            uid: self.inner.small()?,
+            gid: self.inner.small()?,
+            mtime: (self.inner.signed()?, self.inner.small()?),
+            device: (self.inner.small()?, self.inner.small()?),
+            size: self.inner.number()?,
             capability: self.optional()?,
             content: self.optional()?,
         }))
     }
 
-    fn byte(&mut self) -> io::Result<u8> {
-        let mut byte = [0];
-        self.inner.read_exact(&mut byte)?;
-        Ok(byte[0])
-    }
-
-    fn number(&mut self) -> io::Result<u64> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            let part = u64::from(byte & 0x7f);
-            // The last of ten bytes has room for one bit.
-            if shift == 63 && part > 1 {
-                break;
-            }
-            value |= part << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(damaged())
-    }
-
-    fn small(&mut self) -> io::Result<u32> {
-        u32::try_from(self.number()?).map_err(|_| damaged())
-    }
-
-    fn bytes(&mut self) -> io::Result<Vec<u8>> {
-        let length = self.number()?;
-        if length > MAX_BYTES {
-            return Err(damaged());
-        }
-        let mut bytes = vec![0; usize::try_from(length).map_err(|_| damaged())?];
-        self.inner.read_exact(&mut bytes)?;
-        Ok(bytes)
-    }
-
     fn optional(&mut self) -> io::Result<Option<Vec<u8>>> {
-        match self.byte()? {
+        match self.inner.byte()? {
             0 => Ok(None),
-            1 => self.bytes().map(Some),
+            1 => self.inner.sized().map(Some),
             _ => Err(damaged()),
         }
     }
@@ -276,27 +236,6 @@ fn code(kind: TarKind) -> u8 {
 
 fn kind(code: u8) -> Option<TarKind> {
     KINDS.get(usize::from(code)).copied()
-}
-
-fn number(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value.to_le_bytes()[0] | 0x80);
-        value >>= 7;
-    }
-    out.push(value.to_le_bytes()[0]);
-}
-
-fn bytes(out: &mut Vec<u8>, value: &[u8]) {
-    number(out, value.len() as u64);
-    out.extend_from_slice(value);
-}
-
-fn zigzag(value: i64) -> u64 {
-    (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned()
-}
-
-fn unzigzag(value: u64) -> i64 {
-    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::walk::{borrowed, find, parent, walk};
 use crate::rootfs::resolve::join;
 use crate::rootfs::workdir::TempDir;
 use crate::rootfs::{Attributes, FileKind, Metadata, NewFile, Trees, View};
+use crate::spool::Place;
 
 /// Bytes of new files that are kept in memory in all; the others go to a file below the work dir.
 const HELD_BYTES: usize = 1 << 20;
@@ -192,6 +193,11 @@ impl<'c> IndexStep<'c> {
         }
     }
 
+    /// Where long lists of its files go.
+    pub fn lists_in(&self) -> Place {
+        Some(self.trees.lists_in())
+    }
+
     /// Whether the step made the file, so that its content can be opened.
     pub fn made(&self, node: &IndexNode) -> bool {
         self.lock().contents.contains_key(&node.metadata.inode)
@@ -199,8 +205,40 @@ impl<'c> IndexStep<'c> {
 
     /// Ends the step: the tree with one layer more. Its tar has the content of the files `written` in the entries of these
     /// numbers, counted from 0.
-    pub fn commit<'p>(self, written: impl IntoIterator<Item = (&'p Path, u64)>, entries: u64) -> IndexTree {
-        let mut tree = self.after();
+    ///
+    /// # Errors
+    /// The first of `written`.
+    pub fn commit(
+        self,
+        written: impl Iterator<Item = io::Result<(PathBuf, u64)>>,
+        entries: u64,
+    ) -> io::Result<IndexTree> {
+        let users = self.user_files();
+        let Self { before, state, .. } = self;
+        // What held the files' content is of no use from here on, and nobody else has the tree.
+        let mut tree = state.into_inner().unwrap_or_else(PoisonError::into_inner).tree;
+        for (names, known) in users {
+            if let Some(node) = own(&mut tree.root, borrowed(&names)) {
+                node.body = Body::File(Arc::new(known));
+            }
+        }
+        tree.layers += 1;
+        tree.entries += entries;
+        for file in written {
+            let (path, entry) = file?;
+            let layer = tree.layers;
+            if let Some(node) = own(&mut tree.root, super::node::names(&path)) {
+                node.origin = Origin { layer, entry };
+            }
+        }
+        keep_origins(&before, &mut tree);
+        Ok(tree)
+    }
+
+    /// Those of [`USER_FILES`] that the step made, with their content.
+    fn user_files(&self) -> Vec<(Vec<OsString>, Known)> {
+        let tree = self.after();
+        let mut found = Vec::new();
         for path in USER_FILES {
             let Ok(walked) = walk(&tree.root, Path::new(path), true) else { continue };
             let Some(node) = walked.node.filter(|node| node.metadata.kind == FileKind::File) else { continue };
@@ -209,27 +247,13 @@ impl<'c> IndexStep<'c> {
             }
             // Whoever looks a name up finds that the content is not known, and has the tree unpacked.
             let Ok(content) = self.read_content(&walked.path(), node.metadata.size) else { continue };
-            let mut known = match &node.body {
+            let known = match &node.body {
                 Body::File(known) => (**known).clone(),
                 _ => Known::default(),
             };
-            known.content = Some(content);
-            let names = walked.names;
-            if let Some(node) = own(&mut tree.root, borrowed(&names)) {
-                node.body = Body::File(Arc::new(known));
-            }
+            found.push((walked.names, Known { content: Some(content), ..known }));
         }
-        tree.layers += 1;
-        tree.entries += entries;
-        let written: BTreeMap<&Path, u64> = written.into_iter().collect();
-        keep_origins(&self.before, &mut tree, &written);
-        for (path, entry) in written {
-            let layer = tree.layers;
-            if let Some(node) = own(&mut tree.root, super::node::names(path)) {
-                node.origin = Origin { layer, entry };
-            }
-        }
-        tree
+        found
     }
 
     fn lock(&self) -> MutexGuard<'_, State<'c>> {
@@ -333,16 +357,17 @@ impl State<'_> {
 }
 
 /// Files that the step made anew with the content that they had are in no new layer: it stays where it was.
-fn keep_origins(before: &IndexTree, after: &mut IndexTree, written: &BTreeMap<&Path, u64>) {
+fn keep_origins(before: &IndexTree, after: &mut IndexTree) {
     let mut kept = Vec::new();
     let mut left = vec![(PathBuf::new(), Arc::clone(&before.root), Arc::clone(&after.root))];
+    let layer = after.layers;
     while let Some((path, before, after)) = left.pop() {
         for (name, is) in after.children() {
             let Some(was) = before.child(name).filter(|was| !Arc::ptr_eq(was, is)) else { continue };
             let path = path.join(name);
             match (was.metadata.kind, is.metadata.kind) {
                 (FileKind::Directory, FileKind::Directory) => left.push((path, Arc::clone(was), Arc::clone(is))),
-                (FileKind::File, FileKind::File) if !written.contains_key(path.as_path()) => {
+                (FileKind::File, FileKind::File) if is.origin.layer != layer => {
                     kept.push((path, Arc::clone(was)));
                 }
                 _ => {}
