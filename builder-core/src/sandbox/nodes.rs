@@ -13,9 +13,10 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType, UnshareFlags};
 
@@ -123,7 +124,8 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    /// `false` leaves it to the kernel. The calling thread is of no use for anything else afterwards.
+    /// `false` leaves it to the kernel. With mounts of the command's own, the calling thread is of no use for anything else
+    /// afterwards.
     fn make(&self, listener: &Listener, call: &Notification, wanted: &Wanted) -> Result<bool, Errno> {
         let thread = call.thread;
         let caller = self.caller(thread)?;
@@ -150,15 +152,26 @@ impl<'a> Nodes<'a> {
             return Err(Errno::SRCH);
         }
 
-        sys::unshare(UnshareFlags::FS)?;
-        if let Some(process) = self.mounts {
-            rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
-        }
-        rustix::process::fchdir(&root)?;
-        rustix::process::chroot(".")?;
-        rustix::process::fchdir(&base)?;
         let parent = if parent.is_empty() { b"." } else { parent };
-        let parent = rustix::fs::openat(CWD, OsStr::from_bytes(parent), place | OFlags::DIRECTORY, Mode::empty())?;
+        let parent = match self.mounts {
+            Some(process) => {
+                sys::unshare(UnshareFlags::FS)?;
+                rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
+                rustix::process::fchdir(&root)?;
+                rustix::process::chroot(".")?;
+                rustix::process::fchdir(&base)?;
+                rustix::fs::openat(CWD, OsStr::from_bytes(parent), place | OFlags::DIRECTORY, Mode::empty())?
+            }
+            // In a container a profile may refuse unshare(2), and the caller's root is all that it sees.
+            None => {
+                let (base, root_path) = (path_of(base.as_fd())?, path_of(root.as_fd())?);
+                let below = base.strip_prefix(&root_path).map_err(|_| Errno::NOENT)?;
+                let parent = below.join(OsStr::from_bytes(parent));
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { &parent };
+                let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+                rustix::fs::openat2(&root, parent, place | OFlags::DIRECTORY, Mode::empty(), how)?
+            }
+        };
         self.rootfs.make_stand_in(&parent, OsStr::from_bytes(name), wanted.kind, wanted.numbers)?;
 
         let passes_group_on = rustix::fs::fstat(&parent)?.st_mode & 0o2000 != 0;
@@ -180,6 +193,13 @@ impl<'a> Nodes<'a> {
         File::from(file).read_to_string(&mut text).map_err(|_| Errno::SRCH)?;
         Caller::parse(&text).ok_or(Errno::SRCH)
     }
+}
+
+/// Where an open directory lies for this process.
+fn path_of(file: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
+    use std::os::fd::AsRawFd as _;
+    let text = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
+    Ok(PathBuf::from(OsStr::from_bytes(text.as_bytes())))
 }
 
 /// What a call asks for.
