@@ -6,6 +6,8 @@
 
 pub mod conformance;
 pub mod debian;
+pub mod environment;
+pub mod layers;
 pub mod listing;
 pub mod pods;
 pub mod process;

@@ -60,6 +60,8 @@ pub struct Worse {
     pub refused: &'static [(&'static str, i32)],
     /// Options of the volume's mount, such as `noexec`.
     pub volume: &'static str,
+    /// A further group of its user.
+    pub group: Option<u32>,
 }
 
 /// A container that waits for commands; ended when dropped.
@@ -136,6 +138,7 @@ impl Pod {
         command.args(["run", "--detach", "--rm", "--runtime", "runc", "--network", "host"]);
         let options = if worse.volume.is_empty() { String::new() } else { format!(":{}", worse.volume) };
         command.arg("--volume").arg(format!("{0}:{0}{options}", volume.display()));
+        command.args(worse.group.map(|group| format!("--group-add={group}")));
         match kind {
             Kind::E4 => command.args(["--security-opt", "seccomp=unconfined"]),
             Kind::E5 => command.args(["--security-opt", &confined]),

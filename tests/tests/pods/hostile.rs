@@ -106,7 +106,7 @@ fn build(kind: Kind, volume: &std::path::Path, worse: Worse, sandbox: &str) -> R
                       busybox chmod 6755 /z; test \\\"$(busybox stat -c %a:%u:%g /z)\\\" = 6755:5:6\"]\n";
     fs::write(context.join("Dockerfile"), dockerfile).map_err(text)?;
     let Worse { refused, volume: options, limit } = worse;
-    let pod = Pod::start_worse(kind, volume, true, Podman { refused, volume: options })?;
+    let pod = Pod::start_worse(kind, volume, true, Podman { refused, volume: options, group: None })?;
     pod.give(&context)?;
     let path = |name: &str| volume.join(name).display().to_string();
     let output = format!("type=oci,dest={}", path("out.tar"));

@@ -8,6 +8,7 @@ use tests::pods::Pod;
 mod escapes;
 mod hostile;
 mod table;
+mod volumes;
 
 /// What every test is.
 type Test = fn() -> Result<(), String>;
@@ -18,7 +19,7 @@ type Outcome = Result<Result<(), String>, String>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, test) in table::TESTS.iter().chain(hostile::TESTS).chain(escapes::TESTS) {
+    for (name, test) in table::TESTS.iter().chain(hostile::TESTS).chain(volumes::TESTS).chain(escapes::TESTS) {
         trials.push(Trial::ignorable_test(*name, move || judge(test)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use tests::conformance::Entry;
+use tests::layers::Layers;
 
 use crate::inputs::Workload;
-use crate::layers::Layers;
 
 /// Checks what E1 gave.
 pub fn check(workload: Workload, layers: &Layers) -> Result<(), String> {

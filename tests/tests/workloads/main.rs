@@ -13,15 +13,15 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use tests::environment::Environment;
+use tests::layers::{Layers, Varies};
 
-mod environment;
 mod facts;
 mod inputs;
-mod layers;
+mod place;
 
-use environment::{Environment, Place};
 use inputs::Workload;
-use layers::Layers;
+use place::Place;
 
 /// What one build gives; the inner error is a reason to skip the trial.
 type Built = Result<Result<Layers, String>, String>;
@@ -82,7 +82,7 @@ impl Bench {
         }
         match self.built(workload, environment)? {
             Ok(layers) => {
-                let varies = layers::Varies::read(&workload.fixture("varies.txt"))?;
+                let varies = Varies::read(&workload.fixture("varies.txt"))?;
                 expected.same(&layers, &varies)?;
                 Ok(Ok(()))
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use tests::conformance::{Entry, Image, layer_entries, matches};
+use crate::conformance::{Entry, Image, layer_entries, matches};
 
 /// How many differences are shown.
 const SHOWN: usize = 40;
@@ -16,14 +16,19 @@ pub struct Layers {
     base: Vec<String>,
     /// Seconds since 1970.
     started: i64,
+    /// Of each layer, the lowest first.
     pub entries: Vec<BTreeMap<String, Entry>>,
 }
 
 /// Paths whose content differs between two builds.
+#[derive(Debug, Default)]
 pub struct Varies(Vec<String>);
 
 impl Varies {
-    /// Reads lines of a pattern and a reason.
+    /// Reads lines of a pattern, two blanks and a reason.
+    ///
+    /// # Errors
+    /// If there is no such file, or a line has no reason.
     pub fn read(path: &Path) -> Result<Self, String> {
         let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -40,12 +45,15 @@ impl Varies {
 }
 
 impl Layers {
-    /// Reads the image at `result`, whose build began at `started`. All workloads have a base of one layer.
-    pub fn read(result: &Path, started: i64) -> Result<Self, String> {
-        let text = |error: tests::conformance::ImageError| error.to_string();
+    /// Reads the image at `result`, whose build began at `started`, in seconds since 1970, and whose base has so many layers.
+    ///
+    /// # Errors
+    /// If it is no image.
+    pub fn read(result: &Path, started: i64, base: usize) -> Result<Self, String> {
+        let text = |error: crate::conformance::ImageError| error.to_string();
         let image = Image::open(result, "").map_err(text)?;
         let mut entries = Vec::new();
-        for number in 1..image.layer_count() {
+        for number in base..image.layer_count() {
             let layer = layer_entries(&image.layer(number).map_err(text)?).map_err(text)?;
             let by_path = layer.into_iter().map(|mut entry| {
                 entry.text = None;
@@ -54,7 +62,7 @@ impl Layers {
             });
             entries.push(by_path.collect());
         }
-        Ok(Self { base: image.diff_ids[..1].to_vec(), started, entries })
+        Ok(Self { base: image.diff_ids[..base].to_vec(), started, entries })
     }
 
     /// Every entry above the base, as the last layer has it.
@@ -63,6 +71,9 @@ impl Layers {
     }
 
     /// Whether `other` has the same layers. Times count where they are older than both builds.
+    ///
+    /// # Errors
+    /// The first differences, as text.
     pub fn same(&self, other: &Self, varies: &Varies) -> Result<(), String> {
         if self.base != other.base || self.entries.len() != other.entries.len() {
             let shown = |one: &Self| format!("{:?} and {} layers", one.base, one.entries.len());
@@ -88,7 +99,7 @@ impl Layers {
                     };
                     differences.push(format!(
                         "layer {}: {path}\n    expected {}\n    found    {}",
-                        number + 1,
+                        number + self.base.len(),
                         shown(expected),
                         shown(found)
                     ));

@@ -3,56 +3,16 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use tests::pods::{Kind, Pod, SLIPWAY};
-use tests::{process, slipway, user};
+use tests::environment::Environment;
+use tests::layers::Layers;
+use tests::process;
 
 use crate::inputs::Workload;
-use crate::layers::Layers;
 
 /// How long one build may take, on a machine that is busy with others.
 const LIMIT: Duration = Duration::from_secs(1200);
-
-/// A row of the table in `docs/sandbox.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Environment {
-    /// Root of this machine.
-    E1,
-    /// A user with subordinate ids.
-    E2,
-    /// A user without.
-    E3,
-    /// A container like a pod.
-    Pod(Kind),
-}
-
-impl Environment {
-    pub const ALL: [Self; 6] =
-        [Self::E1, Self::E2, Self::E3, Self::Pod(Kind::E4), Self::Pod(Kind::E5), Self::Pod(Kind::E6)];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::E1 => "E1",
-            Self::E2 => "E2",
-            Self::E3 => "E3",
-            Self::Pod(kind) => kind.name(),
-        }
-    }
-
-    /// Whether it can be had on this machine; the error says why not.
-    pub fn possible(self) -> Result<(), String> {
-        let missing = |name: &str| format!("the user {name} is missing; scripts/setup makes it");
-        match self {
-            _ if !user::is_root() => Err("only root can be in every environment".to_owned()),
-            Self::E1 => Ok(()),
-            Self::E2 => user::test_user().map(drop).ok_or_else(|| missing("slipway-subids")),
-            Self::E3 => user::single_id_user().map(drop).ok_or_else(|| missing("slipway-plain")),
-            Self::Pod(_) => Pod::possible(),
-        }
-    }
-}
 
 /// A directory that every environment sees under the same name.
 pub struct Place {
@@ -87,7 +47,8 @@ impl Place {
         fs::create_dir_all(&own).map_err(|error| error.to_string())?;
         let started = layers_time();
         let built = self.run(workload, environment, &own);
-        let layers = built.and_then(|()| Layers::read(&own.join("result"), started));
+        // All bases have one layer.
+        let layers = built.and_then(|()| Layers::read(&own.join("result"), started, 1));
         if self.temporary.is_some() {
             _ = fs::remove_dir_all(&own);
         }
@@ -95,23 +56,8 @@ impl Place {
     }
 
     fn run(&self, workload: Workload, environment: Environment, own: &Path) -> Result<(), String> {
-        let pod;
-        let mut command = match environment {
-            Environment::E1 => Command::new(slipway::binary()?),
-            Environment::E2 | Environment::E3 => {
-                let name = if environment == Environment::E2 { user::test_user() } else { user::single_id_user() };
-                let name = name.ok_or("the user is there: it was asked for before")?;
-                let copy = own.join("slipway");
-                fs::copy(slipway::binary()?, &copy).map_err(|error| error.to_string())?;
-                process::output(Command::new("chown").arg(format!("{name}:")).arg(own), LIMIT)?;
-                user::command(&name, &copy)
-            }
-            Environment::Pod(kind) => {
-                pod = Pod::start(kind, &self.root, false)?;
-                pod.give(own)?;
-                pod.command(SLIPWAY, &[])
-            }
-        };
+        let mut started = environment.slipway(&self.root, own)?;
+        let command = &mut started.command;
         let inputs = self.inputs(workload);
         command.args(["build", "--progress", "plain", "--no-cache", "--work-dir"]).arg(own.join("work"));
         command.arg("--build-context").arg(format!("base=oci-layout://{}/base:latest", inputs.display()));
