@@ -53,7 +53,13 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
             commands::result(&format!("Kaniko version :  {}\n", version()));
             return ExitCode::SUCCESS;
         }
-        Some("help") => return front.help(),
+        Some("help") => {
+            return match parsed.positionals.get(1).map(String::as_str) {
+                Some("push") => super::push::run(&["--help".to_owned()], ambient),
+                Some("login") => super::login::run(&["--help".to_owned()], ambient),
+                _ => front.help(),
+            };
+        }
         Some(word) => {
             let refusal = Refusal::UnknownCommand { word: word.to_owned(), program: "executor" };
             say(&format!("Error: {refusal}\nRun 'executor --help' for usage.\n"));

@@ -179,7 +179,7 @@ definitions! {
     PRESERVE_CONTEXT = Definition::bool("preserve-context", "Has no effect").env("`KANIKO_PRESERVE_CONTEXT`").meaningless(NO_ROOT);
     MATERIALIZE = Definition::bool("materialize", "Has no effect")
         .meaningless("the build has a root of its own; `slipway build -o type=local,dest=DIR` writes files");
-    SNAPSHOT_MODE = Definition::text("snapshot-mode", "full, redo or time; has no effect").default("full")
+    SNAPSHOT_MODE = Definition::new("snapshot-mode", Kind::Choice(&["full", "redo", "time"]), "Has no effect").default("full")
         .aliases(&[warns("snapshotMode")]).meaningless(NO_WALKS);
     USE_NEW_RUN = Definition::bool("use-new-run", "Has no effect").meaningless(NO_WALKS);
     FORCE_BUILD_METADATA = Definition::bool("force-build-metadata", "Has no effect")

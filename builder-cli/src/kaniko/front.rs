@@ -99,8 +99,45 @@ impl Failure {
 pub fn told<E: Error + Hint>(error: &E) -> String {
     let text = hint::chain(error);
     let text = match error.hint() {
-        Some(hint) => format!("{text} ({hint})"),
+        Some(hint) => format!("{text} ({})", in_our_words(hint)),
         None => text,
     };
     text.lines().collect::<Vec<_>>().join(" ")
+}
+
+/// What hints name of `slipway build`, and what does the same here. Those that hold others come first.
+const INSTEAD: [(&str, &str); 8] = [
+    ("`--work-dir` or SLIPWAY_DIR", "KANIKO_DIR"),
+    ("--work-dir (SLIPWAY_DIR)", "KANIKO_DIR"),
+    ("--work-dir, SLIPWAY_DIR", "KANIKO_DIR"),
+    ("--work-dir", "KANIKO_DIR"),
+    ("--max-disk", "SLIPWAY_MAX_DISK"),
+    ("--registry-ca,", "--registry-certificate,"),
+    ("`--secret id=GIT_AUTH_TOKEN,env=NAME`", "GIT_TOKEN"),
+    ("--build-context", "slipway build --build-context"),
+];
+
+/// A hint for people whose command line is Kaniko's.
+fn in_our_words(hint: String) -> String {
+    INSTEAD.iter().fold(hint, |hint, (theirs, ours)| hint.replace(theirs, ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_name_what_is_there() {
+        for (hint, expected) in [
+            (
+                "choose a writable directory with `--work-dir` or SLIPWAY_DIR",
+                "choose a writable directory with KANIKO_DIR",
+            ),
+            ("give --work-dir a larger volume", "give KANIKO_DIR a larger volume"),
+            ("add the CA with --registry-ca, or", "add the CA with --registry-certificate, or"),
+            ("check the spelling", "check the spelling"),
+        ] {
+            assert_eq!(in_our_words(hint.to_owned()), expected);
+        }
+    }
 }

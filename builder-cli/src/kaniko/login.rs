@@ -4,26 +4,25 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
 
 use base64::Engine as _;
+use builder_core::cancel::Cancel;
+use builder_core::http::Secret;
+use builder_core::registry::keep_password;
 use serde_json::{Map, Value, json};
 
-use super::front::Front;
+use super::front::{Front, told};
 use super::grammar::Parsed;
 use super::refusal::Refusal;
 use super::{complain, flags};
-use crate::request::Ambient;
+use crate::request::{self, Ambient};
 
 const ABOUT: &str = "login keeps user and password of a registry in the Docker config.json, or where that says.";
 const USAGE: &str = "executor login REGISTRY";
 
 /// Key of Docker Hub in `auths`.
 const HUB: &str = "https://index.docker.io/v1/";
-
-/// How long a helper may take.
-const HELPER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Longest password in bytes.
 const PASSWORD_BYTES: u64 = 64 * 1024;
@@ -48,7 +47,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
 struct Login {
     registry: String,
     user: String,
-    password: String,
+    password: Secret,
 }
 
 fn read(parsed: &Parsed) -> Result<Login, Refusal> {
@@ -83,7 +82,7 @@ fn read(parsed: &Parsed) -> Result<Login, Refusal> {
         "docker.io" | "registry-1.docker.io" | "index.docker.io/v1" => "index.docker.io".to_owned(),
         other => other.to_owned(),
     };
-    Ok(Login { registry, user: user.to_owned(), password })
+    Ok(Login { registry, user: user.to_owned(), password: Secret::new(password) })
 }
 
 impl Login {
@@ -98,52 +97,26 @@ impl Login {
         let mut config = read_config(&path)?;
         let key = if self.registry == "index.docker.io" { HUB } else { &self.registry };
         if let Some(helper) = helper(&config, &self.registry, key) {
-            self.give_to(&helper, key, ambient)?;
-            return Ok(helper);
+            let options = request::credentials(ambient);
+            let login = (self.user.as_str(), &self.password);
+            let kept = keep_password(&helper, key, login, &options, &Cancel::default());
+            return kept.map_err(|error| told(&error));
         }
-        let text = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", self.user, self.password));
+        let text =
+            base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", self.user, self.password.expose()));
         let auths = config.entry("auths").or_insert_with(|| json!({}));
         let Value::Object(auths) = auths else { return Err(format!("`auths` in `{}` is no object", path.display())) };
         auths.insert(key.to_owned(), json!({ "auth": text }));
         write_config(&directory, &path, &config).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(path.display().to_string())
     }
-
-    fn give_to(&self, helper: &str, key: &str, ambient: &Ambient) -> Result<(), String> {
-        let failed = |error: io::Error| format!("cannot run `{helper}`: {error}");
-        let mut child = Command::new(helper)
-            .arg("store")
-            .current_dir(&ambient.cwd)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(failed)?;
-        let document = json!({ "ServerURL": key, "Username": self.user, "Secret": self.password }).to_string();
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(document.as_bytes()).map_err(failed)?;
-        }
-        let started = Instant::now();
-        loop {
-            match child.try_wait().map_err(failed)? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => return Err(format!("`{helper} store` ended with {status}")),
-                None if started.elapsed() > HELPER_LIMIT => {
-                    _ = child.kill();
-                    _ = child.wait();
-                    return Err(format!("`{helper} store` did not end within {} seconds", HELPER_LIMIT.as_secs()));
-                }
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    }
 }
 
-/// The program that keeps passwords of a registry, if the configuration names one.
+/// Name of the helper that keeps passwords of a registry, if the configuration names one.
 fn helper(config: &Map<String, Value>, registry: &str, key: &str) -> Option<String> {
     let of_host = |name: &str| config.get("credHelpers")?.get(name)?.as_str();
     let name = of_host(registry).or_else(|| of_host(key)).or_else(|| config.get("credsStore")?.as_str())?;
-    (!name.is_empty()).then(|| format!("docker-credential-{name}"))
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 fn read_config(path: &Path) -> Result<Map<String, Value>, String> {
@@ -182,7 +155,7 @@ mod tests {
     }
 
     fn login(registry: &str) -> Login {
-        Login { registry: registry.to_owned(), user: "u".to_owned(), password: "p:w".to_owned() }
+        Login { registry: registry.to_owned(), user: "u".to_owned(), password: Secret::new("p:w") }
     }
 
     #[test]
@@ -213,8 +186,8 @@ mod tests {
     fn helpers_are_asked_where_one_is_named() {
         let config: Map<String, Value> =
             serde_json::from_str(r#"{"credsStore":"all","credHelpers":{"a":"one"}}"#).expect("JSON");
-        assert_eq!(helper(&config, "a", "a").as_deref(), Some("docker-credential-one"));
-        assert_eq!(helper(&config, "b", "b").as_deref(), Some("docker-credential-all"));
+        assert_eq!(helper(&config, "a", "a").as_deref(), Some("one"));
+        assert_eq!(helper(&config, "b", "b").as_deref(), Some("all"));
         assert_eq!(helper(&Map::new(), "b", "b"), None);
     }
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 pub use ambient::Ambient;
 pub use error::UsageError;
-pub use registries::Registries;
+pub use registries::{Registries, credentials};
 
 use builder_core::exec::{BuildRequest, Directories, NoCache, SecretValue};
 use builder_core::limits::Limits;

@@ -140,7 +140,7 @@ fn cloud(ambient: &Ambient) -> CloudEnvironment {
 
 /// Docker's and podman's places of logins, in the order in which podman looks (containers-auth.json(5)); an explicit
 /// `DOCKER_CONFIG` goes before all.
-fn credentials(ambient: &Ambient) -> CredentialOptions {
+pub fn credentials(ambient: &Ambient) -> CredentialOptions {
     let mut files = Vec::new();
     if let Some(dir) = ambient.var("DOCKER_CONFIG") {
         files.push(Path::new(dir).join("config.json"));

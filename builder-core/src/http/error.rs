@@ -175,7 +175,7 @@ impl Hint for HttpError {
             Self::Tls { source, .. } => {
                 let detail = source.to_string();
                 if detail.contains("UnknownIssuer") {
-                    "add the CA of that host with --registry-certificate, or install the system's CA certificates"
+                    "add the CA of that host with --registry-ca, or install the system's CA certificates"
                 } else if detail.contains("InvalidContentType") || detail.contains("corrupt message") {
                     "the host seems to speak plain HTTP; --insecure-registry allows that"
                 } else {

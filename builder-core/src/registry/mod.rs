@@ -26,7 +26,7 @@ mod upload;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-pub use auth::{CloudSource, Credential, CredentialOptions, Credentials, Identity};
+pub use auth::{CloudSource, Credential, CredentialOptions, Credentials, Identity, keep_password};
 pub use blob::BlobStream;
 pub use error::{CredentialError, Place, RegistryError};
 pub(crate) use host::ErrorBody;

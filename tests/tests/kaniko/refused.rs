@@ -20,6 +20,7 @@ pub const ROWS: &[Row] = refused! {
     "bad-number" &["--push-retry=many"], &[] => &["Error: invalid argument \"many\" for \"--push-retry\" flag"];
     "bad-compression" &["--compression=xz"], &[] => &["Error: invalid argument \"xz\" for \"--compression\" flag: it is one of gzip, zstd"];
     "compression-level-too-high" &["-c=context", "-d=REGISTRY/out", "--compression-level=12"], &[] => &["the highest level is 9"];
+    "bad-snapshot-mode" &["--snapshotMode=fast"], &[] => &["Error: invalid argument \"fast\" for \"--snapshot-mode\" flag: it is one of full, redo, time"];
     "bad-level" &["-v=loud"], &[] => &["Error: parsing log level: not a valid logrus Level: \"loud\""];
     "bad-format" &["--log-format=xml"], &[] => &["Error: not a valid log format: \"xml\". Please specify one of (text, color, json)"];
     "no-destination" &["-c=context"], &[] => &["Error: you must provide --destination, or use --no-push", "Usage:"];

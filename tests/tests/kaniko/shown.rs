@@ -106,6 +106,23 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "shown::help-of-a-command",
+        bare: true,
+        arguments: &["help", "push"],
+        check: |_, ended| that("usage", ended.result().contains("\nUsage:\n  executor push PATH [flags]")),
+        ..ROW
+    },
+    Row {
+        name: "shown::hints-name-kanikos-flags",
+        arguments: &["--kaniko-dir=/proc/nowhere"],
+        code: 1,
+        says: &[
+            "error building image: cannot use the work directory `/proc/nowhere/slipway`",
+            "(choose a writable directory with KANIKO_",
+        ],
+        ..ROW
+    },
+    Row {
         name: "shown::help",
         bare: true,
         arguments: &["--help"],

@@ -4,12 +4,13 @@ use std::ffi::OsStr;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde_json::json;
 
 use super::config::{Credential, CredentialOptions, Identity};
 use crate::cancel::Cancel;
@@ -44,71 +45,110 @@ pub(super) fn get(
     options: &CredentialOptions,
     cancel: &Cancel,
 ) -> Result<Option<Identity>, CredentialError> {
-    let helper = format!("docker-credential-{name}");
-    let missing =
-        |source| CredentialError::HelperMissing { helper: helper.clone(), registry: server.to_owned(), source };
-    let program = find_program(&helper, options).map_err(missing)?;
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "credential helpers are programs of the user, run outside any sandbox"
-    )]
-    let mut child = Command::new(program)
-        .arg("get")
-        .env_clear()
-        .envs(options.helper_environment.iter().map(|(key, value)| (key, value)))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(missing)?;
-    let (input, output) = (child.stdin.take(), child.stdout.take());
-    let server_line = format!("{server}\n");
-    let (sender, receiver) = mpsc::channel();
-    // Both ends in threads of their own, which nobody joins: a helper that reads or writes nothing can still be ended, even
-    // if a process that it started keeps the pipes open.
-    thread::spawn(move || {
-        if let Some(mut input) = input
-            && let Err(error) = input.write_all(server_line.as_bytes())
-        {
-            tracing::debug!(%error, "the credential helper did not read its input");
-        }
-    });
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let read = output.map_or(Ok(0), |output| output.take(OUTPUT_BYTES).read_to_end(&mut bytes));
-        // Nobody listens any more after a timeout.
-        _ = sender.send(read.map(|_| bytes));
-    });
-    let timeout = || match cancel.is_cancelled() {
-        true => CredentialError::Cancelled,
-        false => CredentialError::HelperTimeout {
-            helper: helper.clone(),
-            registry: server.to_owned(),
-            limit: options.helper_timeout,
-        },
-    };
-    let failed = |message: String| CredentialError::HelperFailed {
-        helper: helper.clone(),
-        registry: server.to_owned(),
-        message,
-    };
-    let Some(status) = wait(&mut child, options.helper_timeout, cancel) else {
-        // Both fail only if it ended just now.
-        _ = child.kill();
-        _ = child.wait();
-        return Err(timeout());
-    };
-    let status = status.map_err(|error| failed(error.to_string()))?;
-    let bytes = receiver.recv_timeout(options.helper_timeout).map_err(|_| timeout())?;
-    let bytes = bytes.map_err(|error| failed(error.to_string()))?;
+    let helper = Helper::new(name, server, options);
+    let (status, bytes) = helper.run("get", format!("{server}\n").into_bytes(), cancel)?;
     if !status.success() {
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-        return if text == NOT_FOUND { Ok(None) } else { Err(failed(format!("{status}: {text}"))) };
+        return if text == NOT_FOUND { Ok(None) } else { Err(helper.failed(format!("{status}: {text}"))) };
     }
     // The text of a JSON error may quote the secret.
     let answer: Answer =
-        serde_json::from_slice(&bytes).map_err(|_| failed("its answer is not valid JSON".to_owned()))?;
-    Ok(identity(answer, &helper))
+        serde_json::from_slice(&bytes).map_err(|_| helper.failed("its answer is not valid JSON".to_owned()))?;
+    Ok(identity(answer, &helper.program))
+}
+
+/// Has the helper `docker-credential-<name>` keep a password for `server`, the key in its store. Says which program did it.
+///
+/// # Errors
+/// If it is not installed, fails, or does not end in time.
+pub fn keep_password(
+    name: &str,
+    server: &str,
+    (user, password): (&str, &Secret),
+    options: &CredentialOptions,
+    cancel: &Cancel,
+) -> Result<String, CredentialError> {
+    let helper = Helper::new(name, server, options);
+    let document = json!({ "ServerURL": server, "Username": user, "Secret": password.expose() }).to_string();
+    let (status, bytes) = helper.run("store", document.into_bytes(), cancel)?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        return Err(helper.failed(format!("{status}: {text}")));
+    }
+    Ok(helper.program)
+}
+
+/// A helper that is asked about one server.
+struct Helper<'a> {
+    program: String,
+    server: &'a str,
+    options: &'a CredentialOptions,
+}
+
+impl<'a> Helper<'a> {
+    fn new(name: &str, server: &'a str, options: &'a CredentialOptions) -> Self {
+        Self { program: format!("docker-credential-{name}"), server, options }
+    }
+
+    fn failed(&self, message: String) -> CredentialError {
+        CredentialError::HelperFailed { helper: self.program.clone(), registry: self.server.to_owned(), message }
+    }
+
+    /// Runs it to its end; what it wrote.
+    fn run(&self, verb: &str, input: Vec<u8>, cancel: &Cancel) -> Result<(ExitStatus, Vec<u8>), CredentialError> {
+        let missing = |source| CredentialError::HelperMissing {
+            helper: self.program.clone(),
+            registry: self.server.to_owned(),
+            source,
+        };
+        let program = find_program(&self.program, self.options).map_err(missing)?;
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "credential helpers are programs of the user, run outside any sandbox"
+        )]
+        let mut child = Command::new(program)
+            .arg(verb)
+            .env_clear()
+            .envs(self.options.helper_environment.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(missing)?;
+        let (stdin, output) = (child.stdin.take(), child.stdout.take());
+        let (sender, receiver) = mpsc::channel();
+        // Both ends in threads of their own, which nobody joins: a helper that reads or writes nothing can still be ended,
+        // even if a process that it started keeps the pipes open.
+        thread::spawn(move || {
+            if let Some(mut stdin) = stdin
+                && let Err(error) = stdin.write_all(&input)
+            {
+                tracing::debug!(%error, "the credential helper did not read its input");
+            }
+        });
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let read = output.map_or(Ok(0), |output| output.take(OUTPUT_BYTES).read_to_end(&mut bytes));
+            // Nobody listens any more after a timeout.
+            _ = sender.send(read.map(|_| bytes));
+        });
+        let limit = self.options.helper_timeout;
+        let timeout = || match cancel.is_cancelled() {
+            true => CredentialError::Cancelled,
+            false => {
+                CredentialError::HelperTimeout { helper: self.program.clone(), registry: self.server.to_owned(), limit }
+            }
+        };
+        let Some(status) = wait(&mut child, limit, cancel) else {
+            // Both fail only if it ended just now.
+            _ = child.kill();
+            _ = child.wait();
+            return Err(timeout());
+        };
+        let status = status.map_err(|error| self.failed(error.to_string()))?;
+        let bytes = receiver.recv_timeout(limit).map_err(|_| timeout())?;
+        Ok((status, bytes.map_err(|error| self.failed(error.to_string()))?))
+    }
 }
 
 fn identity(answer: Answer, helper: &str) -> Option<Identity> {
@@ -125,7 +165,7 @@ fn identity(answer: Answer, helper: &str) -> Option<Identity> {
 }
 
 /// Waits for the end of `child`; `None` if it did not come in time or the build was cancelled.
-fn wait(child: &mut Child, limit: Duration, cancel: &Cancel) -> Option<io::Result<std::process::ExitStatus>> {
+fn wait(child: &mut Child, limit: Duration, cancel: &Cancel) -> Option<io::Result<ExitStatus>> {
     let start = Instant::now();
     loop {
         match child.try_wait() {

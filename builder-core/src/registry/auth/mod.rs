@@ -9,4 +9,5 @@ mod token;
 pub(super) use challenge::Challenge;
 pub use cloud::CloudSource;
 pub use config::{Credential, CredentialOptions, Credentials, Identity};
+pub use helper::keep_password;
 pub(super) use token::{Scopes, Token, TokenRequest};
