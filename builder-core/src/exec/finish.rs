@@ -156,7 +156,7 @@ pub(super) fn build_prepared(
     recorder.keep(&report);
     let (images, written) = ended.map_err(|error| match error {
         error if released.forgot() => BuildError::LayerGone { source: Box::new(error) },
-        error => error,
+        error => at_its_step(error, &prepared.plans),
     })?;
     if let Some(error) = elsewhere.failure() {
         return Err(error.into());
@@ -177,6 +177,17 @@ pub(super) fn build_prepared(
         images.iter().map(|image| (image.platform.to_string(), image.digest.to_string())).collect::<BTreeMap<_, _>>();
     observer.event(Event::Done { totals: report.totals() });
     Ok(BuildResult { images, root: written, report })
+}
+
+/// The budget knows a step by its title alone; where its instruction stands should be told too.
+fn at_its_step(error: BuildError, plans: &[PlatformPlan]) -> BuildError {
+    let BuildError::DiskBudget { step: Some(title), .. } = &error else { return error };
+    let stages = plans.iter().flat_map(|planned| &planned.plan.stages);
+    let found = stages.flat_map(|stage| stage.steps.iter().map(move |step| (step, stage)));
+    match found.into_iter().find(|(step, _)| step.title == *title) {
+        Some((step, stage)) => error.at(step, stage),
+        None => error,
+    }
 }
 
 fn has_commands(plan: &Plan) -> bool {

@@ -138,7 +138,8 @@ impl<'a> Lowering<'a> {
             error.findings = findings;
             return Err(error);
         }
-        if let Some(mut late) = self.shared.late.take() {
+        // What only a build refuses, such as what nobody has allowed, is no fault of the text.
+        if let Some(mut late) = self.shared.late.take().filter(|_| !self.checking) {
             late.findings = findings;
             return Err(late);
         }

@@ -447,6 +447,10 @@ fn checking_needs_no_images_and_sees_all_stages() {
     let checked = check(&parsed("FROM nowhere AS Up\nCOPY https://x/y /"), &options(), &Bases::new());
     assert_eq!(checked.error.map(|error| error.to_string()).as_deref(), Some("source can't be a URL for COPY"));
     assert_eq!(checked.findings.len(), 1);
+    // What nobody has allowed is refused by the build alone.
+    let text = "FROM scratch\nRUN --security=insecure true\nRUN --network=host true";
+    assert_eq!(check(&parsed(text), &options(), &Bases::new()).error, None);
+    check_error(text, "security.insecure is not allowed", &[]);
 }
 
 #[test]

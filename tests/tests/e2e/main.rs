@@ -20,6 +20,7 @@ use tests::process::{self, Ended};
 use tests::{slipway, user};
 
 mod base;
+mod bounds;
 mod cache;
 mod cli;
 mod contexts;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     };
     let suites = [
         base::TRIALS,
+        bounds::TRIALS,
         cache::TRIALS,
         contexts::TRIALS,
         debian::TRIALS,
