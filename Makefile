@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build static images demo test lint doc bench bench-e2e bench-sandbox fuzz clean
+.PHONY: help setup build static images demo test lint doc bench bench-e2e bench-sandbox bench-growth bench-memory fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ bench-sandbox: setup ## What each tier of the sandbox costs, beside a plain chro
 
 bench-growth: build ## How time and memory grow with files, layers, bytes and stages: docs/growth.svg
 	$(CARGO) run --release -p benches --bin e2e growth
+
+bench-memory: build ## A layer of 8 GiB in a control group of 256 MiB, page cache included (as root; 17 GiB of disk)
+	SLIPWAY_BIN=$(CURDIR)/target/release/slipway SLIPWAY_TEST_LAYER_MIB=8192 SLIPWAY_TEST_LIMIT_MIB=256 \
+	    $(CARGO) test --workspace --test e2e resources::memory-of-the-control-group
 
 fuzz: ## Fuzz parser and expansion, FUZZ_SECONDS each
 	@scripts/fuzz $(FUZZ_SECONDS)

@@ -6,6 +6,7 @@ mod common;
 use std::io::{self, Read};
 
 use builder_core::cancel::Cancel;
+use builder_core::hint::Hint as _;
 use builder_core::http::{ClientOptions, HttpError, Timeouts};
 use builder_core::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
 use builder_core::registry::{BlobToPush, CredentialOptions, Pushed, RegistryError, RegistryOptions};
@@ -173,6 +174,7 @@ fn registries_that_refuse_large_pieces_get_small_ones() {
     registry.fault(refuse());
     let error = push(&Bench::new(), &registry, &noise(3_000_000)).expect_err("cannot be satisfied");
     assert!(matches!(error, RegistryError::Refused { status: 413, .. }), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("client_max_body_size")), "{:?}", error.hint());
 
     let registry = FakeRegistry::start();
     registry.min_chunk(50_000);
