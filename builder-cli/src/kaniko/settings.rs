@@ -10,7 +10,7 @@ use builder_core::cache::{CacheOptions, CachePlace, CacheRepository, CacheTarget
 use builder_core::cancel::Cancel;
 use builder_core::cloud::{Bucket, CloudEnvironment};
 use builder_core::context::{GitOptions, Repository};
-use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, NoCache};
+use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, Fetched, NoCache};
 use builder_core::http::{self, ClientOptions, Request, Url};
 use builder_core::layer::Compression;
 use builder_core::oci::{Platform, Reference};
@@ -111,6 +111,7 @@ pub fn read(parsed: &Parsed, ambient: &Ambient, environment: Environment) -> Res
     request.context = inputs.context;
     request.context_sub_path = inputs.sub_path;
     request.git = inputs.git;
+    request.fetched = Fetched::LikeDirectory;
     request.dockerfile = match inputs.dockerfile {
         Dockerfile::At(source) => source,
         Dockerfile::Remote(url) => DockerfileSource::Text(fetch(&url, &request.client)?),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::BuildError;
-use super::request::{BuildRequest, ContextSource, DockerfileSource};
+use super::request::{BuildRequest, ContextSource, DockerfileSource, Fetched};
 use crate::cancel::Cancel;
 use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, find_ignore_file};
 use crate::disk::Disk;
@@ -108,6 +108,12 @@ pub enum InputError {
         /// Where and why.
         source: crate::context::IgnoreError,
     },
+    /// A context that must be an archive.
+    #[error("the context from {context} is no archive: neither a tar nor a compressed one")]
+    NoArchive {
+        /// Where it comes from.
+        context: String,
+    },
 }
 
 impl Hint for InputError {
@@ -161,6 +167,10 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         }
         ContextSource::Url(url) => keep(remote.url_context(url, cancel).map_err(InputError::from)?),
     };
+    let like_directory = request.fetched == Fetched::LikeDirectory;
+    if like_directory && matches!(root, Root::Dockerfile(_)) {
+        return Err(InputError::NoArchive { context: request.context.to_string() }.into());
+    }
     let root = match &request.context_sub_path {
         Some(part) => root.part(part)?,
         None => root,
@@ -179,7 +189,7 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         }
     };
     // Only what people keep by hand is filtered (checklist D-02): a fetched tree holds what its author chose.
-    let filtered = matches!(root, Root::Local(_)) || matches!(request.context, ContextSource::Stdin);
+    let filtered = matches!(root, Root::Local(_)) || matches!(request.context, ContextSource::Stdin) || like_directory;
     let top = root.path();
     let ignore = if filtered { find_ignore_file(path.as_deref(), top).map_err(InputError::from)? } else { None };
     let patterns = match &ignore {

@@ -51,7 +51,8 @@ pub use mounts::CacheMountId;
 pub use prepare::{PlatformPlan, Prepared, check, prepare};
 pub use report::{Report, StepReport};
 pub use request::{
-    BeforeOutputs, BuildRequest, ContextSource, Directories, DockerfileSource, NoCache, PushSettings, SecretValue,
+    BeforeOutputs, BuildRequest, ContextSource, Directories, DockerfileSource, Fetched, NoCache, PushSettings,
+    SecretValue,
 };
 pub use ssh::SshAgent;
 

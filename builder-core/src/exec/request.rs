@@ -12,7 +12,7 @@ use crate::cache::CacheOptions;
 use crate::cloud::Bucket;
 use crate::context::{GitOptions, Repository};
 use crate::event::{Event, Observer};
-use crate::http::{ClientOptions, RetryNotice};
+use crate::http::{self, ClientOptions, RetryNotice};
 use crate::layer::Compression;
 use crate::limits::Limits;
 use crate::oci::{Descriptor, MediaType, Platform, Reference};
@@ -33,6 +33,8 @@ pub struct BuildRequest {
     pub context: ContextSource,
     /// The part of the context that is meant, relative to its top.
     pub context_sub_path: Option<PathBuf>,
+    /// How a context that has to be fetched is understood.
+    pub fetched: Fetched,
     /// How git contexts are fetched.
     pub git: GitOptions,
     /// Arguments, target, labels, named contexts. `ignore_file` and `platform` are filled in by [`super::build`].
@@ -148,6 +150,33 @@ pub enum ContextSource {
     Empty,
 }
 
+impl fmt::Display for ContextSource {
+    /// Where it comes from, for messages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) | Self::Archive(path) => write!(f, "`{}`", path.display()),
+            Self::Stdin => f.write_str("standard input"),
+            Self::Bucket(bucket) => bucket.fmt(f),
+            Self::Repository(_) => f.write_str("a repository"),
+            Self::Git(url) | Self::Url(url) => match http::Url::parse(url) {
+                Ok(url) => f.write_str(&http::redacted(&url)),
+                Err(_) => f.write_str("a URL"),
+            },
+            Self::Empty => f.write_str("nothing"),
+        }
+    }
+}
+
+/// How a context that has to be fetched is understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fetched {
+    /// As BuildKit does: its author chose what is in it, so no ignore file counts, and a text is a Dockerfile (checklist D-02).
+    #[default]
+    AsItIs,
+    /// As Kaniko does, like a directory of the host: its ignore file counts, and what is no archive is an error.
+    LikeDirectory,
+}
+
 impl BuildRequest {
     /// Has requests that are tried again told to `observer`, unless the caller is told.
     pub(super) fn tell_retries(&mut self, observer: &Arc<dyn Observer>) {
@@ -187,6 +216,7 @@ impl BuildRequest {
             dockerfile: DockerfileSource::File(context.join("Dockerfile")),
             context: ContextSource::Directory(context),
             context_sub_path: None,
+            fetched: Fetched::AsItIs,
             git: GitOptions::default(),
             plan: PlanOptions::default(),
             platforms: Vec::new(),

@@ -60,6 +60,26 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "contexts::ignore-file-in-a-tar",
+        bare: true,
+        arguments: &["--context=tar://context.tar.gz", "--destination=REGISTRY/out:1"],
+        prepare: |case| {
+            case.write("context/Dockerfile", "FROM scratch\nCOPY . /\n")?;
+            case.write("context/.dockerignore", "two\nDockerfile\n.dockerignore\n")?;
+            pack(case, "context")
+        },
+        check: |case, _| same("files", case.files("out:1")?, vec![vec!["one".to_owned()]]),
+        ..ROW
+    },
+    Row {
+        name: "contexts::tar-that-is-none",
+        bare: true,
+        arguments: &["--context=tar://context/one", "--destination=REGISTRY/out:1"],
+        code: 1,
+        says: &["error building image: ", "context/one` is no archive"],
+        ..ROW
+    },
+    Row {
         name: "contexts::tar-with-a-link-that-leads-out",
         bare: true,
         arguments: &["--context=tar://c.tar", "--destination=REGISTRY/out:1"],
