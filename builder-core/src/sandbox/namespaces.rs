@@ -11,6 +11,7 @@ use rustix::mount::MountAttrFlags;
 use super::command::{CAPABILITIES, Steps, cstring, mounts_in_order, pipes};
 use super::execute::{Prepared, execute};
 use super::stubs::{self, Stubs};
+use super::sys::landlock::Ruleset;
 use super::sys::{self, Op};
 use super::{
     Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, dev, mounts, network, nodes,
@@ -353,6 +354,9 @@ impl Builder<'_> {
         let capabilities = if spec.insecure { permitted } else { permitted & CAPABILITIES };
         if !spec.insecure {
             self.push("drop capabilities", Op::BoundingSet(CAPABILITIES));
+            if let Some(ruleset) = setup("make rules for Landlock", Ruleset::about_processes())? {
+                self.push("be put under Landlock", Op::Restrict { ruleset: ruleset.into_fd() });
+            }
             self.steps.filter();
         }
         self.steps.become_user(spec, self.environment.ids != IdMapping::Single, capabilities);

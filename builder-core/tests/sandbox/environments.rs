@@ -161,6 +161,15 @@ impl Environment {
         let program = directory.path().join("sandbox-test");
         std::env::current_exe().and_then(|exe| std::fs::copy(exe, &program)).map_err(|e| e.to_string())?;
         open(&program, 0o755).map_err(|e| e.to_string())?;
+        // Without a compiler the cases that need it are skipped.
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/stress/stress.c");
+        let mut compiler = Command::new("gcc");
+        compiler.args(["-static", "-pthread", "-O1", "-w", "-o"]).arg(directory.path().join("stress")).arg(source);
+        if let Ok(output) = compiler.output()
+            && !output.status.success()
+        {
+            return Err(format!("gcc: {}", String::from_utf8_lossy(&output.stderr)));
+        }
 
         let script = self.start.replace("SUBIDS", SUBIDS).replace("USER", USER).replace("POD", POD);
         let output = Command::new("unshare")

@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use builder_core::cancel::Cancel;
 use builder_core::rootfs::Rootfs;
-use builder_core::sandbox;
+use builder_core::sandbox::{self, ExitStatus, Tier, Wish};
 use libtest_mimic::{Completion, Failed, Trial};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -20,12 +21,109 @@ use crate::{VICTIM, skipped};
 /// How long the dead may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Both ways in which the kernel learns that a sandbox is orphaned.
+/// Moments at which a builder is killed, in milliseconds after its start: from its own set-up to the middle of the command.
+const MOMENTS: [u64; 8] = [5, 15, 30, 50, 80, 130, 250, 500];
+
+/// Name of a variable that only commands of these trials have.
+const MARK: &str = "SLIPWAY_KILLED";
+
+/// A user that has nothing.
+const PLAIN: [&str; 6] = [
+    "--reuid=1000778",
+    "--regid=1000778",
+    "--clear-groups",
+    "--no-new-privs",
+    "--bounding-set=-all",
+    "--inh-caps=-all",
+];
+
+/// Both ways in which the kernel learns that a sandbox is orphaned; and each tier at any moment.
 pub fn trials() -> Vec<Trial> {
-    [("killed_builder", "plain"), ("killed_builder_of_setuid_program", "setuid")]
-        .into_iter()
-        .map(|(name, kind)| Trial::ignorable_test(name, move || kill(kind)))
-        .collect()
+    let once = [("killed_builder", "plain"), ("killed_builder_of_setuid_program", "setuid")];
+    let mut trials: Vec<_> =
+        once.into_iter().map(|(name, kind)| Trial::ignorable_test(name, move || kill(kind))).collect();
+    let tiers = [("namespaces", Tier::Namespaces), ("chroot", Tier::Chroot), ("traced", Tier::Traced)];
+    trials.extend(tiers.map(|(name, tier)| {
+        Trial::ignorable_test(format!("killed_at_any_moment_{name}"), move || kill_at_any_moment(name, tier))
+    }));
+    trials
+}
+
+/// Kills builders at several moments: no process of the RUN lives on, and the next RUN in the same tree works.
+fn kill_at_any_moment(name: &str, tier: Tier) -> Result<Completion, Failed> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(skipped("needs root"));
+    }
+    if !Path::new("/bin/busybox").exists() {
+        return Ok(skipped("no /bin/busybox (package busybox-static)"));
+    }
+    let directory = tempfile::Builder::new().prefix("slipway-killed-").tempdir()?;
+    let program = directory.path().join("sandbox-test");
+    fs::copy(std::env::current_exe()?, &program)?;
+    let place = directory.path().join("place");
+    fs::create_dir(&place)?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    if tier == Tier::Traced {
+        std::os::unix::fs::chown(&place, Some(1_000_778), Some(1_000_778))?;
+    }
+    let start = |kind: &str| {
+        let mut command = Command::new(if tier == Tier::Traced { "setpriv" } else { "env" });
+        command.args(PLAIN.iter().filter(|_| tier == Tier::Traced)).arg(&program);
+        command.args([VICTIM, kind, name]).arg(&place).stdin(Stdio::null()).spawn()
+    };
+    let ends = |kind: &str| -> Result<(), Failed> {
+        let status = start(kind)?.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("{kind}: {status}").into()) }
+    };
+    ends("short")?;
+    for moment in MOMENTS {
+        let mut victim = start("busy")?;
+        std::thread::sleep(Duration::from_millis(moment));
+        victim.kill()?;
+        victim.wait()?;
+        if !wait_for(|| marked(&place).is_empty()) {
+            return Err(format!("killed after {moment} ms, and these live on: {:?}", marked(&place)).into());
+        }
+        ends("short")?;
+    }
+    Ok(Completion::Completed)
+}
+
+/// Processes of commands of these trials: this mark is in their environment.
+fn marked(place: &Path) -> Vec<String> {
+    let mark = format!("{MARK}={}", place.display());
+    let processes = fs::read_dir("/proc").expect("list").flatten();
+    let environ = |path: &Path| fs::read(path.join("environ")).unwrap_or_default();
+    let is_marked = |path: &Path| environ(path).split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes());
+    processes.map(|entry| entry.path()).filter(|path| is_marked(path)).map(|path| path.display().to_string()).collect()
+}
+
+/// Runs a command in one tier: one that makes processes and daemons for ever, or a short one.
+fn victim_in_tier(kind: &str, tier: &str, place: &Path) {
+    let tier = match tier {
+        "chroot" => Tier::Chroot,
+        "traced" => Tier::Traced,
+        _ => Tier::Namespaces,
+    };
+    let environment = sandbox::enter_as(&Wish { tier: Some(tier), work_dir: None }).expect("enter");
+    // The tree has a parent of its own: two of the tiers put things beside it.
+    let tree = place.join("root");
+    if !tree.exists() {
+        fs::create_dir(&tree).expect("create");
+        make_tree(&tree);
+    }
+    let script = match kind {
+        "busy" => {
+            "while true; do setsid sleep 600 & (mkdir -p /tmp/a/b; touch /tmp/a/b/c; ls -l /proc/self) & sleep 0.02; done"
+        }
+        _ => "touch /tmp/short && test -e /dev/null && test -r /proc/self/status && rm /tmp/short",
+    };
+    let mut spec = command(&["/bin/sh", "-c", script]);
+    spec.env.push((MARK.into(), place.into()));
+    let rootfs = Rootfs::open(&tree).expect("open");
+    let rootfs = if tier == Tier::Traced { rootfs.recording(Arc::default()) } else { rootfs };
+    let end = sandbox::run(&environment, &rootfs, &spec, &|_, _| {}, &Cancel::default()).expect("runs");
+    assert_eq!(end, ExitStatus::Code(0));
 }
 
 fn kill(kind: &str) -> Result<Completion, Failed> {
@@ -71,6 +169,9 @@ fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
 
 /// Runs a command that never ends.
 pub fn victim(arguments: &[String]) {
+    if let [kind, tier, place] = arguments {
+        return victim_in_tier(kind, tier, Path::new(place));
+    }
     let [kind, directory] = arguments else { panic!("kind and directory follow") };
     let directory = Path::new(directory);
     let environment = sandbox::enter().expect("enter");

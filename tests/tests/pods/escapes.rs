@@ -1,8 +1,11 @@
 //! Attempts to get out of a RUN, each one small program of `fixtures/escapes`: all fail, in all tiers and environments.
 
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tests::pods::{Kind, Pod, SLIPWAY, static_binary};
@@ -24,8 +27,23 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// What nobody inside may see: content of a file beside the work dir, and of the builder's environment.
 const WORD: &str = "must-not-be-seen";
 
-/// A context with all attempts, and the file they are after.
-fn prepare(directory: &Path) -> Result<Vec<String>, String> {
+/// Asks for the version of Landlock that the kernel has: landlock_create_ruleset(2).
+const LANDLOCK: &str = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))";
+
+/// A socket outside that has a name but no file, and that name, where the kernel can keep it from a RUN: Landlock's version 6.
+fn abstract_socket() -> Result<Option<(UnixListener, String)>, String> {
+    static SOCKETS: AtomicUsize = AtomicUsize::new(0);
+    let version = process::output(Command::new("python3").args(["-c", LANDLOCK]), LIMIT)?;
+    if version.trim().parse::<i32>().unwrap_or(-1) < 6 {
+        return Ok(None);
+    }
+    let name = format!("slipway-escapes-{}-{}", std::process::id(), SOCKETS.fetch_add(1, Ordering::Relaxed));
+    let bound = SocketAddr::from_abstract_name(&name).and_then(|address| UnixListener::bind_addr(&address));
+    bound.map(|listener| Some((listener, name))).map_err(|error| error.to_string())
+}
+
+/// A context with all attempts, and what they are after: a file, and a socket that lives as long as this.
+fn prepare(directory: &Path) -> Result<(Vec<String>, Option<UnixListener>), String> {
     let text = |error: std::io::Error| error.to_string();
     let gcc = process::find("gcc").ok_or("gcc is not installed; scripts/setup installs it")?;
     let sources = slipway::project().join("fixtures/escapes");
@@ -45,10 +63,14 @@ fn prepare(directory: &Path) -> Result<Vec<String>, String> {
     names.retain(|name| name != "run-all");
     let canary = directory.join("canary");
     fs::write(&canary, WORD).map_err(text)?;
-    let dockerfile =
-        format!("FROM scratch\nCOPY escapes /escapes\nENV CANARY={}\nRUN [\"/escapes/run-all\"]\n", canary.display());
+    let (socket, name) = abstract_socket()?.unzip();
+    let named = name.map(|name| format!(" ABSTRACT={name}")).unwrap_or_default();
+    let dockerfile = format!(
+        "FROM scratch\nCOPY escapes /escapes\nENV CANARY={}{named}\nRUN [\"/escapes/run-all\"]\n",
+        canary.display()
+    );
     fs::write(directory.join("context/Dockerfile"), dockerfile).map_err(text)?;
-    Ok(names)
+    Ok((names, socket))
 }
 
 fn arguments(directory: &Path, tier: &str) -> Vec<String> {
@@ -77,7 +99,7 @@ fn directory() -> Result<tempfile::TempDir, String> {
 /// is for as a user with nothing.
 fn here(tier: &str) -> Result<(), String> {
     let directory = directory()?;
-    let names = prepare(directory.path())?;
+    let (names, _socket) = prepare(directory.path())?;
     let mut command = Command::new(slipway::binary()?);
     if tier == "traced" {
         let copy = directory.path().join("slipway");
@@ -95,7 +117,7 @@ fn here(tier: &str) -> Result<(), String> {
 
 fn inside(kind: Kind) -> Result<(), String> {
     let directory = directory()?;
-    let names = prepare(directory.path())?;
+    let (names, _socket) = prepare(directory.path())?;
     let pod = Pod::start(kind, directory.path(), false)?;
     let mut command = pod.command(SLIPWAY, &[("BUILDER_SECRET", WORD)]);
     command.args(arguments(directory.path(), "auto"));

@@ -19,8 +19,8 @@ pub const ALL: u64 = (1 << 13) - 1;
 pub const EVERYTHING: u64 = u64::MAX;
 /// Rights that later versions know: refer (2), truncate (3), ioctl on devices (5).
 const LATER: [(i32, u64); 3] = [(2, 1 << 13), (3, 1 << 14), (5, 1 << 15)];
-/// Signals to processes outside, since version 6.
-const SCOPE_SIGNALS: u64 = 1 << 1;
+/// Abstract sockets and signals of processes outside, since version 6.
+const SCOPES: u64 = 1 << 0 | 1 << 1;
 
 /// Rules that a process can be put under.
 #[derive(Debug)]
@@ -51,14 +51,27 @@ pub fn version() -> i32 {
 }
 
 impl Ruleset {
-    /// Rules under which nothing can be opened, made, removed or executed, nor anything outside be signalled.
+    /// Rules under which nothing can be opened, made, removed or executed, nor a process outside be signalled or reached by an
+    /// abstract socket.
     ///
     /// # Errors
     /// `ENOSYS` or `EOPNOTSUPP` without Landlock.
     pub fn new() -> io::Result<Self> {
         let version = version();
         let known = LATER.iter().filter(|(since, _)| version >= *since).fold(ALL, |all, (_, right)| all | right);
-        let scoped = if version >= 6 { SCOPE_SIGNALS } else { 0 };
+        Self::with(version, known, if version >= 6 { SCOPES } else { 0 })
+    }
+
+    /// Rules about processes outside alone; `None` before version 6.
+    ///
+    /// # Errors
+    /// `EMFILE`
+    pub fn about_processes() -> io::Result<Option<Self>> {
+        let version = version();
+        if version < 6 { Ok(None) } else { Self::with(version, 0, SCOPES).map(Some) }
+    }
+
+    fn with(version: i32, known: u64, scoped: u64) -> io::Result<Self> {
         let attributes = RulesetAttributes { files: known, network: 0, scoped };
         let size = match version {
             ..=3 => 8_usize,

@@ -3,6 +3,7 @@
 mod confinement;
 mod mounts;
 mod processes;
+mod stress;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -80,6 +81,12 @@ cases![
     processes::parallel_runs,
     mounts::overlays,
     confinement::insecure,
+    stress::threads,
+    stress::processes,
+    stress::files,
+    stress::deep,
+    stress::longest,
+    stress::killed,
 ];
 
 #[track_caller]
