@@ -159,7 +159,7 @@ pub struct WorkDir {
     pub volume: Volume,
     /// Whether trees are stacked by overlayfs or plain directories.
     pub trees: TreeMode,
-    /// Why not overlayfs, if that was tried.
+    /// Why not overlayfs, unless plain directories were asked for.
     pub overlay_refused: Option<String>,
     /// Whether owners are real or recorded beside the trees.
     pub ownership: Ownership,
@@ -176,10 +176,15 @@ pub fn probe_work_dir(
 ) -> Result<WorkDir, TreeError> {
     let (trees, ownership) = open_trees(work_dir, mode, environment)?;
     let failed = |source| TreeError::Io { action: "probe", path: work_dir.to_owned(), source };
+    // Where the tier alone is the reason, nothing was tried.
+    let mounts_nothing = match (trees.mode(), mode, environment.tier) {
+        (TreeMode::Directory, None, Some(tier)) => Some(format!("the sandbox tier {tier} mounts nothing")),
+        _ => None,
+    };
     Ok(WorkDir {
         volume: Volume::probe(work_dir).map_err(failed)?,
         trees: trees.mode(),
-        overlay_refused: trees.overlay_refused().map(str::to_owned),
+        overlay_refused: trees.overlay_refused().map(str::to_owned).or(mounts_nothing),
         ownership,
     })
 }
