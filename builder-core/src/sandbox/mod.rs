@@ -29,7 +29,7 @@
 //!
 //! # Limitations
 //!
-//! - The network is the host's, abstract sockets included; resource control groups are not set up.
+//! - The network is the host's, abstract sockets included before version 6 of Landlock; resource control groups are not set up.
 //! - Where the kernel refuses a fresh `/proc` (in a container whose runtime masks parts of it), the outer one is shown
 //!   instead: processes of the outer pid namespace are visible there with names and arguments. The builder keeps its
 //!   memory and environment shut against it; two RUNs of one build that run at the same time can look into each other.

@@ -19,7 +19,8 @@
 //! kills everything that it traces.
 //!
 //! # Limitations
-//! - The network is the host's; `--network=none` is refused where no user namespace can be had. IPC objects of System V and abstract sockets are shared too.
+//! - The network is the host's; `--network=none` is refused where no user namespace can be had. IPC objects of System V are
+//!   shared too, and before version 6 of Landlock abstract sockets.
 //! - Process numbers are the outer ones; /proc lists the numbers of other processes, but nothing of them can be opened.
 //! - Programs of 32 bits do not run; ptrace(2), io_uring(7) and user namespaces are refused.
 //! - Neither a `tmpfs` mount nor /dev/shm has a limit of its size.
