@@ -64,7 +64,7 @@ pub const ALL: &[Variable] = &[
     same(&["UPSTREAM_CLIENT_TYPE"], "Goes behind the name of the program in the user agent of pushes"),
     same(&["BUILDER_OUTPUT"], "Directory that gets `images` after a push, as Cloud Build reads it"),
     better(
-        &["DOCKER_CONFIG", "DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"],
+        &["DOCKER_CONFIG", "DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"],
         "Where logins are",
         "`DOCKER_AUTH_CONFIG` counts by itself",
     ),

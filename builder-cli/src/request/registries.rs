@@ -154,8 +154,9 @@ pub fn credentials(ambient: &Ambient) -> CredentialOptions {
     if let Some(dir) = ambient.var("XDG_RUNTIME_DIR") {
         files.push(Path::new(dir).join("containers/auth.json"));
     }
-    if let Some(home) = ambient.home() {
-        files.push(home.join(".config/containers/auth.json"));
+    let settings = ambient.var("XDG_CONFIG_HOME").map(PathBuf::from);
+    if let Some(settings) = settings.or_else(|| Some(ambient.home()?.join(".config"))) {
+        files.push(settings.join("containers/auth.json"));
     }
     CredentialOptions {
         inline: ambient.text("DOCKER_AUTH_CONFIG").map(str::to_owned),

@@ -328,6 +328,17 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "registries::credentials-of-podman",
+        login: true,
+        environment: &[("XDG_CONFIG_HOME", "DIR/settings")],
+        prepare: |case| {
+            let text = case.filled("{\"auths\":{\"REGISTRY\":{\"username\":\"tester\",\"password\":\"secret\"}}}");
+            case.write("settings/containers/auth.json", text)
+        },
+        check: pushed,
+        ..ROW
+    },
+    Row {
         name: "registries::login-needs-one-password",
         bare: true,
         arguments: &["login", "registry.example", "-u=tester", "--password=x", "--password-stdin"],
