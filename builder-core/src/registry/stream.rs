@@ -85,8 +85,7 @@ impl Registry {
             let there = match blob.wait(session.offset + least.max(session.min_chunk)) {
                 Grown::Whole { digest, size } => break (digest, size),
                 Grown::Lost => {
-                    // Cancelled or not: the registry should not keep what nobody will end.
-                    self.give_up(&call, session, &Cancel::default());
+                    self.give_up(&call, session, cancel);
                     return Ok(Streamed::Lost);
                 }
                 Grown::Bytes(there) => there,

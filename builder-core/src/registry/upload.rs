@@ -329,7 +329,8 @@ impl Registry {
         }
     }
 
-    /// Tells the registry that an upload will not be ended. One that does not take that removes it some day by itself.
+    /// Tells the registry that an upload will not be ended. One that does not take that, or is not told because the build was
+    /// cancelled, removes it some day by itself.
     pub(super) fn give_up(&self, call: &Call<'_>, session: &Session, cancel: &Cancel) {
         let delete = |url| Request::new(Method::Delete, url).without_retry();
         if let Err(error) = self.session_request(call, &session.url, cancel, &delete) {
