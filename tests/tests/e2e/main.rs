@@ -28,6 +28,7 @@ mod debian;
 mod extremes;
 mod faults;
 mod hazards;
+mod real;
 mod resources;
 mod sources;
 mod steps;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         extremes::TRIALS,
         faults::TRIALS,
         hazards::TRIALS,
+        real::TRIALS,
         resources::TRIALS,
         cli::TRIALS,
         sources::TRIALS,
