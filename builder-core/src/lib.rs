@@ -65,7 +65,7 @@
 //! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |
 //! | [`source`] | Name + platform → resolved base | `registry`, `store`, `oci`, `cancel`, `hint`; of `rootfs` the types of stacks |
 //! | [`rootfs`] | Layers → directory trees; safe paths | `oci`, `cancel`, `disk`, `spool`, `hint` |
-//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `cloud`, `http`, `git`, `oci`, `cancel`, `disk`, `hint` |
+//! | [`context`] | Build context: ignore rules, walk, content hash | `rootfs`, `spool`, `cloud`, `http`, `git`, `oci`, `cancel`, `disk`, `hint` |
 //! | [`copy`] | COPY, ADD, WORKDIR into a tree | `context`, `rootfs`, `http`, `plan`, `oci`, `cancel`, `hint` |
 //! | [`sandbox`] | One command in a tree | `rootfs`, `cancel`, `event`, `hint` |
 //! | [`snapshot`] | Before + after → sorted changes | `rootfs`, `spool`, `oci`; of `context` the pattern matcher |

@@ -21,7 +21,7 @@ const MAX_LINKS: usize = 255;
 /// A tree of files that COPY and ADD read: a directory with ignore rules, or a stage's root filesystem.
 #[derive(Debug)]
 pub struct Files {
-    tree: Option<Rootfs>,
+    pub(super) tree: Option<Rootfs>,
     /// The directory behind it, if it is one of the host: then owners are 0:0.
     host: Option<PathBuf>,
     pub(super) patterns: Patterns,
@@ -130,6 +130,9 @@ impl Files {
     /// for files whose path, size, times and inode are the same. Written when the value is dropped, or earlier with
     /// [`Files::save_hashes`].
     pub fn with_hash_cache(mut self, directory: &Path) -> Self {
+        if std::fs::create_dir_all(directory).is_ok() {
+            self.tree = self.tree.map(|tree| tree.listing_in(directory));
+        }
         let scope = self.host.as_deref().unwrap_or(Path::new("")).as_os_str().as_bytes();
         self.hashes = Some(HashCache::new(directory.join(Sha256::of(scope).to_hex())));
         self
@@ -354,7 +357,7 @@ impl Files {
         self.tree.as_ref().ok_or_else(|| io_error("read", Path::new(""), io::ErrorKind::NotFound.into()))
     }
 
-    fn found(&self, metadata: Metadata, ctime: (i64, u32)) -> Found {
+    pub(super) fn found(&self, metadata: Metadata, ctime: (i64, u32)) -> Found {
         let owner = if self.host.is_some() { (0, 0) } else { (metadata.uid, metadata.gid) };
         Found { metadata: Metadata { uid: owner.0, gid: owner.1, ..metadata }, ctime }
     }

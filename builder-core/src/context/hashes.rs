@@ -34,6 +34,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// round again, files of last year do not.
 const MAX_AGE: u8 = 16;
 
+/// Files whose hashes are kept; those of a larger context are partly read again. A record takes about 230 bytes of memory.
+const MAX_RECORDS: usize = 100_000;
+
 /// A record is kept only if the file's ctime was this much older than the moment it was read, in nanoseconds: a later
 /// write within the same tick of the kernel's clock (at most 10 ms, include/linux/jiffies.h) would not show.
 const TICK_NANOSECONDS: i128 = 20_000_000;
@@ -137,8 +140,10 @@ impl HashCache {
                 hash: hash.clone(),
                 age: 0,
             };
-            records.insert(path.as_os_str().as_bytes().to_vec(), record);
-            *changed = true;
+            if records.len() < MAX_RECORDS || records.contains_key(path.as_os_str().as_bytes()) {
+                records.insert(path.as_os_str().as_bytes().to_vec(), record);
+                *changed = true;
+            }
         }
     }
 

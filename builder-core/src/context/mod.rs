@@ -34,7 +34,7 @@ pub(crate) use remote::{Checkout, Download, shown as shown_url};
 pub use remote::{Remote, RemoteError, SecretLookup};
 pub(crate) use repository::login as git_login;
 pub use repository::{GitOptions, GitOptionsError, Repository, RepositoryError};
-pub(crate) use walk::{Selection, TreeEntry};
+pub(crate) use walk::{Selection, TreeEntries, TreeEntry};
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -102,12 +102,12 @@ struct Copy<'a, 'c> {
 struct FoundFile<'c> {
     files: &'c Files,
     path: PathBuf,
-    found: &'c Found,
+    found: Found,
 }
 
 impl Content for FoundFile<'_> {
     fn open(&self) -> io::Result<File> {
-        self.files.open(&self.path, self.found).map_err(io::Error::other)
+        self.files.open(&self.path, &self.found).map_err(io::Error::other)
     }
 
     fn capability(&self, file: &File) -> io::Result<Option<Vec<u8>>> {
@@ -116,11 +116,11 @@ impl Content for FoundFile<'_> {
     }
 
     fn check(&self, file: &File) -> io::Result<()> {
-        self.files.check(file, &self.path, self.found).map_err(io::Error::other)
+        self.files.check(file, &self.path, &self.found).map_err(io::Error::other)
     }
 
     fn identity(&self) -> Option<Sha256> {
-        self.files.identity(&self.path, self.found)
+        self.files.identity(&self.path, &self.found)
     }
 }
 
@@ -146,6 +146,9 @@ impl Content for FetchedFile {
         None
     }
 }
+
+/// Entries of a tree that are copied at one time.
+const FILES_AT_ONCE: usize = 8192;
 
 /// A directory of the target that gets its attributes when everything below it is written.
 struct Unfinished {
@@ -232,44 +235,58 @@ impl<'c> Copy<'_, 'c> {
             return Err(CopyError::NonDirectory { path: root.to_owned() });
         }
         let mut unfinished = Vec::new();
-        for entry in found.entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::Directory) {
-            self.target.check_cancel()?;
-            unfinished.extend(self.directory(found, entry, root)?);
-        }
-        let mut first_of: BTreeMap<u64, &Path> = BTreeMap::new();
-        let (mut files, mut links) = (Vec::new(), Vec::new());
-        for entry in found.entries.iter().filter(|entry| entry.found.metadata.kind != FileKind::Directory) {
-            let metadata = &entry.found.metadata;
-            if metadata.kind == FileKind::File && metadata.links > 1 {
-                match first_of.get(&metadata.inode) {
-                    Some(first) => {
-                        links.push((entry, *first));
-                        continue;
-                    }
-                    None => _ = first_of.insert(metadata.inode, &entry.path),
-                }
+        for entry in found.entries.iter() {
+            let entry = entry?;
+            if entry.found.metadata.kind == FileKind::Directory {
+                self.target.check_cancel()?;
+                unfinished.extend(self.directory(found, &entry, root)?);
             }
-            files.push(entry);
         }
+        let mut first_of: BTreeMap<u64, PathBuf> = BTreeMap::new();
+        let mut links: Vec<(PathBuf, PathBuf)> = Vec::new();
         // The first failure in order is reported, however many threads met one.
-        let copy = |entry: &&'c TreeEntry| {
+        let copy = |entry: &TreeEntry| {
             let source = found.path.join(&entry.path);
             self.file(&source, found, &entry.found, entry.link.as_deref(), &root.join(&entry.path)).err()
         };
-        let failure = match self.target.tree.index() {
-            // Nothing is read or written yet.
-            Some(_) => files.iter().find_map(copy),
-            None => files.par_iter().find_map_first(copy),
-        };
-        if let Some(error) = failure {
-            return Err(error);
+        let mut entries = found.entries.iter();
+        loop {
+            let (mut files, mut ended) = (Vec::new(), true);
+            for entry in entries.by_ref().take(FILES_AT_ONCE) {
+                let entry = entry?;
+                ended = false;
+                let metadata = &entry.found.metadata;
+                if metadata.kind == FileKind::File && metadata.links > 1 {
+                    match first_of.get(&metadata.inode) {
+                        Some(first) => {
+                            links.push((entry.path, first.clone()));
+                            continue;
+                        }
+                        None => _ = first_of.insert(metadata.inode, entry.path.clone()),
+                    }
+                }
+                if metadata.kind != FileKind::Directory {
+                    files.push(entry);
+                }
+            }
+            if ended {
+                break;
+            }
+            let failure = match self.target.tree.index() {
+                // Nothing is read or written yet.
+                Some(_) => files.iter().find_map(copy),
+                None => files.par_iter().find_map_first(copy),
+            };
+            if let Some(error) = failure {
+                return Err(error);
+            }
         }
-        for (entry, first) in links {
-            let path = root.join(&entry.path);
+        for (path, first) in links {
+            let path = root.join(path);
             self.target.check_replaceable(&path)?;
             self.target
                 .tree
-                .hard_link(&root.join(first), &path)
+                .hard_link(&root.join(&first), &path)
                 .map_err(|error| self.target.failed("link", &path, error))?;
         }
         // Deepest first: a later one would change the time of the directory around it. The root comes last; of the
@@ -322,7 +339,7 @@ impl<'c> Copy<'_, 'c> {
         &self,
         path: &Path,
         source: &Match,
-        found: &'c Found,
+        found: &Found,
         link: Option<&Path>,
         target: &Path,
     ) -> Result<(), CopyError> {
@@ -333,7 +350,7 @@ impl<'c> Copy<'_, 'c> {
             FileKind::File => {
                 if let Some(index) = self.target.tree.index() {
                     self.target.check_replaceable(target)?;
-                    let content = Arc::new(FoundFile { files: self.files, path: path.to_owned(), found });
+                    let content = Arc::new(FoundFile { files: self.files, path: path.to_owned(), found: *found });
                     return index
                         .refer(target, content, found.metadata.size, &attributes)
                         .map_err(|error| self.target.refused("create", target, &attributes, error));

@@ -8,7 +8,7 @@ use super::CopyError;
 use super::remote::{self, GitTree, RemoteFile};
 use crate::cancel::Cancel;
 use crate::context::glob::{Glob, has_wildcards, wildcard};
-use crate::context::{FileHash, Files, Found, Patterns, Remote, Selection, TreeEntry, clean};
+use crate::context::{FileHash, Files, Found, Patterns, Remote, Selection, TreeEntries, clean};
 use crate::oci::{Hasher, Sha256};
 use crate::plan::{CopyAction, CopySource};
 use crate::rootfs::{FileKind, Metadata};
@@ -51,7 +51,7 @@ pub(super) struct Match {
     pub(super) path: PathBuf,
     pub(super) found: Found,
     /// What is below, if it is a directory.
-    pub(super) entries: Vec<TreeEntry>,
+    pub(super) entries: TreeEntries,
     /// Chosen by the patterns of `--parents`.
     pub(super) parents: bool,
     /// What all files get instead of their own times.
@@ -127,7 +127,8 @@ fn plain(action: &CopyAction, source: &str, files: &Files, cancel: &Cancel) -> R
         let followed = files.follow(&named)?;
         let found = followed.found.ok_or_else(|| missing(&named, files))?;
         let is_directory = found.metadata.kind == FileKind::Directory;
-        let entries = if is_directory { files.walk(&followed.path, &selection, cancel)? } else { Vec::new() };
+        let entries =
+            if is_directory { files.walk(&followed.path, &selection, cancel)? } else { TreeEntries::default() };
         matches.push(Match { named, path: followed.path, found, entries, parents: false, mtime: None });
     }
     Ok(matches)
@@ -241,11 +242,16 @@ fn summarize(
                 let hash = if found.found.metadata.kind == FileKind::File { single.next() } else { None };
                 item.add(Path::new(""), &found.found.metadata, true, None, hash.as_ref());
             }
-            for entries in found.entries.chunks(FILES_AT_ONCE) {
+            let mut entries = found.entries.iter();
+            loop {
+                let entries: Vec<_> = entries.by_ref().take(FILES_AT_ONCE).collect::<Result<_, _>>()?;
+                if entries.is_empty() {
+                    break;
+                }
                 let regular = entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::File);
                 let regular: Vec<_> = regular.map(|entry| (found.path.join(&entry.path), entry.found)).collect();
                 let mut hashes = files.hash(&regular, cancel)?.into_iter();
-                for entry in entries {
+                for entry in &entries {
                     let hash = if entry.found.metadata.kind == FileKind::File { hashes.next() } else { None };
                     let link = entry.link.as_deref().map(Path::as_os_str);
                     item.add(&entry.path, &entry.found.metadata, entry.selected, link, hash.as_ref());

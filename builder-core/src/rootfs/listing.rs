@@ -8,8 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::ordered::{self, Everywhere, Visited};
 use super::stat::Stat;
-use super::{FileKind, Metadata, Rootfs, ordered};
+use super::{FileKind, Guide, Metadata, Rootfs};
 use crate::spool::{Paths, Place, Spool, SpoolReader};
 
 /// Every path of a tree with its metadata, the root itself excepted, in the order of [`path_order`]. About 50 bytes a
@@ -250,14 +251,32 @@ impl Writer {
     }
 }
 
+/// What a guided walk finds: path in the tree, metadata, change time, what is known of the directory around, and of itself
+/// if it is a directory.
+pub(crate) type Sight<'a, D> = (&'a Path, Metadata, (i64, u32), &'a D, Option<&'a D>);
+
 impl Rootfs {
+    /// Calls `visit` with everything below the directory `top` (plain, without a leading `/`) that `guide` leads to, in
+    /// the order of [`path_order`], on all threads of the current rayon pool. What vanishes meanwhile is left out.
+    pub(crate) fn guided<D: Send + Sync, E: From<ListError>>(
+        &self,
+        top: &Path,
+        known: D,
+        guide: &dyn Guide<Directory = D>,
+        visit: &mut dyn FnMut(Sight<'_, D>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        ordered::walk(self, top, known, guide, &mut |Visited { path, stat, around, own }| {
+            visit((path, stat.metadata(), stat.ctime, around, own))
+        })
+    }
+
     /// Lists the whole tree on all threads of the current rayon pool. What vanishes meanwhile is left out.
     ///
     /// # Errors
     /// The first directory or file that could not be examined, or that the list could not be written.
     pub fn list(&self) -> Result<Listing, ListError> {
         let mut writer = Writer::new(self.lists_in());
-        ordered::walk(self, &mut |path, stat| {
+        ordered::walk(self, Path::new(""), (), &Everywhere, &mut |Visited { path, stat, .. }| {
             writer.push(path, stat).map_err(|source| ListError { path: path.to_owned(), source })
         })?;
         Ok(Listing { packed: Arc::new(writer.packed), notes: BTreeMap::new() })

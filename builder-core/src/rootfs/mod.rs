@@ -38,6 +38,7 @@ mod workdir;
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
 pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, path_order};
+pub(crate) use ordered::Guide;
 pub use owners::{Facts, Key as InodeKey, Owners};
 pub use recall::{Recall, Recalled};
 pub use resolve::clean;

@@ -68,26 +68,59 @@ impl Names {
     }
 }
 
+/// Decides where a walk goes.
+pub(crate) trait Guide: Sync {
+    /// What is to be known of a directory for what is in it.
+    type Directory: Send + Sync;
+
+    /// What is to be known of the directory `path` in a directory of which `around` is known, and whether to look into it.
+    fn enter(&self, around: &Self::Directory, path: &Path) -> (Self::Directory, bool);
+
+    /// Whether a directory that may not be read counts as empty.
+    fn may_be_closed(&self, directory: &Self::Directory) -> bool;
+}
+
+/// Leads everywhere.
+pub(super) struct Everywhere;
+
+impl Guide for Everywhere {
+    type Directory = ();
+
+    fn enter(&self, (): &(), _path: &Path) -> ((), bool) {
+        ((), true)
+    }
+
+    fn may_be_closed(&self, (): &()) -> bool {
+        false
+    }
+}
+
 /// A directory being walked through.
-struct Level {
+struct Level<D> {
+    known: D,
     names: Names,
     /// Of the names that come next; `None` for what vanished.
     stats: VecDeque<Option<Stat>>,
     /// The name that comes next.
     next: usize,
-    /// What is in the directories among `stats`, in their order, as far as it was listed ahead.
-    ahead: VecDeque<Level>,
+    /// What is in the directories among `stats` that are to be entered, with the numbers of their names, as far as it was
+    /// listed ahead.
+    ahead: VecDeque<(usize, Level<D>)>,
 }
 
-impl Level {
+impl<D: Send + Sync> Level<D> {
     /// Lists a directory, and examines what is in it if that is little. One that vanished is empty.
-    fn list(rootfs: &Rootfs, path: &Path) -> Result<Self, ListError> {
-        let names = match open(rootfs, path)? {
-            Some(dir) => Names::read(&dir).map(|names| (dir, names)).map_err(|error| failed(path, error))?,
-            None => return Ok(Self::of(Names::default())),
+    fn list(rootfs: &Rootfs, path: &Path, known: D, guide: &dyn Guide<Directory = D>) -> Result<Self, ListError> {
+        let dir = match open(rootfs, path) {
+            Ok(Some(dir)) => dir,
+            Ok(None) => return Ok(Self::of(known, Names::default())),
+            Err(error) if error.source.kind() == io::ErrorKind::PermissionDenied && guide.may_be_closed(&known) => {
+                return Ok(Self::of(known, Names::default()));
+            }
+            Err(error) => return Err(error),
         };
-        let (dir, names) = names;
-        let mut level = Self::of(names);
+        let names = Names::read(&dir).map_err(|error| failed(path, error))?;
+        let mut level = Self::of(known, names);
         if level.names.len() <= PIECE {
             let stat = |index| stat(rootfs, &dir, path, level.names.get(index));
             level.stats = (0..level.names.len()).map(stat).collect::<Result<_, _>>()?;
@@ -95,8 +128,8 @@ impl Level {
         Ok(level)
     }
 
-    fn of(names: Names) -> Self {
-        Self { names, stats: VecDeque::new(), next: 0, ahead: VecDeque::new() }
+    fn of(known: D, names: Names) -> Self {
+        Self { known, names, stats: VecDeque::new(), next: 0, ahead: VecDeque::new() }
     }
 
     /// Examines the next piece.
@@ -113,16 +146,29 @@ impl Level {
         Ok(())
     }
 
-    /// Lists the directory `first`, whose stat was taken just now, and some that come after it.
-    fn read_ahead(&mut self, rootfs: &Rootfs, path: &Path, first: &OsStr, most: &mut usize) -> Result<(), ListError> {
+    /// Lists the directory `first`, the name before the next one, and some that come after it.
+    fn read_ahead(
+        &mut self,
+        rootfs: &Rootfs,
+        path: &Path,
+        first: (usize, D),
+        guide: &dyn Guide<Directory = D>,
+        most: &mut usize,
+    ) -> Result<(), ListError> {
         let is_directory = |stat: &Option<Stat>| stat.is_some_and(|stat| stat.kind == FileKind::Directory);
         let following = self.stats.iter().zip(self.next..).filter(|(stat, _)| is_directory(stat));
-        let following = following.map(|(_, index)| self.names.get(index));
-        let wanted: Vec<&OsStr> = std::iter::once(first).chain(following).take(*most).collect();
-        let listed: Result<Vec<Self>, ListError> =
-            wanted.par_iter().map(|name| Self::list(rootfs, &path.join(name))).collect();
+        let following = following.filter_map(|(_, index)| {
+            let (known, enter) = guide.enter(&self.known, &path.join(self.names.get(index)));
+            enter.then_some((index, known))
+        });
+        let wanted: Vec<(usize, D)> = std::iter::once(first).chain(following).take(*most).collect();
+        let names = &self.names;
+        let listed: Result<Vec<_>, ListError> = wanted
+            .into_par_iter()
+            .map(|(index, known)| Ok((index, Self::list(rootfs, &path.join(names.get(index)), known, guide)?)))
+            .collect();
         self.ahead = listed?.into();
-        let files: usize = self.ahead.iter().map(|level| level.names.len()).sum();
+        let files: usize = self.ahead.iter().map(|(_, level)| level.names.len()).sum();
         *most = if files > FILES_AHEAD { (*most / 4).max(1) } else { (*most * 2).min(MOST_AHEAD) };
         Ok(())
     }
@@ -150,15 +196,27 @@ fn stat(rootfs: &Rootfs, dir: &rustix::fd::OwnedFd, path: &Path, name: &OsStr) -
     }
 }
 
-/// Calls `visit` with each path of a tree and what is there, in the order of [`super::path_order`], the root excepted. What
-/// vanishes meanwhile is left out.
-pub(super) fn walk(
+/// One file on the way.
+pub(super) struct Visited<'a, D> {
+    pub(super) path: &'a Path,
+    pub(super) stat: &'a Stat,
+    /// What is known of the directory that it is in, and of itself if it is one.
+    pub(super) around: &'a D,
+    pub(super) own: Option<&'a D>,
+}
+
+/// Calls `visit` with everything below the directory `top` of a tree (plain, without a leading `/`) that `guide` leads
+/// to, in the order of [`super::path_order`]. What vanishes meanwhile is left out.
+pub(super) fn walk<D: Send + Sync, E: From<ListError>>(
     rootfs: &Rootfs,
-    visit: &mut dyn FnMut(&Path, &Stat) -> Result<(), ListError>,
-) -> Result<(), ListError> {
+    top: &Path,
+    known: D,
+    guide: &dyn Guide<Directory = D>,
+    visit: &mut dyn FnMut(Visited<'_, D>) -> Result<(), E>,
+) -> Result<(), E> {
     let mut most_ahead = 4;
-    let mut path = std::path::PathBuf::new();
-    let mut levels = vec![Level::list(rootfs, &path)?];
+    let mut path = top.to_owned();
+    let mut levels = vec![Level::list(rootfs, &path, known, guide)?];
     while let Some(level) = levels.last_mut() {
         if level.stats.is_empty() && level.next < level.names.len() {
             level.examine(rootfs, &path)?;
@@ -171,19 +229,25 @@ pub(super) fn walk(
         let index = level.next;
         level.next += 1;
         let Some(stat) = stat else { continue };
-        let name = level.names.get(index);
-        path.push(name);
-        visit(&path, &stat)?;
-        if stat.kind == FileKind::Directory {
-            if level.ahead.is_empty() {
-                let (directory, name) = (path.parent().unwrap_or(Path::new("")), name.to_owned());
-                level.read_ahead(rootfs, directory, &name, &mut most_ahead)?;
-            }
-            let below = level.ahead.pop_front().expect("the first at least is listed");
-            levels.push(below);
+        path.push(level.names.get(index));
+        if stat.kind != FileKind::Directory {
+            visit(Visited { path: &path, stat: &stat, around: &level.known, own: None })?;
+            path.pop();
             continue;
         }
-        path.pop();
+        let (own, enter) = guide.enter(&level.known, &path);
+        visit(Visited { path: &path, stat: &stat, around: &level.known, own: Some(&own) })?;
+        if !enter {
+            path.pop();
+            continue;
+        }
+        if level.ahead.is_empty() {
+            let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+            level.read_ahead(rootfs, &directory, (index, own), guide, &mut most_ahead)?;
+        }
+        let (listed, below) = level.ahead.pop_front().expect("the first at least is listed");
+        debug_assert_eq!(listed, index, "directories are listed ahead in the order of visits");
+        levels.push(below);
     }
     Ok(())
 }
@@ -217,7 +281,8 @@ mod tests {
         let deep = "deep/".repeat(60);
         std::fs::create_dir_all(dir.path().join(deep)).unwrap();
         let mut found: Vec<std::path::PathBuf> = Vec::new();
-        walk(&Rootfs::open(dir.path()).unwrap(), &mut |path, stat| {
+        let rootfs = Rootfs::open(dir.path()).unwrap();
+        walk(&rootfs, Path::new(""), (), &Everywhere, &mut |Visited { path, stat, .. }| -> Result<(), ListError> {
             let is_directory = dir.path().join(path).symlink_metadata().unwrap().is_dir();
             assert_eq!(stat.kind == FileKind::Directory, is_directory, "{}", path.display());
             found.push(path.to_owned());

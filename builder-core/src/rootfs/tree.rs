@@ -142,7 +142,7 @@ impl Rootfs {
 
     /// The same tree, with files without a name in `directory` for long lists of what it holds. Without that they stay in
     /// memory.
-    pub(super) fn listing_in(self, directory: &Path) -> Self {
+    pub(crate) fn listing_in(self, directory: &Path) -> Self {
         Self { lists: Some(directory.into()), ..self }
     }
 

@@ -40,5 +40,9 @@ pub use step::{IndexStep, Opened, Unsuited};
 /// within the memory that a build may have.
 pub const MAX_ENTRIES: u64 = 300_000;
 
+/// Regular files that a step may make in a tree in memory; one with more is done in a directory. Each takes about a
+/// kilobyte until its layer is written.
+pub const MAX_FILES_OF_STEP: usize = 75_000;
+
 /// Largest user file whose content an index keeps, in bytes. Images have files of one or two thousand.
 pub const KEPT_CONTENT_BYTES: u64 = 64 * 1024;

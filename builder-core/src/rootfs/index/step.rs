@@ -29,6 +29,8 @@ const USER_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
 pub enum Unsuited {
     /// It looks into a file of which only the layers know the content.
     Content,
+    /// It makes more than [`super::MAX_FILES_OF_STEP`] files.
+    TooMany,
 }
 
 /// A step that changes an [`IndexTree`]. The tree before it stays as it was.
@@ -275,6 +277,10 @@ impl<'c> IndexStep<'c> {
 
     fn file(&self, path: &Path, size: u64, body: Body, held: Held<'c>, attributes: &Attributes) -> io::Result<()> {
         let mut state = self.lock();
+        if state.contents.len() >= super::MAX_FILES_OF_STEP {
+            state.unsuited = Some(Unsuited::TooMany);
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let inode = state.put(path, FileKind::File, body, size, (0, 0), attributes, self.now)?;
         state.contents.insert(inode, held);
         Ok(())
