@@ -85,6 +85,12 @@ impl Hint for GitError {
             Self::Fetch { reason, .. } if reason.contains("401") || reason.contains("403") => {
                 Some("give a token with `--secret id=GIT_AUTH_TOKEN,env=NAME`".to_owned())
             }
+            // A name in SHA-256 has 64 digits.
+            Self::Fetch { reason, .. } if reason.contains("sized 64 hexadecimal") => Some(
+                "the repository names its objects by SHA-256, which cannot be read yet; clone it with git, and give the \
+                 directory as (named) context"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
