@@ -9,7 +9,7 @@ use super::super::sys::bpf;
 use super::super::sys::notify::{Notification, Reply};
 use super::filter::late;
 use super::tasks::lock;
-use super::world::{Caller, HERE, World};
+use super::world::{Caller, World};
 
 /// What a call gets.
 pub enum Answer {
@@ -128,6 +128,8 @@ impl Caller<'_> {
     #[cfg(target_arch = "x86_64")]
     fn answer_old(&self, number: libc::c_long) -> Option<Answered> {
         use libc::{AT_REMOVEDIR, O_CREAT, O_TRUNC, O_WRONLY};
+
+        use super::world::HERE;
         let nofollow = libc::AT_SYMLINK_NOFOLLOW as u32;
         let (first, second) = (self.word(0), self.word(1));
         let (mode, third) = (self.uint(1), self.uint(2));
