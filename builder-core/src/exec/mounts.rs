@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::BuildError;
@@ -228,8 +229,8 @@ impl CacheMounts {
             let locked = loop {
                 match rustix::fs::flock(&lock, operation) {
                     Ok(()) => break true,
-                    Err(rustix::io::Errno::WOULDBLOCK) if *sharing == Sharing::Private => break false,
-                    Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                    Err(Errno::WOULDBLOCK) if *sharing == Sharing::Private => break false,
+                    Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                     Err(error) => return Err(failed(error.into())),
                 }
                 // A lock that blocks could not be given up when the build is cancelled.
@@ -287,7 +288,7 @@ impl CacheMounts {
             ..Attributes::default()
         };
         rootfs.create(Path::new("/data"), NewFile::Directory, &attributes).map_err(|source| {
-            let unmapped = source.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
+            let unmapped = source.raw_os_error() == Some(Errno::INVAL.raw_os_error());
             match [owner.0, owner.1].into_iter().find(|id| *id != 0).filter(|_| unmapped) {
                 Some(id) => SandboxError::NoSuchId { id }.into(),
                 None => failed(source),
@@ -298,10 +299,35 @@ impl CacheMounts {
         if let Some(owners) = rootfs.owners() {
             owners.save(&directory.join(RECORDS)).map_err(failed)?;
         }
-        match fs::rename(temp.path().join("data"), directory.join("data")) {
+        match place(&temp.path().join("data"), &directory.join("data")) {
             Err(error) if !directory.join("data").exists() => Err(failed(error)),
             // Another build filled it in the same moment.
             _ => Ok(()),
         }
+    }
+}
+
+/// Gives a directory its final name unless that is taken. rename(2) alone takes the place of an empty directory, which
+/// another build may be about to mount.
+fn place(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system has the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to),
+        result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_cache_keeps_its_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mine, theirs) = (dir.path().join("mine"), dir.path().join("theirs"));
+        fs::create_dir(&mine).expect("made");
+        fs::create_dir(&theirs).expect("made");
+        assert_eq!(place(&mine, &theirs).expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
+        place(&mine, &dir.path().join("free")).expect("free");
     }
 }
