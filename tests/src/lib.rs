@@ -13,4 +13,5 @@ pub mod pods;
 pub mod process;
 pub mod registry;
 pub mod slipway;
+pub mod trials;
 pub mod user;

@@ -199,6 +199,25 @@ pub struct RunSpec {
     pub mounts: Vec<SandboxMount>,
 }
 
+impl RunSpec {
+    /// A command as root in `/`, without mounts or limits of its own.
+    pub fn as_root(argv: Vec<OsString>, env: Vec<(OsString, OsString)>, hostname: &str) -> Self {
+        Self {
+            argv,
+            env,
+            cwd: "/".into(),
+            user: RunUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
+            hostname: hostname.to_owned(),
+            extra_hosts: Vec::new(),
+            no_network: false,
+            insecure: false,
+            shm_size: None,
+            ulimits: Vec::new(),
+            mounts: Vec::new(),
+        }
+    }
+}
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use builder_core::cancel::Cancel;
 use builder_core::event::Stream;
 use builder_core::rootfs::Rootfs;
-use builder_core::sandbox::{self, Environment, ExitStatus, IdMapping, RunSpec, RunUser, SandboxError, Tier, Wish};
+use builder_core::sandbox::{self, Environment, ExitStatus, IdMapping, RunSpec, SandboxError, Tier, Wish};
 
 use crate::cases::CASES;
 use crate::environments::ENVIRONMENTS;
@@ -252,17 +252,6 @@ pub fn shell(script: &str) -> RunSpec {
 
 /// A command as root in `/`.
 pub fn command(argv: &[&str]) -> RunSpec {
-    RunSpec {
-        argv: argv.iter().map(OsString::from).collect(),
-        env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("GREETING".into(), "hello  there".into())],
-        cwd: "/".into(),
-        user: RunUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
-        hostname: "buildkitsandbox".into(),
-        extra_hosts: Vec::new(),
-        no_network: false,
-        insecure: false,
-        shm_size: None,
-        ulimits: Vec::new(),
-        mounts: Vec::new(),
-    }
+    let env = vec![("PATH".into(), "/usr/bin:/bin".into()), ("GREETING".into(), "hello  there".into())];
+    RunSpec::as_root(argv.iter().map(OsString::from).collect(), env, "buildkitsandbox")
 }

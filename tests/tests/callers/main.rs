@@ -14,7 +14,7 @@ use fixtures::image::{self, Entry, Image};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use tests::process::{self, output};
-use tests::{pods, slipway, user};
+use tests::{pods, slipway, trials, user};
 
 mod images;
 
@@ -60,19 +60,12 @@ const ROWS: &[Row] = &[
     ("skaffold", "kaniko", &["skaffold:1"], &["Pushed REGISTRY/skaffold@"]),
 ];
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a test harness reports to the terminal")]
+#[expect(clippy::print_stdout, reason = "a test harness reports to the terminal")]
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let place = match Place::new() {
-        Ok(Ok(place)) => Arc::new(place),
-        Ok(Err(missing)) => {
-            println!("skipped: {missing}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("cannot prepare: {error}");
-            return ExitCode::FAILURE;
-        }
+    let place = match trials::prepared(Place::new()) {
+        Ok(place) => place,
+        Err(status) => return status,
     };
     let mut trials: Vec<Trial> = ROWS
         .iter()

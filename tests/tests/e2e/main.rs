@@ -17,7 +17,7 @@ use fixtures::image::{self, Entry, Image, Layer};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
 use tests::process::{self, Ended};
-use tests::{slipway, user};
+use tests::{slipway, trials, user};
 
 mod base;
 mod bounds;
@@ -39,21 +39,14 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// How a trial ends: `Err` is a failure; `Ok(Some(reason))` a trial that cannot run here.
 type Outcome = Result<Option<String>, String>;
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a test harness reports to the terminal")]
+#[expect(clippy::print_stdout, reason = "a test harness reports to the terminal")]
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     // Modes of the files that are built from must not depend on who calls.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let place = match Place::new() {
-        Ok(Ok(place)) => Arc::new(place),
-        Ok(Err(missing)) => {
-            println!("skipped: {missing}");
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            eprintln!("cannot prepare: {error}");
-            return ExitCode::FAILURE;
-        }
+    let place = match trials::prepared(Place::new()) {
+        Ok(place) => place,
+        Err(status) => return status,
     };
     let suites = [
         base::TRIALS,

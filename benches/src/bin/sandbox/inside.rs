@@ -8,7 +8,7 @@ use std::time::Instant;
 use builder_core::cancel::Cancel;
 use builder_core::event::Stream;
 use builder_core::rootfs::{Owners, Rootfs};
-use builder_core::sandbox::{self, ExitStatus, IdMapping, RunSpec, RunUser, Tier, Wish};
+use builder_core::sandbox::{self, ExitStatus, IdMapping, RunSpec, Tier, Wish};
 
 use crate::Result;
 use crate::ways::{cpu_seconds, shell};
@@ -34,25 +34,16 @@ pub fn main(way: &str, tree: &Path, script: &str) -> Result<()> {
     if recorded {
         rootfs = rootfs.recording(Arc::clone(&owners));
     }
-    let spec = RunSpec {
-        argv: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
-        env: [
-            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-            ("LC_ALL", "C"),
-            ("DEBIAN_FRONTEND", "noninteractive"),
-        ]
-        .map(|(name, value)| (name.into(), value.into()))
-        .to_vec(),
-        cwd: "/".into(),
-        user: RunUser { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
-        hostname: "bench".into(),
-        extra_hosts: Vec::new(),
-        no_network: false,
-        insecure: false,
-        shm_size: None,
-        ulimits: Vec::new(),
-        mounts: Vec::new(),
-    };
+    let env = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("LC_ALL", "C"),
+        ("DEBIAN_FRONTEND", "noninteractive"),
+    ];
+    let spec = RunSpec::as_root(
+        ["/bin/sh", "-c", script].map(Into::into).to_vec(),
+        env.map(|(name, value)| (name.into(), value.into())).to_vec(),
+        "bench",
+    );
     let lines = Mutex::new(Vec::new());
     let output = |stream: Stream, line: &[u8]| {
         let text = String::from_utf8_lossy(line).into_owned();
