@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::Serialize;
 
-use super::mounts::CacheMountId;
+use super::mounts::{CacheMountId, bring_all_home};
 use crate::hint::Hint;
 use crate::rootfs::{Ownership, TreeError, TreeMode, Trees, Volume};
 use crate::sandbox::{Environment, IdMapping, Tier};
@@ -137,6 +137,7 @@ pub fn prune(work_dir: &Path, mounts: bool) -> Result<u64, MaintainError> {
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(MaintainError::Busy { path: work_dir.to_owned() }),
         Err(error) => return Err(failed("lock")(error.into())),
     }
+    bring_all_home(work_dir).map_err(failed("restore the cache mounts of"))?;
     let mut freed = 0;
     for name in PRUNED.iter().copied().chain(mounts.then_some("mounts")) {
         let path = work_dir.join(name);
@@ -209,6 +210,12 @@ pub(super) fn open_trees(
         _ => mode,
     };
     let ownership = ownership(work_dir, environment);
+    // Opening removes what earlier builders have left.
+    bring_all_home(work_dir).map_err(|source| TreeError::Io {
+        action: "restore the cache mounts of",
+        path: work_dir.to_owned(),
+        source,
+    })?;
     Ok((Trees::open(work_dir, mode, ownership)?, ownership))
 }
 

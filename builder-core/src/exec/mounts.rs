@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! <work>/mounts/<hash>/data       content of a cache mount
+//! <work>/mounts/<hash>/data.away  where that is while it is in a tree (tier `chroot`)
 //! <work>/mounts/<hash>/lock       held (shared or exclusive) while a RUN uses it
 //! <work>/mounts/<hash>/meta.json  id, owner, mode: for `slipway cache ls`
 //! <work>/mounts/<hash>/owners.json  owners and the like that cannot be made real (tier `traced`)
 //! ```
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -26,7 +28,7 @@ use super::ssh::SshForward;
 use crate::oci::{Sha256, canonical_json};
 use crate::plan::{FileSource, Mount, MountKind, Sharing};
 use crate::rootfs::{Attributes, LayerRef, NewFile, Owners, Rootfs, TreeStep};
-use crate::sandbox::{IdMapping, MountSource, SandboxError, SandboxMount};
+use crate::sandbox::{self, IdMapping, MountSource, SandboxError, SandboxMount, Whereabouts};
 
 /// What must live until the RUN has ended.
 #[derive(Default)]
@@ -35,6 +37,8 @@ pub(super) struct Held {
     roots: Vec<Rootfs>,
     sources: Vec<SourceTree>,
     agents: Vec<SshForward>,
+    /// Cache mounts by identity: the same one twice is the same directory, however it is shared.
+    caches: BTreeMap<String, (PathBuf, Option<Arc<Owners>>)>,
     /// What is recorded of files in caches, and where it is kept.
     records: Vec<(PathBuf, Arc<Owners>)>,
 }
@@ -125,7 +129,7 @@ pub(super) fn prepare(
                 target: PathBuf::from(&mount.target),
                 readonly: true,
                 owners: None,
-                source: MountSource::Bytes { content: secret.bytes(), mode: *mode, uid: *uid, gid: *gid },
+                source: MountSource::Bytes { content: secret.bytes(), mode: *mode, uid: *uid, gid: *gid, secret: true },
             });
             Ok(PreparedMount { mount, env: variable })
         }
@@ -218,6 +222,9 @@ impl CacheMounts {
         let identity = CacheMountId { id: id.clone(), mode: *mode, uid: *uid, gid: *gid, base };
         let failed = |source| BuildError::CacheMount { id: id.clone(), source };
         let name = Sha256::of(&canonical_json(&identity).expect("plain data")).to_hex();
+        if let Some(already) = held.caches.get(&name) {
+            return Ok(already.clone());
+        }
         for copy in 0.. {
             let directory = self.root.join(if copy == 0 { name.clone() } else { format!("{name}.{copy}") });
             fs::create_dir_all(&directory).map_err(failed)?;
@@ -234,26 +241,30 @@ impl CacheMounts {
                     Err(error) => return Err(failed(error.into())),
                 }
                 // A lock that blocks could not be given up when the build is cancelled.
-                if shared.cancel.is_cancelled() {
-                    return Err(BuildError::Cancelled);
-                }
-                std::thread::sleep(LOCK_POLL);
+                wait(shared)?;
             };
             if !locked {
                 continue;
             }
             let data = directory.join("data");
-            if !data.exists() {
-                self.fill(shared, mount, &directory, &identity)?;
+            loop {
+                match sandbox::bring_home(&data).map_err(failed)? {
+                    Whereabouts::Home => break,
+                    Whereabouts::Nowhere => self.fill(shared, mount, &directory, &identity)?,
+                    // Shared, but it can be in one tree at a time.
+                    Whereabouts::Away => wait(shared)?,
+                }
             }
             held.locks.push(lock);
-            if shared.request.environment.ids != IdMapping::Played {
-                return Ok((data, None));
+            let mut owners = None;
+            if shared.request.environment.ids == IdMapping::Played {
+                let records = directory.join(RECORDS);
+                let loaded = Arc::new(Owners::load(&records).map_err(failed)?);
+                held.records.push((records, Arc::clone(&loaded)));
+                owners = Some(loaded);
             }
-            let records = directory.join(RECORDS);
-            let owners = Arc::new(Owners::load(&records).map_err(failed)?);
-            held.records.push((records, Arc::clone(&owners)));
-            return Ok((data, Some(owners)));
+            held.caches.insert(name, (data.clone(), owners.clone()));
+            return Ok((data, owners));
         }
         unreachable!("the loop ends by returning")
     }
@@ -305,6 +316,27 @@ impl CacheMounts {
             _ => Ok(()),
         }
     }
+}
+
+/// Moves back what a builder that was killed has left in a tree: to be called before that tree is removed.
+pub(super) fn bring_all_home(work_dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(work_dir.join("mounts")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        sandbox::bring_home(&entry?.path().join("data"))?;
+    }
+    Ok(())
+}
+
+/// A moment, unless the build is cancelled.
+fn wait(shared: &Shared<'_>) -> Result<(), BuildError> {
+    if shared.cancel.is_cancelled() {
+        return Err(BuildError::Cancelled);
+    }
+    std::thread::sleep(LOCK_POLL);
+    Ok(())
 }
 
 /// Gives a directory its final name unless that is taken. rename(2) alone takes the place of an empty directory, which

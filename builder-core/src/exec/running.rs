@@ -107,6 +107,7 @@ pub(super) fn run(
                 mode: 0o755,
                 uid: 0,
                 gid: 0,
+                secret: false,
             },
         });
     }

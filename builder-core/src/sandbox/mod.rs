@@ -66,6 +66,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, io};
 
+pub use chroot::journal::{Whereabouts, bring_home};
 pub use counters::Counters;
 pub use environment::{Environment, IdMapping, Refusal, Tier, Wish};
 pub use ids::{IdRange, IdRanges};
@@ -142,6 +143,8 @@ pub enum MountSource {
         uid: u32,
         /// Group.
         gid: u32,
+        /// Whether they must never be on a disk. Where nothing can be mounted such a file cannot be executed.
+        secret: bool,
     },
 }
 

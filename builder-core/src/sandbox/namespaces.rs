@@ -277,7 +277,7 @@ impl Builder<'_> {
             flags |= MountAttrFlags::MOUNT_ATTR_NODEV;
         }
         let source = match &mount.source {
-            MountSource::Bytes { content, mode, uid, gid } => {
+            MountSource::Bytes { content, mode, uid, gid, .. } => {
                 let place = self.mount_point(&mount.target, false)?;
                 return self.stage(content, (*mode, *uid, *gid), &place, flags);
             }

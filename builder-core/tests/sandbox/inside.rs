@@ -39,7 +39,7 @@ const NOT_TRACED: [(&str, &str); 10] = [
 
 /// Cases about what only namespaces and mounts give; docs/sandbox.md tells users. `escapes` and the builds of the conformance
 /// corpus in a container are this tier's own tests.
-const NOT_IN_A_CHROOT: [(&str, &str); 16] = [
+const NOT_IN_A_CHROOT: [(&str, &str); 15] = [
     ("signals", "the command is not process 1"),
     ("process_one", "the command is not process 1"),
     ("hosts_and_resolv_conf", "/etc/hosts is a copy, and can be removed"),
@@ -54,7 +54,6 @@ const NOT_IN_A_CHROOT: [(&str, &str); 16] = [
     ("mounts_of_descriptors", "copies are not read-only"),
     ("mounts_in_mounts", "copies are not read-only"),
     ("tmpfs_mounts", "the size is not bounded"),
-    ("files_in_memory", "files are not read-only"),
     ("insecure", "nothing can be mounted"),
 ];
 

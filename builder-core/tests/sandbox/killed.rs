@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use builder_core::cancel::Cancel;
 use builder_core::rootfs::Rootfs;
-use builder_core::sandbox::{self, ExitStatus, Tier, Wish};
+use builder_core::sandbox::{self, ExitStatus, MountSource, SandboxMount, Tier, Whereabouts, Wish};
 use libtest_mimic::{Completion, Failed, Trial};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -76,6 +76,7 @@ fn kill_at_any_moment(name: &str, tier: Tier) -> Result<Completion, Failed> {
         if status.success() { Ok(()) } else { Err(format!("{kind}: {status}").into()) }
     };
     ends("short")?;
+    fs::write(place.join("cache/kept"), "kept")?;
     for moment in MOMENTS {
         let mut victim = start("busy")?;
         std::thread::sleep(Duration::from_millis(moment));
@@ -83,6 +84,11 @@ fn kill_at_any_moment(name: &str, tier: Tier) -> Result<Completion, Failed> {
         victim.wait()?;
         if !wait_for(|| marked(&place).is_empty()) {
             return Err(format!("killed after {moment} ms, and these live on: {:?}", marked(&place)).into());
+        }
+        // A directory of somebody else's that was in the tree is found again, with its content.
+        let cache = place.join("cache");
+        if sandbox::bring_home(&cache)? != Whereabouts::Home || fs::read(cache.join("kept"))? != b"kept" {
+            return Err(format!("killed after {moment} ms, and the cache is lost").into());
         }
         ends("short")?;
     }
@@ -111,6 +117,7 @@ fn victim_in_tier(kind: &str, tier: &str, place: &Path) {
     if !tree.exists() {
         fs::create_dir(&tree).expect("create");
         make_tree(&tree);
+        fs::create_dir(place.join("cache")).expect("create");
     }
     let script = match kind {
         "busy" => {
@@ -120,6 +127,8 @@ fn victim_in_tier(kind: &str, tier: &str, place: &Path) {
     };
     let mut spec = command(&["/bin/sh", "-c", script]);
     spec.env.push((MARK.into(), place.into()));
+    let source = MountSource::Host(place.join("cache"));
+    spec.mounts.push(SandboxMount { target: "/root/.cache/x".into(), readonly: false, owners: None, source });
     let rootfs = Rootfs::open(&tree).expect("open");
     let rootfs = if tier == Tier::Traced { rootfs.recording(Arc::default()) } else { rootfs };
     let end = sandbox::run(&environment, &rootfs, &spec, &|_, _| {}, &Cancel::default()).expect("runs");

@@ -127,7 +127,8 @@ impl Server<'_> {
         };
         let value = change.and_then(|change| {
             let identity = super::members::Identity::of(call.thread).ok_or(Errno::SRCH)?;
-            let file = self.files.changeable(&path, identity, call.thread)?;
+            let looks = matches!(change, Change::GetXattr(..) | Change::ListXattrs(..));
+            let file = self.files.changeable(&path, identity, call.thread, looks)?;
             if !self.listener.is_waiting(call.id) {
                 return Err(Errno::INTR);
             }
@@ -237,7 +238,7 @@ impl Server<'_> {
 }
 
 impl super::files::Files {
-    /// The file that a served path stands for, if the command may change it.
+    /// The file that a served path stands for, if the command may change it, or if it only `looks`.
     ///
     /// # Errors
     /// `EROFS` and `EPERM` for what is the kernel's or the machine's, and what the kernel says.
@@ -246,8 +247,9 @@ impl super::files::Files {
         path: &std::path::Path,
         identity: super::members::Identity,
         thread: i32,
+        looks: bool,
     ) -> Result<OwnedFd, Errno> {
-        if path.starts_with("/sys") {
+        if path.starts_with("/sys") || !looks && self.tree.secret(path).is_some() {
             return Err(Errno::ROFS);
         }
         let file = self.place(path, identity, thread, true)?;

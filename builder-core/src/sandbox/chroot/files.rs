@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::super::sys::raw;
 use super::members::{Identity, Members};
+use super::secrets::Secret;
 use super::tree::Tree;
 
 /// What a container does not see of /proc and /sys: Docker's masked paths, and what is the kernel's alone.
@@ -35,14 +36,16 @@ const MASKED: [&str; 14] = [
 ];
 
 /// What a served path stands for.
-#[derive(Debug, PartialEq, Eq)]
-enum Target {
+#[derive(Debug)]
+enum Target<'a> {
     /// This path of our own, magic links followed.
     Outer(PathBuf),
     /// A path of the tree.
     Inner(PathBuf),
     /// These bytes; the path is for its metadata.
     Text(Vec<u8>, PathBuf),
+    /// A file in memory.
+    Secret(&'a Secret),
 }
 
 /// Shows files to the processes of one RUN.
@@ -98,7 +101,10 @@ impl Files {
         Self { tree, members, hostname, terminals: Mutex::default() }
     }
 
-    fn target(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<Target, Errno> {
+    fn target(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<Target<'_>, Errno> {
+        if let Some(secret) = self.tree.secret(path) {
+            return Ok(Target::Secret(secret));
+        }
         if MASKED.iter().any(|masked| path.starts_with(masked)) {
             return Err(Errno::NOENT);
         }
@@ -125,7 +131,7 @@ impl Files {
         identity: Identity,
         thread: i32,
         follow: bool,
-    ) -> Result<Target, Errno> {
+    ) -> Result<Target<'_>, Errno> {
         let Some((first, rest)) = parts.split_first() else { return Ok(Target::Outer(path.to_owned())) };
         let own = |names: &[&OsStr]| -> PathBuf {
             let mut own = PathBuf::from(format!("/proc/{}", identity.process));
@@ -158,7 +164,7 @@ impl Files {
     }
 
     /// `path` below /proc/PROCESS, and the names after that.
-    fn of_process(&self, process: i32, path: PathBuf, names: &[&OsStr], follow: bool) -> Result<Target, Errno> {
+    fn of_process(&self, process: i32, path: PathBuf, names: &[&OsStr], follow: bool) -> Result<Target<'_>, Errno> {
         let (names, owner) = match names {
             [task, thread, rest @ ..] if *task == "task" => {
                 (rest, format!("/proc/{process}/task/{}", thread.to_string_lossy()))
@@ -211,6 +217,12 @@ impl Files {
                     return Err(Errno::ROFS);
                 }
                 in_memory(&text)
+            }
+            Target::Secret(_) if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) => Err(Errno::ROFS),
+            Target::Secret(_) if flags.contains(OFlags::DIRECTORY) => Err(Errno::NOTDIR),
+            Target::Secret(secret) => {
+                let _user = AsUser::new(identity)?;
+                secret.open(OFlags::RDONLY)
             }
             Target::Outer(outer) => self.open_outer(&outer, identity, flags),
         }
@@ -322,6 +334,7 @@ impl Files {
         let _user = AsUser::new(identity)?;
         match target {
             Target::Inner(inner) => self.tree.open(&inner, flags, 0),
+            Target::Secret(secret) => secret.open(OFlags::PATH),
             Target::Outer(outer) | Target::Text(_, outer) => rustix::fs::open(&outer, flags, Mode::empty()),
         }
     }
@@ -370,6 +383,8 @@ impl Files {
                 }
                 outer
             }
+            Target::Secret(_) if access.contains(Access::WRITE_OK) => return Err(Errno::ROFS),
+            Target::Secret(secret) => secret.name(),
             Target::Inner(inner) => {
                 let place = self.tree.open(&inner, OFlags::PATH | OFlags::CLOEXEC, 0)?;
                 let _user = AsUser::new(identity)?;
@@ -397,7 +412,7 @@ impl Files {
                 Ok(rustix::fs::readlinkat(&place, "", Vec::new())?.into_bytes())
             }
             Target::Outer(outer) => self.link_text(&outer, identity),
-            Target::Text(..) => Err(Errno::INVAL),
+            Target::Text(..) | Target::Secret(_) => Err(Errno::INVAL),
         }
     }
 
@@ -407,6 +422,9 @@ impl Files {
             let _user = AsUser::new(identity)?;
             rustix::fs::readlink(outer, Vec::new())?.into_bytes()
         };
+        if let Some(secret) = self.tree.secret_shown_as(&text) {
+            return Ok(secret.path.as_os_str().as_bytes().to_vec());
+        }
         let shown = Path::new(OsStr::from_bytes(&text));
         if !shown.has_root() {
             return Ok(text);
@@ -423,7 +441,7 @@ impl Files {
         match self.target(path, identity, thread, true).ok()? {
             Target::Inner(inner) => Some(inner),
             Target::Outer(outer) => self.tree.inner(&fs::read_link(outer).ok()?),
-            Target::Text(..) => None,
+            Target::Text(..) | Target::Secret(_) => None,
         }
     }
 }

@@ -21,13 +21,16 @@
 //!   capabilities give nothing. `su` and `sudo` work for root, not for other users.
 //! - A process that has changed its user and executed nothing since cannot be read: it sees no `/proc` and `/sys`.
 //! - Bind mounts that are read-only or come from a context or image are copies; writing to them works and changes nothing
-//!   else. The size of tmpfs and /dev/shm is not bounded. A cache that is mounted to be shared is used by one RUN at a time.
+//!   else. The size of tmpfs and /dev/shm is not bounded. A cache that is mounted to be shared is used by one RUN at a time
+//!   (`journal`), and is a symbolic link at a second place of the same tree. Secrets (`secrets`) cannot be executed.
 //! - No network, pid, ipc or uts namespace: no `--network=none`; process ids are the container's.
 
 mod changes;
 mod files;
+pub mod journal;
 mod members;
 mod places;
+mod secrets;
 mod serve;
 mod tree;
 
@@ -83,8 +86,9 @@ pub fn run(
     let result =
         places.claim(&spec.mounts, cancel).and_then(|()| furnish(&mut places, root, spec)).and_then(|devices| {
             let confined = Volume::confines_devices(places.aside());
-            let tree = root.try_clone_to_owned().and_then(|root| Tree::new(root, devices, places.read_only()));
-            perform(rootfs, spec, setup("open the tree", tree)?, confined, output, cancel)
+            let (read_only, secrets) = (places.read_only(), places.take_secrets());
+            let tree = root.try_clone_to_owned().and_then(|root| Tree::new(root, devices, read_only, secrets));
+            perform(rootfs, spec, setup("open the tree", tree)?, (confined, places.locks()), output, cancel)
         });
     let restored = places.restore();
     let status = result?;
@@ -150,13 +154,13 @@ fn perform(
     rootfs: &Rootfs,
     spec: &RunSpec,
     tree: Tree,
-    devices_confined: bool,
+    (devices_confined, locks): (bool, &[OwnedFd]),
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
     let (program, ends, socket) = program(rootfs.root_fd(), spec)?;
     let nodes = setup("open /proc", Nodes::new(rootfs, None))?;
-    let mut kept = setup("start a process", Kept::start(&program))?;
+    let mut kept = setup("start a process", Kept::start(&program, locks))?;
     let what = program.names();
     // Our copies of the pipes' other ends: as long as they are open, none of them ends.
     drop(program);

@@ -17,16 +17,21 @@ use rustix::io::Errno;
 
 use super::super::stubs::{self, Stubs};
 use super::super::{MountSource, SandboxError, SandboxMount, setup};
+use super::journal::{self, Whereabouts};
+use super::secrets::Secret;
 use crate::cancel::Cancel;
 
 /// Everything put into one tree.
 pub struct Places<'a> {
     root: BorrowedFd<'a>,
+    /// The tree's path for this process.
+    outside: PathBuf,
     stubs: Stubs,
     /// A directory on the tree's file system, outside of the tree.
     aside: tempfile::TempDir,
     swaps: Vec<Swap>,
     read_only: Vec<PathBuf>,
+    secrets: Vec<Secret>,
     /// Directories that are in use by us alone.
     locks: Vec<OwnedFd>,
 }
@@ -46,11 +51,12 @@ impl<'a> Places<'a> {
     /// # Errors
     /// If nothing can be made beside the tree.
     pub fn new(root: BorrowedFd<'a>) -> Result<Self, SandboxError> {
-        let beside = setup("find the tree", path_of(root))?;
-        let parent = beside.parent().map(Path::to_owned).unwrap_or_default();
+        let outside = setup("find the tree", path_of(root))?;
+        let parent = outside.parent().map(Path::to_owned).unwrap_or_default();
         let aside = tempfile::Builder::new().prefix(".aside-").tempdir_in(&parent);
         let aside = setup(format!("make a directory in `{}`", parent.display()), aside)?;
-        Ok(Self { root, stubs: Stubs::default(), aside, swaps: Vec::new(), read_only: Vec::new(), locks: Vec::new() })
+        let (swaps, read_only, secrets, locks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { root, outside, stubs: Stubs::default(), aside, swaps, read_only, secrets, locks })
     }
 
     /// A directory for files of ours, on the tree's file system and outside of the tree.
@@ -72,8 +78,11 @@ impl<'a> Places<'a> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             loop {
                 let directory = match rustix::fs::open(path, flags, Mode::empty()) {
-                    // In another tree just now.
-                    Err(Errno::NOENT) => None,
+                    Err(Errno::NOENT) => match setup(&*what, journal::bring_home(path))? {
+                        Whereabouts::Home => continue,
+                        Whereabouts::Away => None,
+                        Whereabouts::Nowhere => return setup(what, Err(Errno::NOENT)),
+                    },
                     other => Some(setup(&*what, other)?),
                 };
                 if let Some(directory) = directory
@@ -98,18 +107,30 @@ impl<'a> Places<'a> {
     /// What the kernel says.
     pub fn mount(&mut self, mount: &SandboxMount) -> Result<(), SandboxError> {
         let what = format!("put `{}` in", mount.target.display());
+        // In two places of one tree: the second is a link to the first.
+        if let MountSource::Host(path) = &mount.source
+            && let Some(first) = self.swaps.iter().find(|swap| swap.home.as_ref() == Some(path))
+        {
+            let link = self.new_name();
+            let made = symlink(&first.target, &link).and_then(|()| self.put(&mount.target, link, None, false));
+            return setup(what, made);
+        }
         if let Some(path) = moved(mount) {
-            // In two places of one tree: the second is a link to the first.
-            if let Some(first) = self.swaps.iter().find(|swap| swap.home.as_deref() == Some(path)) {
-                let link = self.new_name();
-                let made = symlink(&first.target, &link).and_then(|()| self.put(&mount.target, link, None, false));
-                return setup(what, made);
-            }
             return setup(what, self.put(&mount.target, path.to_owned(), Some(path.to_owned()), true));
         }
         let copy = self.new_name();
         let made = match &mount.source {
-            MountSource::Bytes { content, mode, uid, gid } => {
+            MountSource::Bytes { content, mode, uid, gid, secret: true } => {
+                // Only its name is on the disk.
+                let made = write(&copy, b"", *mode & !0o111, (*uid, *gid))
+                    .and_then(|()| self.put(&mount.target, copy, None, false));
+                setup(&*what, made)?;
+                let path = self.swaps.last().map(|swap| swap.target.clone()).unwrap_or_default();
+                let secret = setup(what, Secret::new(&path, content, *mode, (*uid, *gid)))?;
+                self.secrets.push(secret);
+                return Ok(());
+            }
+            MountSource::Bytes { content, mode, uid, gid, secret: false } => {
                 write(&copy, content, *mode, (*uid, *gid)).map(|()| false)
             }
             MountSource::Tmpfs(_) => self.empty_directory(&mount.target, &copy).map(|()| true),
@@ -157,6 +178,16 @@ impl<'a> Places<'a> {
         self.read_only.clone()
     }
 
+    /// Files that are in memory alone, each once.
+    pub fn take_secrets(&mut self) -> Vec<Secret> {
+        std::mem::take(&mut self.secrets)
+    }
+
+    /// What is held as long as a process of the command lives.
+    pub fn locks(&self) -> &[OwnedFd] {
+        &self.locks
+    }
+
     fn new_name(&self) -> PathBuf {
         self.aside.path().join(format!("new-{}", self.swaps.len()))
     }
@@ -196,9 +227,16 @@ impl<'a> Places<'a> {
             Err(Errno::NOENT) => None,
             Err(errno) => return Err(errno.into()),
         };
-        let moved = rustix::fs::renameat_with(rustix::fs::CWD, &from, &parent, name, RenameFlags::NOREPLACE);
+        let outer = self.outside.join(place.path.strip_prefix("/").unwrap_or(&place.path));
+        let moved = home.as_deref().map_or(Ok(()), |home| journal::leaving(home, &outer)).and_then(|()| {
+            let moved = rustix::fs::renameat_with(rustix::fs::CWD, &from, &parent, name, RenameFlags::NOREPLACE);
+            Ok(moved?)
+        });
         // Remembered first: what was moved aside is moved back whatever happens.
-        self.swaps.push(Swap { target: place.path.clone(), kept, home: home.filter(|_| moved.is_ok()) });
+        self.swaps.push(Swap { target: place.path.clone(), kept, home: home.clone().filter(|_| moved.is_ok()) });
+        if moved.is_err() {
+            home.as_deref().map_or(Ok(()), journal::returned)?;
+        }
         moved?;
         stubs::set_mtime(&parent, before)
     }
@@ -229,7 +267,10 @@ impl<'a> Places<'a> {
         let out = self.aside.path().join(format!("out-{}", self.swaps.len()));
         match rustix::fs::renameat(&parent, name, rustix::fs::CWD, &out) {
             Ok(()) => match &swap.home {
-                Some(home) if out.is_dir() && !out.is_symlink() => rustix::fs::rename(&out, home)?,
+                Some(home) if out.is_dir() && !out.is_symlink() => {
+                    rustix::fs::rename(&out, home)?;
+                    journal::returned(home)?;
+                }
                 Some(_) => self.give_home(swap)?,
                 // Removed with the directory.
                 None => {}
@@ -246,7 +287,10 @@ impl<'a> Places<'a> {
     /// The command has removed or moved a directory of somebody else's, which then is empty again.
     fn give_home(&self, swap: &Swap) -> io::Result<()> {
         match &swap.home {
-            Some(home) => fs::create_dir_all(home),
+            Some(home) => {
+                fs::create_dir_all(home)?;
+                journal::returned(home)
+            }
             None => Ok(()),
         }
     }

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::stubs;
+use super::secrets::Secret;
 
 /// What a path leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,19 +45,37 @@ pub struct Tree {
     pub devices: Vec<PathBuf>,
     /// Copies that a command should not write to.
     read_only: Vec<PathBuf>,
+    /// Files that are in memory alone.
+    secrets: Vec<Secret>,
     /// Which directory each listing shows.
     listings: Mutex<Vec<PathBuf>>,
 }
 
 impl Tree {
-    /// The tree `root`; `devices` are paths below /dev that do not work as nodes, `read_only` what shall not be written to.
+    /// The tree `root`; `devices` are paths below /dev that do not work as nodes, `read_only` what shall not be written to,
+    /// `secrets` what is in memory alone.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(root: OwnedFd, devices: Vec<PathBuf>, read_only: Vec<PathBuf>) -> std::io::Result<Self> {
+    pub fn new(
+        root: OwnedFd,
+        devices: Vec<PathBuf>,
+        read_only: Vec<PathBuf>,
+        secrets: Vec<Secret>,
+    ) -> std::io::Result<Self> {
         let outside = super::places::path_of(root.as_fd())?;
         let mounts = SERVED.iter().map(PathBuf::from).collect();
-        Ok(Self { root, outside, mounts, devices, read_only, listings: Mutex::default() })
+        Ok(Self { root, outside, mounts, devices, read_only, secrets, listings: Mutex::default() })
+    }
+
+    /// The file in memory that has this path.
+    pub fn secret(&self, path: &Path) -> Option<&Secret> {
+        self.secrets.iter().find(|secret| secret.path == path)
+    }
+
+    /// The file in memory that a link of /proc/PID/fd leads to.
+    pub fn secret_shown_as(&self, text: &[u8]) -> Option<&Secret> {
+        self.secrets.iter().find(|secret| secret.is_shown_as(text))
     }
 
     /// Where `path` leads for `thread`, relative to `directory` (`AT_FDCWD` or a descriptor of it).
@@ -127,6 +146,9 @@ impl Tree {
 
     /// What the text alone tells.
     fn served(&self, path: &Path, follow: bool) -> Option<Place> {
+        if let Some(secret) = self.secret(path) {
+            return Some(Place::Served(secret.path.clone()));
+        }
         // Of most paths that is known without taking them apart.
         if !path.as_os_str().as_bytes().windows(4).any(|four| matches!(four, b"/pro" | b"/sys" | b"/dev")) {
             return None;
@@ -260,7 +282,7 @@ mod tests {
         symlink("../proc", at("var/p")).expect("link");
         fs::write(at("etc/passwd"), "").expect("write");
         let root = OwnedFd::from(fs::File::open(directory.path()).expect("open"));
-        let tree = Tree::new(root, vec!["/dev/null".into()], Vec::new()).expect("tree");
+        let tree = Tree::new(root, vec!["/dev/null".into()], Vec::new(), Vec::new()).expect("tree");
         #[track_caller]
         fn check(tree: &Tree, path: &str, follow: bool, expected: Option<&str>) {
             let expected = expected.map_or(Place::Native, |path| Place::Served(path.into()));

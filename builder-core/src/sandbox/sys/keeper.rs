@@ -32,19 +32,20 @@ const KILLED: u32 = 2;
 const FAILED: u32 = 3;
 
 impl Kept {
-    /// Starts `program`, whose descriptors must be in order ([`Program::close_others`]), below a new keeper.
+    /// Starts `program`, whose descriptors must be in order ([`Program::close_others`]), below a new keeper, which keeps
+    /// `held` open until the end: locks, that are others' once nothing is left of the command.
     ///
     /// # Errors
     /// `EMFILE`, `EAGAIN` and the like.
-    pub fn start(program: &Program) -> io::Result<Self> {
+    pub fn start(program: &Program, held: &[OwnedFd]) -> io::Result<Self> {
         let (messages, message) = pipe()?;
         let (end, lifeline) = pipe()?;
         let (closed, open) = pipe()?;
-        let own = [message.as_raw_fd().cast_unsigned(), end.as_raw_fd().cast_unsigned()];
+        let own: Vec<u32> = [&message, &end].into_iter().chain(held).map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
         // What the keeper closes before, and what after it has started the command.
         let mut both = program.descriptors();
-        both.extend(own);
-        let task = Task { program, before: gaps(both), after: gaps(own.to_vec()), message: &message, end: &end };
+        both.extend(&own);
+        let task = Task { program, before: gaps(both), after: gaps(own), message: &message, end: &end };
         let gate = super::START.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mask = SignalsBlocked::new();
         // SAFETY: the child runs `keep`, which neither allocates nor locks and never returns.

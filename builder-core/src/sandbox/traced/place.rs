@@ -249,7 +249,7 @@ impl Places {
     fn mount(&mut self, mount: &SandboxMount) -> io::Result<()> {
         let readonly = mount.readonly;
         let fd = match &mount.source {
-            MountSource::Bytes { content, mode, uid, gid } => {
+            MountSource::Bytes { content, mode, uid, gid, .. } => {
                 return self.bytes(&mount.target, content, (*mode, *uid, *gid), readonly);
             }
             MountSource::Tmpfs(_) => {

@@ -74,6 +74,8 @@ cases![
     mounts::mounts_in_mounts,
     mounts::tmpfs_mounts,
     mounts::files_in_memory,
+    mounts::secrets_are_on_no_disk,
+    mounts::one_directory_twice,
     mounts::mounts_leave_no_trace,
     mounts::targets_stay_inside,
     processes::cancelling,

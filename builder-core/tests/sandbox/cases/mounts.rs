@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::inside::{Context, Tree, command, shell, tree_of};
+use builder_core::cancel::Cancel;
 use builder_core::rootfs::Rootfs;
 use builder_core::sandbox::{ExitStatus, MountSource, RunSpec, RunUser, SandboxError, SandboxMount};
 use std::fs;
@@ -196,7 +197,7 @@ pub(super) fn files_in_memory(context: &Context) {
         owners: None,
         target: target.into(),
         readonly: true,
-        source: MountSource::Bytes { content: Arc::new(b"sesame".to_vec()), mode, uid, gid: 0 },
+        source: MountSource::Bytes { content: Arc::new(b"sesame".to_vec()), mode, uid, gid: 0, secret: true },
     };
     assert!(!format!("{:?}", secret("/x", 0o400, 0)).contains("sesame"));
     let mounts = vec![secret("/run/secrets/tok", 0o400, 0), secret("/x/y", 0o644, 0)];
@@ -206,8 +207,13 @@ pub(super) fn files_in_memory(context: &Context) {
     assert_eq!(lines, ["sesame", "400 0:0", "644 0:0", "read-only"]);
     assert!(!tree.path.join("run").exists() && !tree.path.join("x").exists());
     // Scripts of heredocs: below /dev, executed.
-    let script =
-        MountSource::Bytes { content: Arc::new(b"#!/bin/sh\necho $0\n".to_vec()), mode: 0o755, uid: 0, gid: 0 };
+    let script = MountSource::Bytes {
+        content: Arc::new(b"#!/bin/sh\necho $0\n".to_vec()),
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        secret: false,
+    };
     let mounts = vec![SandboxMount { owners: None, target: "/dev/pipes/EOF".into(), readonly: true, source: script }];
     assert_eq!(context.succeed(&tree, &RunSpec { mounts, ..command(&["/dev/pipes/EOF"]) }), ["/dev/pipes/EOF"]);
     context.needs_ids();
@@ -215,6 +221,60 @@ pub(super) fn files_in_memory(context: &Context) {
     let mounts = vec![secret("/a", 0o400, 0), secret("/b", 0o400, 1000)];
     let spec = RunSpec { mounts, user, ..shell("cat /a 2>/dev/null || echo denied; cat /b") };
     assert_eq!(context.succeed(&tree, &spec), ["denied", "sesame"]);
+}
+
+/// While they are mounted, in all ways in which a command may look at them.
+pub(super) fn secrets_are_on_no_disk(context: &Context) {
+    context.needs_ids();
+    let tree = context.tree();
+    let content = Arc::new(b"sesame-on-no-disk".to_vec());
+    let secret = |target: &str| SandboxMount {
+        owners: None,
+        target: target.into(),
+        readonly: true,
+        source: MountSource::Bytes { content: Arc::clone(&content), mode: 0o440, uid: 0, gid: 50, secret: true },
+    };
+    symlink("../run", tree.path.join("var/run")).expect("link");
+    let script = "cd /run/secrets && wc -c < tok && cat ./tok && cat /var/run/secrets//tok | wc -c && \
+                  stat -c '%s %a %u:%g %F' tok && ls && test -r tok && ! test -x tok && exec 3< tok && \
+                  cat /proc/self/fd/3 | wc -c && ! rm -f tok 2>/dev/null; test -e tok; \
+                  chmod 777 tok 2>/dev/null; stat -c %a tok; echo; echo ready; sleep 0.3";
+    let mounts = vec![secret("/run/secrets/tok"), secret("/etc/passwd")];
+    let (top, found) = (context.directory.clone(), std::sync::Mutex::new(Vec::new()));
+    let look = |line: &str| {
+        if line == "ready" {
+            let mut todo = vec![top.clone()];
+            while let Some(path) = todo.pop() {
+                if path.is_symlink() {
+                    continue;
+                }
+                if path.is_dir() {
+                    todo.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+                } else if path.is_file()
+                    && fs::read(&path).is_ok_and(|bytes| bytes.windows(content.len()).any(|part| *part == **content))
+                {
+                    found.lock().expect("no panic").push(path);
+                }
+            }
+        }
+    };
+    let spec = RunSpec { mounts, ..shell(script) };
+    let outcome = context.try_run_until(&tree.rootfs, &spec, &Cancel::default(), &look).expect("runs");
+    assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
+    let expected = ["17", "sesame-on-no-disk17", "17 440 0:50 regular file", "tok", "17", "440", "", "ready"];
+    assert_eq!(outcome.stdout, expected, "{outcome:?}");
+    assert_eq!(found.into_inner().expect("no panic"), Vec::<std::path::PathBuf>::new());
+}
+
+/// One cache at two places of a command: both show the same.
+pub(super) fn one_directory_twice(context: &Context) {
+    let (tree, source) = (context.tree(), context.empty_directory());
+    let cache = |target: &str| SandboxMount { readonly: false, ..bind(&source, target) };
+    let script = "echo both > /c/f && cat /d/f && mkdir /d/x && ls /c && rm /c/f && ls /d";
+    let mounts = vec![cache("/c"), cache("/d")];
+    assert_eq!(context.succeed(&tree, &RunSpec { mounts, ..shell(script) }), ["both", "f", "x", "x"]);
+    assert!(source.join("x").exists());
+    assert!(!tree.path.join("c").exists() && !tree.path.join("d").exists());
 }
 
 pub(super) fn mounts_leave_no_trace(context: &Context) {
