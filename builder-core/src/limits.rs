@@ -39,7 +39,7 @@ impl Limits {
     /// what a builder is sized for without it). Results do not depend on it.
     #[must_use]
     pub fn fitted(self) -> Self {
-        let room = self.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES).saturating_sub(FIXED_BYTES);
+        let room = self.room();
         let fit = |wanted: NonZeroUsize, part: u64, each: u64| {
             let most = usize::try_from(room / part / each).unwrap_or(usize::MAX);
             wanted.min(NonZeroUsize::new(most).unwrap_or(NonZeroUsize::MIN))
@@ -51,10 +51,25 @@ impl Limits {
         }
     }
 
+    /// Memory for trees that are known without a directory, in bytes.
+    pub fn tree_bytes(&self) -> u64 {
+        self.room() / 2
+    }
+
+    /// Memory for what steps know of their files until their layers are written, in bytes.
+    pub fn step_bytes(&self) -> u64 {
+        self.room() / 5
+    }
+
+    /// What is left beside what every builder needs, in bytes.
+    fn room(&self) -> u64 {
+        self.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES).saturating_sub(FIXED_BYTES)
+    }
+
     /// Layers that may be packed at one time. Each uses all threads by itself; a second one only fills the pauses of the
     /// first, where there is memory for it.
     pub fn layers_at_once(&self) -> NonZeroUsize {
-        let room = self.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES).saturating_sub(FIXED_BYTES) / 2;
+        let room = self.room() / 2;
         let each = COMPRESSING_THREAD_BYTES * self.cpu_threads.get() as u64;
         if 2 * each <= room { NonZeroUsize::MIN.saturating_add(1) } else { NonZeroUsize::MIN }
     }

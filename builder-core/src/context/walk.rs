@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::files::{Files, FilesError, Found, io_error};
 use super::ignore::{Matched, Patterns};
 use crate::cancel::Cancel;
-use crate::rootfs::{FileKind, Guide, ListError, Metadata};
+use crate::rootfs::{FileKind, Guide, ListError, Metadata, is_below};
 use crate::spool::{self, Fields, Paths, Spool, SpoolReader};
 
 /// Which files below a source directory are taken. Patterns are relative to that directory.
@@ -39,6 +39,7 @@ pub(crate) struct TreeEntries {
     paths: Paths,
     record: Vec<u8>,
     count: usize,
+    linked: bool,
 }
 
 /// Added to the code of a kind.
@@ -53,6 +54,11 @@ impl TreeEntries {
         self.count == 0
     }
 
+    /// Whether a regular file among them has several names, here or elsewhere.
+    pub(crate) fn linked(&self) -> bool {
+        self.linked
+    }
+
     fn push(&mut self, entry: &TreeEntry) -> Result<(), FilesError> {
         let out = &mut self.record;
         out.clear();
@@ -65,6 +71,7 @@ impl TreeEntries {
         if metadata.kind == FileKind::Symlink {
             spool::bytes(out, entry.link.as_ref().map_or(b"", |link| link.as_os_str().as_bytes()));
         }
+        self.linked |= metadata.kind == FileKind::File && metadata.links > 1;
         self.count += 1;
         self.spool.append(out).map_err(|source| io_error("list", &entry.path, source))
     }
@@ -241,11 +248,6 @@ impl Files {
             include.as_ref().is_none_or(|patterns| state.include.yes || patterns.may_change_below(&state.include));
         included && (!state.exclude.yes || selection.exclude.may_change_below(&state.exclude))
     }
-}
-
-fn is_below(path: &Path, directory: &Path) -> bool {
-    let rest = path.as_os_str().as_bytes().strip_prefix(directory.as_os_str().as_bytes());
-    rest.is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 impl From<ListError> for FilesError {

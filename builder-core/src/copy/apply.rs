@@ -12,8 +12,8 @@ use rayon::prelude::*;
 use super::mode::ModeChange;
 use super::remote::RemoteFile;
 use super::resolve::{Match, ResolvedCopy, Source};
-use super::target::{Target, Watched, make_directories};
-use super::{CopyError, io_error, owner};
+use super::target::{Given, Target, Watched, make_directories};
+use super::{CopyError, bulk, io_error, owner};
 use crate::cancel::Cancel;
 use crate::context::{self, ArchiveError, Files, FilesError, Found, TreeEntry, clean};
 use crate::oci::Sha256;
@@ -36,17 +36,25 @@ pub fn apply<'c>(
 ) -> Result<(), CopyError> {
     let target = Target {
         tree: target,
-        // Names are looked up before anything changes: a passwd file that this very step brings does not count.
-        owner: action
-            .chown
-            .as_deref()
-            .filter(|spec| !spec.is_empty())
-            .map(|spec| owner::look_up(target, spec))
-            .transpose()?,
-        mode: action.chmod.as_ref().map(ModeChange::new).transpose()?,
+        given: Given {
+            // Names are looked up before anything changes: a passwd file that this very step brings does not count.
+            owner: action
+                .chown
+                .as_deref()
+                .filter(|spec| !spec.is_empty())
+                .map(|spec| owner::look_up(target, spec))
+                .transpose()?,
+            mode: action.chmod.as_ref().map(ModeChange::new).transpose()?,
+        },
         cancel,
     };
-    let copy = Copy { action, files, target: &target };
+    // Behind it nothing is looked at any more.
+    let last = match resolved.sources.last() {
+        Some(Source::Matches(matches)) => matches.last(),
+        Some(Source::Git(tree)) => Some(&tree.content),
+        _ => None,
+    };
+    let copy = Copy { action, files, target: &target, last };
     for (written, source) in action.sources.iter().zip(&resolved.sources) {
         match (written, source) {
             (_, Source::Matches(matches)) => {
@@ -56,7 +64,7 @@ pub fn apply<'c>(
             }
             (CopySource::Heredoc { name, body }, Source::Heredoc) => copy.heredoc(name, body)?,
             (_, Source::Url(file)) => copy.url(file)?,
-            (_, Source::Git(tree)) => Copy { action, files: &tree.files, target: &target }.copy(&tree.content)?,
+            (_, Source::Git(tree)) => Copy { files: &tree.files, ..copy }.copy(&tree.content)?,
             // `resolve` keeps the order of the action's sources.
             (_, Source::Heredoc) => {}
         }
@@ -96,13 +104,15 @@ struct Copy<'a, 'c> {
     action: &'a CopyAction,
     files: &'c Files,
     target: &'a Target<'a, 'c>,
+    /// What is copied last.
+    last: Option<&'c Match>,
 }
 
 /// A file of the source that was found and not read.
-struct FoundFile<'c> {
-    files: &'c Files,
-    path: PathBuf,
-    found: Found,
+pub(super) struct FoundFile<'c> {
+    pub(super) files: &'c Files,
+    pub(super) path: PathBuf,
+    pub(super) found: Found,
 }
 
 impl Content for FoundFile<'_> {
@@ -186,16 +196,19 @@ impl<'c> Copy<'_, 'c> {
         };
         let Some(archive) = context::detect(file).map_err(failed)? else { return Ok(false) };
         let destination = self.target.follow(Path::new(&clean(&format!("/{}", self.action.destination))))?;
-        let Target { tree, owner, cancel, .. } = *self.target;
+        let Target { tree, given: Given { owner, .. }, cancel, .. } = *self.target;
         context::unpack(archive, tree, &destination, owner, cancel).map_err(failed)?;
         Ok(true)
     }
 
     fn heredoc(&self, name: &str, body: &str) -> Result<(), CopyError> {
         let path = self.target.place(&self.action.destination, OsStr::new(name), false)?;
-        let mode = self.target.mode.as_ref().map_or(0o644, |mode| mode.apply(0o644, false));
-        let attributes =
-            Attributes { owner: Some(self.target.owner.unwrap_or((0, 0))), mode: Some(mode), ..Attributes::default() };
+        let mode = self.target.given.mode.as_ref().map_or(0o644, |mode| mode.apply(0o644, false));
+        let attributes = Attributes {
+            owner: Some(self.target.given.owner.unwrap_or((0, 0))),
+            mode: Some(mode),
+            ..Attributes::default()
+        };
         self.target.write(&path, NewFile::File(&mut body.as_bytes()), &attributes)
     }
 
@@ -211,9 +224,9 @@ impl<'c> Copy<'_, 'c> {
             content.rewind().map_err(|error| io_error("read", name, error))?;
         }
         let path = self.target.place(&self.action.destination, OsStr::new(&file.name), false)?;
-        let mode = self.target.mode.as_ref().map_or(0o600, |mode| mode.apply(0o600, false));
+        let mode = self.target.given.mode.as_ref().map_or(0o600, |mode| mode.apply(0o600, false));
         let attributes = Attributes {
-            owner: Some(self.target.owner.unwrap_or((0, 0))),
+            owner: Some(self.target.given.owner.unwrap_or((0, 0))),
             mode: Some(mode),
             mtime: Some((file.mtime(), 0)),
             xattrs: Vec::new(),
@@ -235,11 +248,21 @@ impl<'c> Copy<'_, 'c> {
             return Err(CopyError::NonDirectory { path: root.to_owned() });
         }
         let mut unfinished = Vec::new();
+        let last = self.last.is_some_and(|last| std::ptr::eq(last, found));
+        let mut bulk = bulk::Left::begin(self.files, found, self.target, root).filter(|_| last);
         for entry in found.entries.iter() {
             let entry = entry?;
+            if let Some(bulk) = &mut bulk
+                && bulk.takes(&entry.path)?
+            {
+                continue;
+            }
             if entry.found.metadata.kind == FileKind::Directory {
                 self.target.check_cancel()?;
                 unfinished.extend(self.directory(found, &entry, root)?);
+                if let Some(bulk) = &mut bulk {
+                    bulk.may_take(entry.path);
+                }
             }
         }
         let mut first_of: BTreeMap<u64, PathBuf> = BTreeMap::new();
@@ -249,7 +272,8 @@ impl<'c> Copy<'_, 'c> {
             let source = found.path.join(&entry.path);
             self.file(&source, found, &entry.found, entry.link.as_deref(), &root.join(&entry.path)).err()
         };
-        let mut entries = found.entries.iter();
+        let taken = bulk.map(bulk::Left::taken).unwrap_or_default();
+        let mut entries = taken.without(found.entries.iter());
         loop {
             let (mut files, mut ended) = (Vec::new(), true);
             for entry in entries.by_ref().take(FILES_AT_ONCE) {
@@ -319,7 +343,7 @@ impl<'c> Copy<'_, 'c> {
             let attributes = Attributes { mode: Some(source.mode), ..Attributes::default() };
             return Ok(Some(Unfinished { path, attributes }));
         }
-        let mut attributes = self.target.attributes(source, found.mtime);
+        let mut attributes = self.target.given.attributes(source, found.mtime);
         attributes.xattrs = self.files.xattrs(&found.path.join(&entry.path), None);
         if !entry.selected {
             attributes.mtime = None;
@@ -344,7 +368,7 @@ impl<'c> Copy<'_, 'c> {
         target: &Path,
     ) -> Result<(), CopyError> {
         self.target.check_cancel()?;
-        let mut attributes = self.target.attributes(&found.metadata, source.mtime);
+        let mut attributes = self.target.given.attributes(&found.metadata, source.mtime);
         let device = found.metadata.device;
         match found.metadata.kind {
             FileKind::File => {

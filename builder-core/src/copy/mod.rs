@@ -9,6 +9,7 @@
 //! Architecture invariant: layers and images are not known here.
 
 mod apply;
+mod bulk;
 mod error;
 mod mode;
 mod owner;
@@ -34,6 +35,6 @@ mod git_tests;
 #[cfg(test)]
 mod remote_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -237,7 +237,9 @@ fn summarize(
             items.push((format!("<<{name}"), hash));
         }
         for found in matches_of(source) {
-            let mut item = Items::new(found);
+            field(&mut whole, b"match");
+            field(&mut whole, found.named.as_os_str().as_bytes());
+            let mut item = Items::new(found, &mut whole);
             if found.found.metadata.kind != FileKind::Directory {
                 let hash = if found.found.metadata.kind == FileKind::File { single.next() } else { None };
                 item.add(Path::new(""), &found.found.metadata, true, None, hash.as_ref());
@@ -257,9 +259,7 @@ fn summarize(
                     item.add(&entry.path, &entry.found.metadata, entry.selected, link, hash.as_ref());
                 }
             }
-            field(&mut whole, b"match");
-            field(&mut whole, found.named.as_os_str().as_bytes());
-            item.finish(&mut whole, &mut items);
+            item.finish(&mut items);
         }
     }
     Ok((whole.finish(), items))
@@ -275,14 +275,22 @@ fn matches_of(source: &Source) -> &[Match] {
 /// Hashes of what one match holds.
 struct Items<'a> {
     found: &'a Match,
+    whole: &'a mut Hasher,
     /// One item per file, or per entry of the source directory.
     single: bool,
-    items: Vec<(PathBuf, Hasher)>,
+    /// The item at work.
+    current: Option<(PathBuf, Hasher)>,
+    /// Those that are done, as long as they are few.
+    items: Vec<(PathBuf, Sha256)>,
+    /// How many are done, and a hash of them all.
+    count: usize,
+    all: Hasher,
 }
 
 impl<'a> Items<'a> {
-    fn new(found: &'a Match) -> Self {
-        Self { found, single: found.entries.len() <= ITEMS_PER_SOURCE, items: Vec::new() }
+    fn new(found: &'a Match, whole: &'a mut Hasher) -> Self {
+        let single = found.entries.len() <= ITEMS_PER_SOURCE;
+        Self { found, whole, single, current: None, items: Vec::new(), count: 0, all: Hasher::default() }
     }
 
     fn add(&mut self, path: &Path, metadata: &Metadata, selected: bool, link: Option<&OsStr>, data: Option<&FileHash>) {
@@ -291,32 +299,42 @@ impl<'a> Items<'a> {
             _ => path,
         };
         // Entries come depth first, so those of one item follow each other.
-        if self.items.last().is_none_or(|(last, _)| last != key) {
-            self.items.push((key.to_owned(), Hasher::default()));
+        if self.current.as_ref().is_none_or(|(last, _)| last != key) {
+            self.next(Some((key.to_owned(), Hasher::default())));
         }
-        if let Some((_, hasher)) = self.items.last_mut() {
+        if let Some((_, hasher)) = &mut self.current {
             field(hasher, path.as_os_str().as_bytes());
             hash_file(hasher, metadata, selected, link, data);
         }
     }
 
-    fn finish(self, whole: &mut Hasher, items: &mut Vec<(String, Sha256)>) {
-        let named = Path::new("/").join(&self.found.named);
-        // A directory with very many files and no directories: one item must do.
-        let merged = !self.single && self.items.len() > 2 * ITEMS_PER_SOURCE;
-        let mut all = Hasher::default();
-        for (path, hasher) in self.items {
-            let hash = hasher.finish();
-            field(whole, hash.as_bytes());
-            if merged {
-                field(&mut all, hash.as_bytes());
-            } else {
-                let shown = if path.as_os_str().is_empty() { named.clone() } else { named.join(path) };
-                items.push((shown.display().to_string(), hash));
-            }
+    /// Ends the item at work.
+    fn next(&mut self, next: Option<(PathBuf, Hasher)>) {
+        let Some((path, hasher)) = std::mem::replace(&mut self.current, next) else { return };
+        let hash = hasher.finish();
+        field(self.whole, hash.as_bytes());
+        field(&mut self.all, hash.as_bytes());
+        self.count += 1;
+        if !self.is_merged() {
+            self.items.push((path, hash));
         }
-        if merged {
-            items.push((named.display().to_string(), all.finish()));
+    }
+
+    /// A directory with very many files and no directories: one item must do.
+    fn is_merged(&self) -> bool {
+        !self.single && self.count > 2 * ITEMS_PER_SOURCE
+    }
+
+    fn finish(mut self, items: &mut Vec<(String, Sha256)>) {
+        self.next(None);
+        let named = Path::new("/").join(&self.found.named);
+        if self.is_merged() {
+            items.push((named.display().to_string(), self.all.finish()));
+            return;
+        }
+        for (path, hash) in self.items {
+            let shown = if path.as_os_str().is_empty() { named.clone() } else { named.join(path) };
+            items.push((shown.display().to_string(), hash));
         }
     }
 }

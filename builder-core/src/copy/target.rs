@@ -13,11 +13,34 @@ use crate::rootfs::{Attributes, FileKind, Metadata, NewFile, View};
 /// A target and what the flags say about everything that is put into it.
 pub(super) struct Target<'a, 'c> {
     pub(super) tree: &'a dyn View<'c>,
+    pub(super) given: Given,
+    pub(super) cancel: &'a Cancel,
+}
+
+/// What flags say about every file.
+#[derive(Debug, Clone)]
+pub(super) struct Given {
     /// `--chown`
     pub(super) owner: Option<(u32, u32)>,
     /// `--chmod`
     pub(super) mode: Option<ModeChange>,
-    pub(super) cancel: &'a Cancel,
+}
+
+impl Given {
+    /// What a copied file gets.
+    pub(super) fn attributes(&self, source: &Metadata, mtime: Option<(i64, u32)>) -> Attributes {
+        let mode = match (&self.mode, source.kind) {
+            (_, FileKind::Symlink) => None,
+            (Some(mode), kind) => Some(mode.apply(source.mode, kind == FileKind::Directory)),
+            (None, _) => Some(source.mode),
+        };
+        Attributes {
+            owner: Some(self.owner.unwrap_or((source.uid, source.gid))),
+            mode,
+            mtime: Some(mtime.unwrap_or(source.mtime)),
+            xattrs: Vec::new(),
+        }
+    }
 }
 
 impl Target<'_, '_> {
@@ -60,24 +83,9 @@ impl Target<'_, '_> {
 
     /// Makes a directory and its parents; `path` holds no links (checklist C-20).
     pub(super) fn make_directories(&self, path: &Path) -> Result<(), CopyError> {
-        let mode = self.mode.as_ref().map_or(0o755, ModeChange::for_new_parents);
-        let attributes = Attributes { owner: self.owner, mode: Some(mode), ..Attributes::default() };
+        let mode = self.given.mode.as_ref().map_or(0o755, ModeChange::for_new_parents);
+        let attributes = Attributes { owner: self.given.owner, mode: Some(mode), ..Attributes::default() };
         make_directories(self.tree, path, &attributes).map(drop)
-    }
-
-    /// What a copied file gets.
-    pub(super) fn attributes(&self, source: &Metadata, mtime: Option<(i64, u32)>) -> Attributes {
-        let mode = match (&self.mode, source.kind) {
-            (_, FileKind::Symlink) => None,
-            (Some(mode), kind) => Some(mode.apply(source.mode, kind == FileKind::Directory)),
-            (None, _) => Some(source.mode),
-        };
-        Attributes {
-            owner: Some(self.owner.unwrap_or((source.uid, source.gid))),
-            mode,
-            mtime: Some(mtime.unwrap_or(source.mtime)),
-            xattrs: Vec::new(),
-        }
     }
 
     /// Writes a file that is no directory, in place of what is there unless that is one (checklist C-06).

@@ -10,7 +10,7 @@ use crate::plan::{Chmod, CopyAction, CopySource, FileSource};
 use crate::rootfs::Rootfs;
 
 /// `[--flag=value…] source… destination`
-pub(super) fn action(instruction: &str) -> CopyAction {
+pub(crate) fn action(instruction: &str) -> CopyAction {
     let mut action = CopyAction::plain(FileSource::Context, Vec::new(), "");
     let mut words = Vec::new();
     for word in instruction.split(' ') {

@@ -29,6 +29,7 @@ use crate::output::{
 };
 use crate::plan::{Action, Base, Plan};
 use crate::registry::{Credentials, Registry};
+use crate::rootfs::index::Bounds;
 use crate::rootfs::{Rootfs, TreeMode, Trees, Volume};
 use crate::sandbox::{IdMapping, SandboxError, Tier};
 use crate::source::Origin;
@@ -58,7 +59,10 @@ pub(super) fn build_prepared(
     if request.docker_media_types() && request.all_annotations().next().is_some() {
         observer.event(Event::Notice { message: "annotations are left out: manifests of Docker's types have none" });
     }
-    let (trees, _) = maintain::open_trees(&request.work_dir, request.tree_mode, &request.environment)?;
+    let (mut trees, _) = maintain::open_trees(&request.work_dir, request.tree_mode, &request.environment)?;
+    let limits = &request.limits;
+    trees.set_streams(limits.connections);
+    trees.set_known_bounds(Bounds::of_memory(limits.tree_bytes(), limits.step_bytes()));
     trees.account(prepared.reach.disk.clone());
     if prepared.plans.iter().any(|planned| has_commands(&planned.plan)) {
         commands_can_run(request, &trees)?;

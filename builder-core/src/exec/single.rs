@@ -6,7 +6,7 @@
 //! where all steps come from a cache nothing is fetched for it.
 //!
 //! # Limitations
-//! Stacks that are too large to be known without a directory ([`crate::rootfs::index::MAX_ENTRIES`]) keep a layer a step, which
+//! Stacks that are too large to be known without a directory ([`crate::rootfs::index::Bounds`]) keep a layer a step, which
 //! the observer is told.
 
 use std::collections::BTreeMap;

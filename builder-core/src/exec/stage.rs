@@ -332,13 +332,15 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         if !self.coming.is_empty() {
             return Ok(None);
         }
-        let before = match self.index.take().filter(|tree| tree.layers() == self.layers.len()) {
-            Some(tree) => tree,
-            None => match shared.known.tree(shared, &self.layers, &ForIndex(shared.blobs))? {
-                Some(tree) => tree,
-                None => return Ok(None),
-            },
+        let source = ForIndex(shared.blobs);
+        let known = match self.index.take() {
+            Some(tree) => {
+                shared.trees.index_on(tree.clone(), &self.layers[tree.layers()..], &source, &shared.cancel)?
+            }
+            None => shared.known.tree(shared, &self.layers, &source)?,
         };
+        let most = shared.trees.known_bounds().entries;
+        let Some(before) = known.filter(|tree| tree.entries() <= most) else { return Ok(None) };
         let made = known::make(shared, before, &self.layers, step, id, copy)?;
         Ok(made.map(|(layer, tree)| {
             self.index = Some(tree);

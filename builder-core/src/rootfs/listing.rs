@@ -83,6 +83,11 @@ pub fn path_order(a: &Path, b: &Path) -> Ordering {
     rank(a).cmp(&rank(b))
 }
 
+/// Whether a plain path is somewhere in a directory; the empty path is the root.
+pub fn is_below(path: &Path, directory: &Path) -> bool {
+    path != directory && path.starts_with(directory)
+}
+
 impl Listing {
     /// Number of files.
     pub fn len(&self) -> usize {

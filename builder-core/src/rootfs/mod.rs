@@ -37,7 +37,7 @@ mod workdir;
 
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
 pub use entries::DirectoryEntry;
-pub use listing::{ListError, Listed, Listing, path_order};
+pub use listing::{ListError, Listed, Listing, is_below, path_order};
 pub(crate) use ordered::Guide;
 pub use owners::{Facts, Key as InodeKey, Owners};
 pub use recall::{Recall, Recalled};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fetch::Stop;
+use super::index::Bounds;
 use super::overlay::{is_opaque, probe};
 use super::plain::PlainTree;
 use super::pretend::{Pretence, StandIn};
@@ -170,6 +171,7 @@ pub struct Trees {
     overlay_refused: Option<String>,
     streams: NonZeroUsize,
     layer_limit: Option<u64>,
+    known_bounds: Bounds,
 }
 
 #[derive(Debug)]
@@ -267,7 +269,15 @@ impl Trees {
             }
             Some(Err(reason)) => (Kind::Directory(Arc::new(dir)), Some(reason)),
         };
-        Ok(Self { kind, ownership, pretence, overlay_refused, streams: DEFAULT_STREAMS, layer_limit: None })
+        Ok(Self {
+            kind,
+            ownership,
+            pretence,
+            overlay_refused,
+            streams: DEFAULT_STREAMS,
+            layer_limit: None,
+            known_bounds: Bounds::default(),
+        })
     }
 
     /// How many layers may be fetched and unpacked at one time (overlay mode); 4 if this is not called.
@@ -278,6 +288,16 @@ impl Trees {
     /// Bytes that the tar of one layer may have; without limit if this is not called.
     pub fn set_layer_limit(&mut self, bytes: Option<u64>) {
         self.layer_limit = bytes;
+    }
+
+    /// How much of trees without a directory may be in memory.
+    pub fn set_known_bounds(&mut self, bounds: Bounds) {
+        self.known_bounds = bounds;
+    }
+
+    /// How much of trees without a directory may be in memory.
+    pub fn known_bounds(&self) -> Bounds {
+        self.known_bounds
     }
 
     /// How trees are kept here.

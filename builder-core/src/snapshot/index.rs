@@ -1,15 +1,18 @@
 //! Two trees in memory, of which the later one began as a copy of the earlier one.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::list::Assembly;
 use super::overlay::{COMPARE_BYTES, failed};
-use super::{Changes, Difference, SnapshotError, assemble, same_metadata};
+use super::{Changes, Difference, SnapshotError, same_metadata};
 use crate::oci::{Hasher, Sha256};
-use crate::rootfs::index::{IndexNode, IndexStep, IndexTree, Opened, Places};
-use crate::rootfs::{FileKind, Metadata, Recall};
+use crate::rootfs::index::{BulkFile, BulkFiles, IndexNode, IndexStep, IndexTree, Opened, Places};
+use crate::rootfs::{FileKind, Recall, is_below, path_order};
 use crate::spool::Place;
 
 /// What a step made of the tree before it, which has the layers of `below`.
@@ -18,11 +21,16 @@ use crate::spool::Place;
 /// What the kernel says about the content of a file; a layer of `below` that cannot be read.
 pub fn changes_of_index(step: &IndexStep<'_>, below: Recall<'_>) -> Result<Changes, SnapshotError> {
     let after = step.after();
-    let mut found = Found { differences: Vec::new(), undecided: Vec::new() };
-    found.directory(Path::new(""), step.before().root(), after.root());
-    let Found { mut differences, undecided } = found;
-    differences.extend(decide(undecided, step, below)?);
-    assemble(differences, step.lists_in(), &|path| Ok(after.get(path).map(|node| node.metadata)))
+    let mut undecided = Vec::new();
+    compare(step.before(), &after, &mut |sight| {
+        if let Sight::Undecided(path, was, is) = sight {
+            undecided.push((path, was, is));
+        }
+        Ok(())
+    })?;
+    let differs = decide(&undecided, step, below)?;
+    drop(undecided);
+    list(step.before(), &after, step.lists_in(), step.brought(), &mut differs.into_iter())
 }
 
 /// What layers made of the tree `before`: `after` is that tree with them on top. A file that was written counts as
@@ -31,74 +39,153 @@ pub fn changes_of_index(step: &IndexStep<'_>, below: Recall<'_>) -> Result<Chang
 /// # Errors
 /// If the list cannot be written.
 pub fn changes_of_stack(before: &IndexTree, after: &IndexTree, place: Place) -> Result<Changes, SnapshotError> {
-    let mut found = Found { differences: Vec::new(), undecided: Vec::new() };
-    found.directory(Path::new(""), before.root(), after.root());
-    let Found { mut differences, undecided } = found;
-    differences.extend(undecided.into_iter().map(|(path, _, is)| (path, Difference::Written(is.metadata))));
-    assemble(differences, place, &|path| Ok(after.get(path).map(|node| node.metadata)))
+    list(before, after, place, None, &mut std::iter::repeat(true))
 }
 
-struct Found {
-    differences: Vec<(PathBuf, Difference)>,
-    /// Regular files with the metadata of the one before: what only the content can tell.
-    undecided: Vec<(PathBuf, Arc<IndexNode>, Arc<IndexNode>)>,
-}
-
-impl Found {
-    fn directory(&mut self, path: &Path, before: &Arc<IndexNode>, after: &Arc<IndexNode>) {
-        // By hand, because a tree may be deeper than a stack.
-        let mut left = vec![(path.to_owned(), Some(Arc::clone(before)), Arc::clone(after))];
-        while let Some((path, before, after)) = left.pop() {
-            let is_directory = |node: &&Arc<IndexNode>| node.metadata.kind == FileKind::Directory;
-            let before = before.as_ref().filter(is_directory);
-            // A directory that was something else begins empty; a directory that is gone takes all with it.
-            for (name, was) in before.iter().flat_map(|before| before.children()) {
-                if after.child(name).is_none() && was.metadata.kind != FileKind::Socket {
-                    self.differences.push((path.join(name), Difference::Removed));
+/// All differences in order. `differs` says in the same order which of the undecided ones are any, and `brought` what is in the
+/// directories whose content is not in the tree.
+fn list(
+    before: &IndexTree,
+    after: &IndexTree,
+    place: Place,
+    brought: Option<BulkFiles<'_>>,
+    differs: &mut dyn Iterator<Item = bool>,
+) -> Result<Changes, SnapshotError> {
+    let ancestor = |path: &Path| Ok(after.get(path).map(|node| node.metadata));
+    let mut assembly = Assembly::new(place, &ancestor);
+    let mut brought = brought.into_iter().flatten().peekable();
+    compare(before, after, &mut |sight| match sight {
+        Sight::Removed(path) => assembly.add(path, Difference::Removed),
+        Sight::Written(path, is) => assembly.add(path, Difference::Written(is.metadata)),
+        Sight::Undecided(path, _, is) => match differs.next() {
+            Some(false) => Ok(()),
+            Some(true) | None => assembly.add(path, Difference::Written(is.metadata)),
+        },
+        Sight::Brought(directory) => {
+            let is_behind = |path: &Path| path_order(path, &directory).is_gt() && !is_below(path, &directory);
+            // Those before it are in directories whose content is in the tree.
+            while let Some(file) = brought.next_if(|file| !matches!(file, Ok(file) if is_behind(&file.path))) {
+                let BulkFile { path, metadata, .. } = file.map_err(SnapshotError::Keep)?;
+                if is_below(&path, &directory) {
+                    assembly.add(path, Difference::Written(metadata))?;
                 }
             }
-            for (name, is) in after.children() {
-                let was = before.and_then(|before| before.child(name));
-                if was.is_some_and(|was| Arc::ptr_eq(was, is)) {
-                    continue;
-                }
-                let path = path.join(name);
-                self.entry(&path, was, is);
-                if is.metadata.kind == FileKind::Directory {
-                    left.push((path, was.cloned(), Arc::clone(is)));
-                }
-            }
+            Ok(())
         }
+    })?;
+    Ok(assembly.finish())
+}
+
+/// One path in which two trees differ, or may.
+enum Sight<'t> {
+    Removed(PathBuf),
+    Written(PathBuf, &'t IndexNode),
+    /// A regular file with the metadata of the one before: what only the content can tell.
+    Undecided(PathBuf, &'t IndexNode, &'t IndexNode),
+    /// A directory that was empty, and whose content is brought in bulk.
+    Brought(PathBuf),
+}
+
+/// What a name of a directory stands for.
+type Child<'t> = &'t Arc<IndexNode>;
+
+/// Names of a directory and what they stand for.
+type Children<'t> = Peekable<Box<dyn Iterator<Item = (&'t OsStr, Child<'t>)> + 't>>;
+
+/// Two directories at one place, or a new one.
+struct Level<'t> {
+    before: Children<'t>,
+    after: Children<'t>,
+}
+
+impl<'t> Level<'t> {
+    /// A directory that was something else begins empty; a directory that is gone takes all with it.
+    fn of(before: Option<&'t IndexNode>, after: &'t IndexNode) -> Self {
+        let before = before.filter(|node| node.metadata.kind == FileKind::Directory);
+        let children = |node: Option<&'t IndexNode>| -> Box<dyn Iterator<Item = _> + 't> {
+            Box::new(node.into_iter().flat_map(IndexNode::children))
+        };
+        Self { before: children(before).peekable(), after: children(Some(after)).peekable() }
     }
 
-    fn entry(&mut self, path: &Path, was: Option<&Arc<IndexNode>>, is: &Arc<IndexNode>) {
-        let written = || (path.to_owned(), Difference::Written(is.metadata));
-        let Some(was) = was.filter(|was| same_metadata(&was.metadata, &is.metadata)) else {
-            self.differences.push(written());
-            return;
+    /// The next name, with what had it and what has it.
+    fn next(&mut self) -> Option<(&'t OsStr, Option<Child<'t>>, Option<Child<'t>>)> {
+        let name = match (self.before.peek(), self.after.peek()) {
+            (Some((a, _)), Some((b, _))) => *a.min(b),
+            (Some((name, _)), None) | (None, Some((name, _))) => *name,
+            (None, None) => return None,
         };
-        match is.metadata.kind {
-            FileKind::Symlink if was.link() != is.link() => self.differences.push(written()),
-            // The same file as before, with other attributes.
-            FileKind::File if was.metadata.inode == is.metadata.inode && was.capability() != is.capability() => {
-                self.differences.push(written());
+        let take = |children: &mut Children<'t>| children.next_if(|(other, _)| *other == name).map(|(_, node)| node);
+        Some((name, take(&mut self.before), take(&mut self.after)))
+    }
+}
+
+/// Calls `visit` with all differences in the order of [`path_order`].
+fn compare<'t>(
+    before: &'t IndexTree,
+    after: &'t IndexTree,
+    visit: &mut dyn FnMut(Sight<'t>) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
+    if after.root().is_brought() {
+        visit(Sight::Brought(PathBuf::new()))?;
+    }
+    let mut path = PathBuf::new();
+    // By hand, because a tree may be deeper than a stack.
+    let mut levels = vec![Level::of(Some(before.root()), after.root())];
+    while let Some(level) = levels.last_mut() {
+        let Some((name, was, is)) = level.next() else {
+            levels.pop();
+            path.pop();
+            continue;
+        };
+        match (was, is) {
+            (Some(was), None) if was.metadata.kind != FileKind::Socket => visit(Sight::Removed(path.join(name)))?,
+            (Some(was), Some(is)) if Arc::ptr_eq(was, is) => {}
+            (was, Some(is)) => {
+                let here = path.join(name);
+                visit_one(&here, was.map(|was| &**was), is, visit)?;
+                if is.is_brought() {
+                    visit(Sight::Brought(here))?;
+                } else if is.metadata.kind == FileKind::Directory {
+                    levels.push(Level::of(was.map(|was| &**was), is));
+                    path = here;
+                }
             }
-            FileKind::File if is.has_content_of(was) => {}
-            FileKind::File => self.undecided.push((path.to_owned(), Arc::clone(was), Arc::clone(is))),
-            _ => {}
+            (_, None) => {}
         }
+    }
+    Ok(())
+}
+
+fn visit_one<'t>(
+    path: &Path,
+    was: Option<&'t IndexNode>,
+    is: &'t IndexNode,
+    visit: &mut dyn FnMut(Sight<'t>) -> Result<(), SnapshotError>,
+) -> Result<(), SnapshotError> {
+    let written = || Sight::Written(path.to_owned(), is);
+    let Some(was) = was.filter(|was| same_metadata(&was.metadata, &is.metadata)) else { return visit(written()) };
+    match is.metadata.kind {
+        FileKind::Symlink if was.link() != is.link() => visit(written()),
+        // The same file as before, with other attributes.
+        FileKind::File if was.metadata.inode == is.metadata.inode && was.capability() != is.capability() => {
+            visit(written())
+        }
+        FileKind::File if is.has_content_of(was) => Ok(()),
+        FileKind::File => visit(Sight::Undecided(path.to_owned(), was, is)),
+        _ => Ok(()),
     }
 }
 
 /// What a layer says about a file.
 type Content = (Sha256, Option<Vec<u8>>);
 
-/// Those of `undecided` whose content is not what the layers below say.
+/// Whether the content of each is not what the layers below say.
 fn decide(
-    undecided: Vec<(PathBuf, Arc<IndexNode>, Arc<IndexNode>)>,
+    undecided: &[(PathBuf, &IndexNode, &IndexNode)],
     step: &IndexStep<'_>,
     below: Recall<'_>,
-) -> Result<Vec<(PathBuf, Difference)>, SnapshotError> {
+) -> Result<Vec<bool>, SnapshotError> {
     let places: Places = undecided.iter().filter_map(|(_, was, _)| was.origin()).collect();
     let mut known: BTreeMap<(usize, u64), Content> = BTreeMap::new();
     let files = undecided.len();
@@ -109,18 +196,11 @@ fn decide(
             Ok(())
         })
         .map_err(|source| SnapshotError::Recall { files, source })?;
-    let mut differences = Vec::new();
-    for (path, was, is) in undecided {
-        let same = match was.origin().and_then(|place| known.get(&place)) {
-            Some(was) => content(step, &path).map_err(|source| failed(&path, source))? == *was,
-            None => false,
-        };
-        if !same {
-            let metadata: Metadata = is.metadata;
-            differences.push((path, Difference::Written(metadata)));
-        }
-    }
-    Ok(differences)
+    let differs = |(path, was, _): &(PathBuf, &IndexNode, &IndexNode)| {
+        let Some(was) = was.origin().and_then(|place| known.get(&place)) else { return Ok(true) };
+        Ok(content(step, path).map_err(|source| failed(path, source))? != *was)
+    };
+    undecided.iter().map(differs).collect()
 }
 
 fn content(step: &IndexStep<'_>, path: &Path) -> io::Result<Content> {

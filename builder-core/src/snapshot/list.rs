@@ -1,6 +1,7 @@
 //! A long list of changes, and how it is put together in order.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -131,8 +132,8 @@ pub(super) struct Assembly<'a> {
     changes: Changes,
     /// Knows every ancestor of a difference.
     ancestor: &'a dyn Fn(&Path) -> Result<Option<Metadata>, SnapshotError>,
-    /// Of files with several names.
-    first_names: BTreeMap<u64, PathBuf>,
+    /// Of files with several names, as long as not all were seen: the first one, and how many were seen.
+    first_names: BTreeMap<u64, (PathBuf, u64)>,
     /// Directories on the way to the last change, all of them listed.
     listed: Vec<PathBuf>,
 }
@@ -169,17 +170,21 @@ impl<'a> Assembly<'a> {
                 Change::Entry { path, metadata, link_to: None }
             }
             Difference::Written(metadata) => {
-                let mut link_to = None;
-                if metadata.links > 1 {
-                    link_to = self.first_names.get(&metadata.inode).cloned();
-                    if link_to.is_none() {
-                        self.first_names.insert(metadata.inode, path.clone());
-                    }
-                }
+                let link_to = if metadata.links > 1 { self.first_name(&path, &metadata) } else { None };
                 Change::Entry { path, metadata, link_to }
             }
         };
         self.keep(change)
+    }
+
+    /// The first name of a file that has several; `None` if this is it.
+    fn first_name(&mut self, path: &Path, metadata: &Metadata) -> Option<PathBuf> {
+        let Entry::Occupied(mut known) = self.first_names.entry(metadata.inode) else {
+            self.first_names.insert(metadata.inode, (path.to_owned(), 1));
+            return None;
+        };
+        known.get_mut().1 += 1;
+        if known.get().1 >= metadata.links { Some(known.remove().0) } else { Some(known.get().0.clone()) }
     }
 
     fn keep(&mut self, change: Change) -> Result<(), SnapshotError> {

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 pub use index::{changes_of_index, changes_of_stack};
 pub use list::Changes;
 
-use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, Rootfs, TreeError, TreeStep, path_order};
+use crate::rootfs::{FileKind, ListError, Listing, Metadata, Recall, Rootfs, TreeError, TreeStep};
 use crate::spool::Place;
 
 /// One difference that a step made, in the order in which the layer lists it (checklist T-01): depth first, names of a
@@ -137,22 +137,6 @@ fn same_metadata(before: &Metadata, after: &Metadata) -> bool {
     // A directory's time changes with its content, so it says nothing (checklist T-08, golden `run-mtime-only`).
     same_inode_data
         && (before.kind == FileKind::Directory || (before.size == after.size && before.mtime == after.mtime))
-}
-
-/// Puts differences together that come in no order.
-fn assemble(
-    mut differences: Vec<(PathBuf, Difference)>,
-    place: Place,
-    ancestor: &dyn Fn(&Path) -> Result<Option<Metadata>, SnapshotError>,
-) -> Result<Changes, SnapshotError> {
-    if !differences.is_sorted_by(|(a, _), (b, _)| path_order(a, b).is_le()) {
-        differences.sort_by(|(a, _), (b, _)| path_order(a, b));
-    }
-    let mut assembly = list::Assembly::new(place, ancestor);
-    for (path, difference) in differences {
-        assembly.add(path, difference)?;
-    }
-    Ok(assembly.finish())
 }
 
 /// What a tree has at a path now.

@@ -14,8 +14,9 @@
 //!
 //! # Limitations
 //! - Of extended attributes only `security.capability` is kept: a layer that is written has no others.
-//! - An [`IndexTree`] is in memory, about 250 bytes a file: [`MAX_ENTRIES`] bounds it.
+//! - An [`IndexTree`] is in memory, about 250 bytes a file: [`Bounds`] keep it small.
 
+mod bulk;
 mod content;
 mod extract;
 mod format;
@@ -28,6 +29,7 @@ mod tests;
 mod trees;
 mod walk;
 
+pub use bulk::{Bulk, BulkFile, BulkFiles};
 pub use content::Content;
 pub use extract::{Places, Visit};
 pub use format::{IndexEntry, IndexReader, IndexWriter};
@@ -36,13 +38,39 @@ pub use node::{IndexNode, IndexTree};
 pub use replay::ReplayError;
 pub use step::{IndexStep, Opened, Unsuited};
 
-/// Entries of all layers of a tree that is held in memory; one with more is unpacked. At about 250 bytes each this stays
-/// within the memory that a build may have.
-pub const MAX_ENTRIES: u64 = 300_000;
+/// How much of trees may be in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Entries of all layers of the trees that are held; a tree with more is unpacked.
+    pub entries: u64,
+    /// Regular files that a step may make in a tree in memory one by one; one with more is done in a directory.
+    pub files_of_step: usize,
+    /// Files that a COPY finds below a directory from which on those in new places are brought in bulk ([`Bulk`]). The tree
+    /// behind such a step is read from the index of its layer, which is not worth while for a few.
+    pub bulk_from: usize,
+}
 
-/// Regular files that a step may make in a tree in memory; one with more is done in a directory. Each takes about a
-/// kilobyte until its layer is written.
-pub const MAX_FILES_OF_STEP: usize = 75_000;
+impl Bounds {
+    /// Memory that a file of a tree takes, in bytes: its node, its name, and its place among the names of its directory.
+    const ENTRY_BYTES: u64 = 250;
+
+    /// Memory that a file of a step takes until its layer is written, in bytes: the same, where its content is, and what
+    /// is known of its identity.
+    const FILE_OF_STEP_BYTES: u64 = 750;
+
+    /// What fits into so much memory, in bytes: of trees, and of steps.
+    pub fn of_memory(trees: u64, steps: u64) -> Self {
+        let files = usize::try_from(steps / Self::FILE_OF_STEP_BYTES).unwrap_or(usize::MAX);
+        Self { entries: trees / Self::ENTRY_BYTES, files_of_step: files, bulk_from: 1000 }
+    }
+}
+
+impl Default for Bounds {
+    /// What a builder takes that is not told how much memory there is.
+    fn default() -> Self {
+        Self::of_memory(64 << 20, 24 << 20)
+    }
+}
 
 /// Largest user file whose content an index keeps, in bytes. Images have files of one or two thousand.
 pub const KEPT_CONTENT_BYTES: u64 = 64 * 1024;

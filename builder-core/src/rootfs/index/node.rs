@@ -47,6 +47,8 @@ pub(super) enum Body {
     Plain,
     /// Names and what they stand for.
     Directory(BTreeMap<OsString, Arc<IndexNode>>),
+    /// A directory whose content a step brings in bulk.
+    Brought,
     /// The text of a link.
     Symlink(Box<OsStr>),
     /// A regular file of which more is known.
@@ -94,6 +96,11 @@ impl IndexTree {
     /// Entries of all layers, which bounds the number of files.
     pub fn entries(&self) -> u64 {
         self.entries
+    }
+
+    /// Whether somebody else has a copy.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.root) > 1
     }
 
     /// What is at exactly this path, no link followed.
@@ -160,6 +167,11 @@ impl IndexNode {
             (Body::File(a), Body::File(b)) => a.identity.is_some() && a.identity == b.identity,
             _ => false,
         }
+    }
+
+    /// Whether it is a directory whose content a step brings in bulk.
+    pub fn is_brought(&self) -> bool {
+        matches!(self.body, Body::Brought)
     }
 
     pub(super) fn content(&self) -> Option<&[u8]> {

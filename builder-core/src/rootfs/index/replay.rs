@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::node::{Body, IndexNode, IndexTree, Known, Origin, names, own};
 use super::walk::{borrowed, find, parent, walk};
-use super::{IndexEntry, IndexReader, MAX_ENTRIES};
+use super::{IndexEntry, IndexReader};
 use crate::rootfs::resolve::join;
 use crate::rootfs::unpack::{EntryProblem, OPAQUE, WHITEOUT, WHITEOUT_META};
 use crate::rootfs::{FileKind, Metadata, TarKind, clean};
@@ -31,16 +31,19 @@ pub enum ReplayError {
         reason: String,
     },
     /// The tree would be too large for memory.
-    #[error("the layers have more than {MAX_ENTRIES} entries")]
-    TooLarge,
+    #[error("the layers have more than {most} entries")]
+    TooLarge {
+        /// Entries that there may be.
+        most: u64,
+    },
 }
 
 impl IndexTree {
-    /// Applies one more layer.
+    /// Applies one more layer, as long as all have at most so many entries together.
     ///
     /// # Errors
     /// [`ReplayError`]; the tree is of no use then.
-    pub fn apply<R: Read>(&mut self, index: &mut IndexReader<R>) -> Result<(), ReplayError> {
+    pub fn apply<R: Read>(&mut self, index: &mut IndexReader<R>, most: u64) -> Result<(), ReplayError> {
         self.layers += 1;
         let mut replay = Replay {
             layer: self.layers,
@@ -51,8 +54,8 @@ impl IndexTree {
             linked: BTreeMap::new(),
         };
         while let Some(entry) = index.next_entry()? {
-            if replay.tree.entries >= MAX_ENTRIES {
-                return Err(ReplayError::TooLarge);
+            if replay.tree.entries >= most {
+                return Err(ReplayError::TooLarge { most });
             }
             replay.entry(entry)?;
             replay.at += 1;

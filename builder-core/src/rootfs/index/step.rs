@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
+use super::Bounds;
+use super::bulk::{Brought, capability_of};
 use super::content::Content;
 use super::node::{Body, IndexNode, IndexTree, Known, Origin, own};
 use super::walk::{borrowed, find, parent, walk};
@@ -29,7 +31,7 @@ const USER_FILES: [&str; 2] = ["/etc/passwd", "/etc/group"];
 pub enum Unsuited {
     /// It looks into a file of which only the layers know the content.
     Content,
-    /// It makes more than [`super::MAX_FILES_OF_STEP`] files.
+    /// It makes more files than [`super::Bounds`] allow.
     TooMany,
 }
 
@@ -42,12 +44,14 @@ pub struct IndexStep<'c> {
     trees: &'c Trees,
 }
 
-struct State<'c> {
-    tree: IndexTree,
+pub(super) struct State<'c> {
+    pub(super) tree: IndexTree,
     /// Content of the regular files that the step made, by inode.
     contents: BTreeMap<u64, Held<'c>>,
     /// Names of files that got further ones in this step, by inode.
     linked: BTreeMap<u64, Vec<Vec<OsString>>>,
+    /// Files of which there are too many for nodes.
+    pub(super) brought: Brought<'c>,
     held_bytes: usize,
     spill: Option<Spill>,
     unsuited: Option<Unsuited>,
@@ -95,6 +99,7 @@ impl<'c> IndexStep<'c> {
             tree: before.clone(),
             contents: BTreeMap::new(),
             linked: BTreeMap::new(),
+            brought: Brought::default(),
             held_bytes: 0,
             spill: None,
             unsuited: None,
@@ -138,6 +143,9 @@ impl<'c> IndexStep<'c> {
     /// # Errors
     /// What the kernel says; `NotFound` if the step did not make it.
     pub fn open(&self, path: &Path) -> io::Result<Opened> {
+        if let Some(opened) = self.open_brought(path)? {
+            return Ok(opened);
+        }
         let state = self.lock();
         let node = find(&state.tree.root, path, false)?;
         let size = node.metadata.size;
@@ -165,15 +173,15 @@ impl<'c> IndexStep<'c> {
     /// # Errors
     /// What the kernel says.
     pub fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
+        if let Some(content) = self.brought_content(path)? {
+            return capability_of(&*content, file);
+        }
         let state = self.lock();
         let node = find(&state.tree.root, path, false)?;
         if let Some(Held::Elsewhere(content)) = state.contents.get(&node.metadata.inode) {
             let content = Arc::clone(content);
             drop(state);
-            return match file {
-                Some(file) => content.capability(file),
-                None => content.capability(&content.open()?),
-            };
+            return capability_of(&*content, file);
         }
         Ok(node.capability().map(<[u8]>::to_vec))
     }
@@ -183,6 +191,9 @@ impl<'c> IndexStep<'c> {
     /// # Errors
     /// That it is not.
     pub fn check(&self, path: &Path, file: &File) -> io::Result<()> {
+        if let Some(content) = self.brought_content(path)? {
+            return content.check(file);
+        }
         let state = self.lock();
         let inode = find(&state.tree.root, path, false)?.metadata.inode;
         match state.contents.get(&inode) {
@@ -193,6 +204,16 @@ impl<'c> IndexStep<'c> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Time of what is made without one: seconds since 1970 and nanoseconds.
+    pub fn now(&self) -> (i64, u32) {
+        self.now
+    }
+
+    /// How much of it may be in memory.
+    pub fn bounds(&self) -> Bounds {
+        self.trees.known_bounds()
     }
 
     /// Where long lists of its files go.
@@ -206,7 +227,7 @@ impl<'c> IndexStep<'c> {
     }
 
     /// Ends the step: the tree with one layer more. Its tar has the content of the files `written` in the entries of these
-    /// numbers, counted from 0.
+    /// numbers, counted from 0. Of a step that brings files in bulk it is the tree before: only the layer's index has the other one.
     ///
     /// # Errors
     /// The first of `written`.
@@ -215,6 +236,9 @@ impl<'c> IndexStep<'c> {
         written: impl Iterator<Item = io::Result<(PathBuf, u64)>>,
         entries: u64,
     ) -> io::Result<IndexTree> {
+        if self.lock().brought.is_some() {
+            return Ok(self.before);
+        }
         let users = self.user_files();
         let Self { before, state, .. } = self;
         // What held the files' content is of no use from here on, and nobody else has the tree.
@@ -258,7 +282,7 @@ impl<'c> IndexStep<'c> {
         found
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<'c>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<'c>> {
         // A panic while it was locked ends the build anyway.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -277,7 +301,7 @@ impl<'c> IndexStep<'c> {
 
     fn file(&self, path: &Path, size: u64, body: Body, held: Held<'c>, attributes: &Attributes) -> io::Result<()> {
         let mut state = self.lock();
-        if state.contents.len() >= super::MAX_FILES_OF_STEP {
+        if state.contents.len() >= self.bounds().files_of_step {
             state.unsuited = Some(Unsuited::TooMany);
             return Err(io::ErrorKind::Unsupported.into());
         }
@@ -446,7 +470,10 @@ impl<'c> View<'c> for IndexStep<'c> {
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
-        let state = self.lock();
+        let mut state = self.lock();
+        if let Some(file) = state.brought_at(path)? {
+            return Ok(file.link.clone().ok_or(Errno::INVAL)?);
+        }
         let node = find(&state.tree.root, path, false)?;
         Ok(node.link().ok_or(Errno::INVAL)?.into())
     }

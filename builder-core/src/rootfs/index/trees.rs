@@ -27,7 +27,21 @@ impl Trees {
         source: &dyn LayerSource,
         cancel: &Cancel,
     ) -> Result<Option<IndexTree>, TreeError> {
-        self.index_on(IndexTree::empty(), layers, source, cancel)
+        self.index_within(self.known_bounds().entries, layers, source, cancel)
+    }
+
+    /// The same; `None` also if all have more than so many entries.
+    ///
+    /// # Errors
+    /// [`TreeError`], of reading layers.
+    pub fn index_within(
+        &self,
+        most: u64,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+        cancel: &Cancel,
+    ) -> Result<Option<IndexTree>, TreeError> {
+        self.apply_all(IndexTree::empty(), most, layers, source, cancel)
     }
 
     /// The same of layers on top of a tree that is known, with which the result shares what they leave as it was.
@@ -36,7 +50,18 @@ impl Trees {
     /// [`TreeError`], of reading layers.
     pub fn index_on(
         &self,
+        tree: IndexTree,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+        cancel: &Cancel,
+    ) -> Result<Option<IndexTree>, TreeError> {
+        self.apply_all(tree, self.known_bounds().entries, layers, source, cancel)
+    }
+
+    fn apply_all(
+        &self,
         mut tree: IndexTree,
+        most: u64,
         layers: &[LayerRef],
         source: &dyn LayerSource,
         cancel: &Cancel,
@@ -47,7 +72,7 @@ impl Trees {
         index_all(&missing, &indexes, source, self.streams(), self.layer_limit(), &stop)?;
         for layer in layers {
             let applied = match indexes.open(layer.diff_id) {
-                Ok(Some(mut index)) => tree.apply(&mut index),
+                Ok(Some(mut index)) => tree.apply(&mut index, most),
                 Ok(None) => Err(io::Error::from(io::ErrorKind::NotFound).into()),
                 Err(error) => Err(error.into()),
             };
