@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use builder_core::dockerfile::{LineRange, Source, Span};
+use builder_core::dockerfile::{LineRange, Source, Span, decode};
 use builder_core::exec::{BuildError, DockerfileSource};
 use builder_core::hint::{Hint as _, chain};
 
@@ -73,8 +73,8 @@ fn source_of(error: &BuildError, dockerfile: &DockerfileSource) -> Option<Source
     match dockerfile {
         DockerfileSource::File(path) => {
             let lower = path.with_file_name("dockerfile");
-            let text = std::fs::read_to_string(path).or_else(|_| std::fs::read_to_string(lower)).ok()?;
-            Some(Source::new(text))
+            let bytes = std::fs::read(path).or_else(|_| std::fs::read(lower)).ok()?;
+            Some(Source::new(decode(bytes).ok()?))
         }
         DockerfileSource::Text(text) => Some(Source::new(text.clone())),
         DockerfileSource::InContext(_) => None,

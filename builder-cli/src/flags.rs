@@ -7,7 +7,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+
+pub mod docker;
 
 /// Builds OCI images from Dockerfiles, without a daemon and without privileges.
 #[derive(Debug, Parser)]
@@ -16,6 +18,31 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name first. A variable that is set to nothing counts as not set: pipelines
+    /// pass on what they may not have.
+    ///
+    /// # Errors
+    /// What is wrong with it, or a request for help.
+    pub fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = without_empty_variables(Self::command());
+        let matches = command.try_get_matches_from_mut(line)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(without_empty_variable).mut_subcommands(without_empty_variables)
+}
+
+fn without_empty_variable(argument: clap::Arg) -> clap::Arg {
+    // clap looked when the definition was made; what it does not know is then not read either.
+    match argument.get_env().map(std::env::var_os) {
+        Some(Some(value)) if value.is_empty() => argument.env(None::<&str>),
+        _ => argument,
+    }
 }
 
 /// What to do.
@@ -246,7 +273,9 @@ pub struct BuildFlags {
     #[arg(short, long, value_name = "REF", help_heading = "Result")]
     pub tag: Vec<String>,
     /// Push the image to the registries of its names
-    #[arg(long, help_heading = "Result")]
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", hide_default_value = true, hide_possible_values = true,
+        value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Result")]
     pub push: bool,
     /// Write the result: type=registry|oci|docker|tar|local[,dest=PATH][,compression=gzip|zstd|uncompressed]
     /// [,compression-level=N][,name=REF]…; a plain PATH is type=local, `-` is a tar on standard output
@@ -272,13 +301,17 @@ pub struct BuildFlags {
     pub sbom: Option<String>,
 
     /// Do every step anew
-    #[arg(long, help_heading = "Cache")]
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", hide_default_value = true, hide_possible_values = true,
+        value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Cache")]
     pub no_cache: bool,
     /// Do the steps of these stages anew
     #[arg(long, value_name = "STAGE", value_delimiter = ',', help_heading = "Cache")]
     pub no_cache_filter: Vec<String>,
     /// Ask the registry for base images even if they are known (always done)
-    #[arg(long, help_heading = "Cache")]
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", hide_default_value = true, hide_possible_values = true,
+        value_parser = clap::builder::BoolishValueParser::new(), help_heading = "Cache")]
     pub pull: bool,
     /// Take results of steps from a place that other machines fill too: type=registry,ref=REPOSITORY[:PREFIX],
     /// type=local,src=DIR (an OCI layout), or a plain REPOSITORY
@@ -326,7 +359,9 @@ pub struct BuildFlags {
     #[arg(long, value_enum, default_value_t, env = "BUILDKIT_PROGRESS", help_heading = "What is shown")]
     pub progress: Progress,
     /// Show nothing but errors
-    #[arg(short, long, help_heading = "What is shown")]
+    #[arg(short, long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        require_equals = true, default_missing_value = "true", hide_default_value = true, hide_possible_values = true,
+        value_parser = clap::builder::BoolishValueParser::new(), help_heading = "What is shown")]
     pub quiet: bool,
     /// Check the Dockerfile and build nothing
     #[arg(long, conflicts_with = "plan", help_heading = "What is shown")]
@@ -377,14 +412,14 @@ pub enum Progress {
     /// one JSON object a line, see docs/progress.md
     #[value(alias = "rawjson")]
     Json,
+    /// nothing but errors, as --quiet
+    Quiet,
 }
 
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
     use std::path::Path;
-
-    use clap::CommandFactory as _;
 
     use super::*;
 
@@ -407,6 +442,14 @@ mod tests {
         let Command::Build(flags) = Cli::try_parse_from(line).expect("fine").command else { panic!("a build") };
         assert_eq!((flags.target.as_deref(), flags.progress), (Some("b"), Progress::Json));
         assert_eq!(flags.tag, ["a", "b"]);
+    }
+
+    #[test]
+    fn booleans_may_have_a_value() {
+        let line = ["slipway", "build", "--push", "--push=false", "--pull=1", "--no-cache=true", "-q", "ctx"];
+        let Command::Build(flags) = Cli::try_parse_from(line).expect("fine").command else { panic!("a build") };
+        assert_eq!((flags.push, flags.pull, flags.no_cache, flags.quiet), (false, true, true, true));
+        assert_eq!(flags.context, "ctx", "a value needs its `=`");
     }
 
     /// `docs/flags.md` as it should be.
@@ -435,13 +478,16 @@ mod tests {
                     };
                     let shown = match (flag.is_empty(), takes) {
                         (true, _) => format!("`{value}`"),
+                        (false, true) if argument.is_require_equals_set() => {
+                            format!("{}[={value}]`", flag.trim_end_matches('`'))
+                        }
                         (false, true) => format!("{flag} `{value}`"),
                         (false, false) => flag,
                     };
                     let choices: Vec<String> = argument
                         .get_possible_values()
                         .iter()
-                        .filter(|_| takes)
+                        .filter(|_| takes && !argument.is_hide_possible_values_set())
                         .map(|choice| format!("`{}`", choice.get_name()))
                         .collect();
                     let mut meaning = argument.get_help().map(ToString::to_string).unwrap_or_default();

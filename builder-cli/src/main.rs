@@ -14,7 +14,6 @@ mod ui;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use exit::Exit;
@@ -30,9 +29,13 @@ fn main() -> ExitCode {
             Err(error) => no_directory(&error),
         };
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some((flag, advice)) = flags::docker::advice(&error) {
+                diagnostics::plain(&format!("there is no {flag}"), Some(advice));
+                return Exit::Usage.into();
+            }
             // A reader that went away is no reason to fail differently.
             _ = error.print();
             return match error.kind() {

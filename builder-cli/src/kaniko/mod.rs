@@ -66,6 +66,12 @@ pub fn run(program: Program, arguments: Vec<OsString>, ambient: &Ambient) -> Exi
     }
 }
 
+/// Whether `executor` has a long flag of this name, aliases included.
+pub fn executor_takes(name: &str) -> bool {
+    let is = |flag: &&grammar::Definition| flag.name == name || flag.aliases.iter().any(|alias| alias.name == name);
+    flags::executor().iter().any(is)
+}
+
 /// One bare line on standard error, and exit code 1.
 fn complain(text: &str) -> ExitCode {
     say(&format!("{text}\n"));

@@ -10,6 +10,7 @@ use builder_core::cache::{CacheOptions, CachePlace, CacheRepository, CacheTarget
 use builder_core::cancel::Cancel;
 use builder_core::cloud::{Bucket, CloudEnvironment};
 use builder_core::context::{GitOptions, Repository};
+use builder_core::dockerfile::decode;
 use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, Fetched, NoCache};
 use builder_core::http::{self, ClientOptions, Request, Url};
 use builder_core::layer::Compression;
@@ -18,7 +19,6 @@ use builder_core::output::{Annotation, AnnotationLevel, Destination as To, Expor
 use builder_core::sandbox::Environment;
 use builder_core::snapshot::Ignored;
 use builder_core::source::Warmed;
-use clap::Parser as _;
 
 use super::files::{Files, Place};
 use super::flags;
@@ -289,7 +289,7 @@ pub fn slipway_flags(ambient: &Ambient, work_dir: Option<OsString>) -> Result<Bu
     // BUILDKIT_PROGRESS has no meaning here, nor has DOCKER_DEFAULT_PLATFORM.
     let mut arguments: Vec<OsString> = vec!["slipway".into(), "build".into(), "--progress=plain".into()];
     arguments.extend(work_dir.into_iter().flat_map(|dir| ["--work-dir".into(), dir]));
-    let cli = Cli::try_parse_from(arguments).map_err(|error| Refusal::Variables(error.to_string()))?;
+    let cli = Cli::read(arguments).map_err(|error| Refusal::Variables(error.to_string()))?;
     let Command::Build(mut flags) = cli.command else { unreachable!("`build` is what was parsed") };
     flags.platform.clear();
     // Relative to where we were started, as everything else.
@@ -528,7 +528,8 @@ pub fn dockerfile_text(name: &str, ambient: &Ambient, client: &ClientOptions) ->
         return fetch(&Url::parse(name).map_err(|error| Refusal::value("--dockerfile", name, error))?, client);
     }
     let path = ambient.cwd.join(name);
-    fs::read_to_string(&path).map_err(|error| Refusal::value("--dockerfile", name, error))
+    let bytes = fs::read(&path).map_err(|error| Refusal::value("--dockerfile", name, error))?;
+    decode(bytes).map_err(|error| Refusal::value("--dockerfile", name, error))
 }
 
 fn fetch(url: &Url, client: &ClientOptions) -> Result<String, Refusal> {
@@ -536,5 +537,5 @@ fn fetch(url: &Url, client: &ClientOptions) -> Result<String, Refusal> {
     let client = http::Client::new(client.clone());
     let answer = client.send(Request::get(url.clone()), &Cancel::default()).map_err(failed)?;
     let bytes = answer.error_for_status().and_then(|answer| answer.into_bytes(DOCKERFILE_LIMIT)).map_err(failed)?;
-    String::from_utf8(bytes).map_err(|_| Refusal::value("--dockerfile", &http::redacted(url), "it is not UTF-8"))
+    decode(bytes).map_err(|error| Refusal::value("--dockerfile", &http::redacted(url), error))
 }

@@ -71,6 +71,12 @@ pub enum UsageError {
         /// Why.
         source: KeyError,
     },
+    /// `--ssh NAME` without a socket or key, where no agent runs.
+    #[error("there is no agent for `--ssh {id}`: SSH_AUTH_SOCK is not set")]
+    NoAgent {
+        /// The name that RUN gives.
+        id: String,
+    },
     /// No place for the work directory is known.
     #[error("there is no home directory to keep state in: HOME is not set")]
     NoHome,
@@ -95,6 +101,7 @@ impl Hint for UsageError {
             Self::Cache(error) => error.hint(),
             Self::Annotation(error) => error.hint(),
             Self::SshKey { source, .. } => source.hint(),
+            Self::NoAgent { id } => Some(format!("start an ssh-agent, or name a private key: `--ssh {id}=FILE`")),
             _ => None,
         }
     }

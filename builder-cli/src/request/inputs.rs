@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheTarget};
 use builder_core::cloud::Bucket;
 use builder_core::context::GitOptions;
+use builder_core::dockerfile::decode;
 use builder_core::exec::{ContextSource, DockerfileSource, SshAgent};
 use builder_core::output::Annotation;
 use builder_core::plan::NamedContext;
@@ -103,12 +104,10 @@ pub(super) fn dockerfile(
 ) -> Result<DockerfileSource, UsageError> {
     match (file, context) {
         (Some("-"), _) => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|source| UsageError::Read {
-                what: "the Dockerfile",
-                path: "-".into(),
-                source,
-            })?;
+            let read = |source| UsageError::Read { what: "the Dockerfile", path: "-".into(), source };
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).map_err(read)?;
+            let text = decode(bytes).map_err(|error| read(io::Error::new(io::ErrorKind::InvalidData, error)))?;
             Ok(DockerfileSource::Text(text))
         }
         (None, ContextSource::Directory(dir)) => {
@@ -248,9 +247,7 @@ pub(super) fn ssh(texts: &[String], ambient: &Ambient) -> Result<BTreeMap<String
         let (id, paths) = match text.split_once('=') {
             Some((id, paths)) => (id, paths.to_owned()),
             None => {
-                let agent = ambient
-                    .text("SSH_AUTH_SOCK")
-                    .ok_or_else(|| UsageError::value(flag, text, "there is no agent: SSH_AUTH_SOCK is not set"))?;
+                let agent = ambient.text("SSH_AUTH_SOCK").ok_or_else(|| UsageError::NoAgent { id: text.clone() })?;
                 (text.as_str(), agent.to_owned())
             }
         };

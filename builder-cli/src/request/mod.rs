@@ -313,6 +313,7 @@ fn shown(flags: &BuildFlags, ambient: &Ambient) -> Shown {
     let tty = Shown::Tty { colour: ambient.colour() };
     match flags.progress {
         _ if flags.quiet => Shown::Quiet,
+        Progress::Quiet => Shown::Quiet,
         Progress::Plain => Shown::Plain,
         Progress::Json => Shown::Json,
         Progress::Tty => tty,

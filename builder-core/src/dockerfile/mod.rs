@@ -5,7 +5,7 @@
 //! later, in `plan`, where the environment is known. [`lint`] holds the rules and their sentences.
 //!
 //! # Limitations
-//! The text must be UTF-8. Errors of directives and of lines that are too long tell their own line, where BuildKit
+//! The text must be UTF-8, comments aside ([`decode`]). Errors of directives and of lines that are too long tell their own line, where BuildKit
 //! tells the one before; [`ParseError::lines_in_buildkit`] gives that.
 //!
 //! Architecture invariant: this module knows neither images nor files (but for [`read`]), and what a stage means is
@@ -16,6 +16,7 @@ pub mod lint;
 pub mod suggest;
 pub mod words;
 
+mod decode;
 mod directives;
 mod duration;
 mod error;
@@ -29,6 +30,7 @@ mod source;
 mod syntax;
 mod typed;
 
+pub use decode::{NotUtf8, decode};
 pub use error::{
     CsvProblem, DurationProblem, ErrorClass, MAX_LINE_BYTES, ParseError, ParseErrorKind, ParseErrors, ReadError,
 };

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::decode::{NotUtf8, decode};
 use super::directives;
 use super::error::{ErrorClass, ParseError, ParseErrorKind, ParseErrors, ReadError};
 use super::flags::Fault;
@@ -32,15 +33,8 @@ pub fn parse(text: &str) -> Result<Dockerfile, ParseErrors> {
 /// When the file cannot be read, is not UTF-8, or its text is refused.
 pub fn read(path: &Path) -> Result<Dockerfile, ReadError> {
     let bytes = fs::read(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line_start = valid.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        ReadError::NotUtf8 {
-            path: path.to_owned(),
-            line: 1 + valid.iter().filter(|byte| **byte == b'\n').count(),
-            column: 1 + valid.len() - line_start,
-        }
-    })?;
+    let text =
+        decode(bytes).map_err(|NotUtf8 { line, column }| ReadError::NotUtf8 { path: path.to_owned(), line, column })?;
     parse(&text).map_err(|errors| ReadError::Parse { path: path.to_owned(), errors })
 }
 

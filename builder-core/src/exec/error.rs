@@ -33,7 +33,7 @@ pub enum BuildError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// A base image cannot be had.
-    #[error("failed to resolve source metadata for {name}")]
+    #[error("{name}")]
     Base {
         /// As in the Dockerfile, normalised.
         name: String,

@@ -10,6 +10,7 @@ use super::request::{BuildRequest, ContextSource, DockerfileSource, Fetched};
 use crate::cancel::Cancel;
 use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, find_ignore_file};
 use crate::disk::Disk;
+use crate::dockerfile::{self, NotUtf8};
 use crate::hint::Hint;
 use crate::http::{self, Secret};
 use crate::plan::NamedContext;
@@ -63,12 +64,14 @@ pub enum InputError {
         source: std::io::Error,
     },
     /// The Dockerfile is not text.
-    #[error("dockerfile `{}` is not UTF-8: line {line}", path.display())]
+    #[error("dockerfile `{}` is not UTF-8: line {line}, byte {column}", path.display())]
     NotUtf8 {
         /// Which.
         path: PathBuf,
-        /// Line of the first byte that is not, counted from 1.
+        /// Line of the first byte that is not, counted from 1; comments do not count.
         line: usize,
+        /// Its position in the line in bytes, counted from 1.
+        column: usize,
     },
     /// The Dockerfile is longer than any Dockerfile.
     #[error("dockerfile `{}` is longer than {limit} bytes", path.display())]
@@ -353,10 +356,10 @@ fn read_dockerfile(path: &Path) -> Result<(String, PathBuf), BuildError> {
     if bytes.len() as u64 > MAX_DOCKERFILE_BYTES {
         return Err(InputError::TooLong { path: path.to_owned(), limit: MAX_DOCKERFILE_BYTES }.into());
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-        InputError::NotUtf8 { path: path.to_owned(), line }
+    let text = dockerfile::decode(bytes).map_err(|NotUtf8 { line, column }| InputError::NotUtf8 {
+        path: path.to_owned(),
+        line,
+        column,
     })?;
     Ok((text, found))
 }

@@ -7,6 +7,8 @@ pub const TRIALS: &[Row] = &[
     ("cli::check-as-text-and-json [L-00 L-19]", check),
     ("cli::arguments-that-nothing-reads [A-12]", unconsumed),
     ("cli::completions-and-manual-pages", packaging),
+    ("cli::what-docker-and-scripts-say", as_docker),
+    ("cli::comments-in-latin-1", latin),
 ];
 
 fn annotations(place: &Place) -> Outcome {
@@ -77,6 +79,37 @@ fn unconsumed(place: &Place) -> Outcome {
     expect(project.build(&arguments)?, 0, &["One or more build-args [VERSIN] were not consumed"])?;
     let fine = project.build(&arguments[..2])?;
     same("silence", fine.text().contains("not consumed"), false)?;
+    Ok(None)
+}
+
+fn as_docker(place: &Place) -> Outcome {
+    let project = place.project("FROM scratch\nCOPY Dockerfile /\n")?;
+    let mut command = project.command(&["--progress=quiet", "--push=false", "--pull=true", "-t", "h:5000/x"]);
+    // Pipelines pass on variables that they may not have.
+    for name in ["BUILDKIT_PROGRESS", "SLIPWAY_JOBS", "SLIPWAY_MAX_DISK", "SLIPWAY_KEEP_LAYERS", "SLIPWAY_DIR"] {
+        command.env(name, "");
+    }
+    let quiet = expect(process::run(&mut command, LIMIT).map_err(|error| error.to_string())?, 0, &[])?;
+    same("standard error", String::from_utf8_lossy(&quiet.stderr).as_ref(), "")?;
+    for (flag, words) in [
+        ("--load", "type=docker,dest=-"),
+        ("--memory=1g", "--max-memory"),
+        ("--ssh=default", "or name a private key: `--ssh default=FILE`"),
+        ("--digest-file=x", "`slipway executor` takes them all"),
+    ] {
+        let mut command = project.command(&[flag]);
+        let ended = process::run(command.env_remove("SSH_AUTH_SOCK"), LIMIT).map_err(|error| error.to_string())?;
+        expect(ended, 2, &["hint: ", words])?;
+    }
+    Ok(None)
+}
+
+fn latin(place: &Place) -> Outcome {
+    let project = place.project("")?;
+    project.write("Dockerfile", b"# Andr\xe9\nFROM scratch\nCOPY Dockerfile \\\n # \xe9t\xe9\n /\n")?;
+    project.built(&[])?;
+    project.write("Dockerfile", b"# Andr\xe9\nFROM scratch\nLABEL by=Andr\xe9\n")?;
+    expect(project.build(&[])?, 3, &["is not UTF-8: line 3, byte 14"])?;
     Ok(None)
 }
 
