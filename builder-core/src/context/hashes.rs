@@ -1,41 +1,23 @@
 //! Hashes of file contents, kept between builds.
 //!
-//! ```text
-//! "slipway hashes 1\n"
-//! per file: u32 length of the path, path, u64 size, i64 + u32 mtime, i64 + u32 ctime, u64 inode,
-//!           32 bytes SHA-256, u32 length of security.capability (all ones: not set), its bytes, u8 age
-//! SHA-256 of all of the above
-//! ```
-//!
-//! Numbers are little endian. The file is replaced as a whole, so the last of several builds wins; a file that is cut,
-//! of another version or otherwise wrong counts as missing. `age` is the number of times it was written without the file
-//! being asked for.
+//! `kept` says how they lie on the disk: memory does not feel how many they are.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+mod kept;
+
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use self::kept::Kept;
 use super::files::{Files, FilesError, Found, HashCounts, io_error};
 use crate::cancel::Cancel;
 use crate::oci::{Hasher, Sha256};
 
-const MAGIC: &[u8] = b"slipway hashes 1\n";
-
 /// One read of a file that is hashed, in bytes: most files of a context fit.
 const READ_BYTES: usize = 64 * 1024;
-
-/// Records that were not asked for so many times are dropped: steps of other Dockerfiles over the same context come
-/// round again, files of last year do not.
-const MAX_AGE: u8 = 16;
-
-/// Files whose hashes are kept; those of a larger context are partly read again. A record takes about 230 bytes of memory.
-const MAX_RECORDS: usize = 100_000;
 
 /// A record is kept only if the file's ctime was this much older than the moment it was read, in nanoseconds: a later
 /// write within the same tick of the kernel's clock (at most 10 ms, include/linux/jiffies.h) would not show.
@@ -71,79 +53,37 @@ impl Counters {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Record {
-    size: u64,
-    mtime: (i64, u32),
-    ctime: (i64, u32),
-    inode: u64,
-    hash: FileHash,
-    age: u8,
-}
-
-impl Record {
-    fn is_of(&self, found: &Found) -> bool {
-        self.size == found.metadata.size
-            && self.mtime == found.metadata.mtime
-            && self.ctime == found.ctime
-            && self.inode == found.metadata.inode
-    }
-}
-
 /// The kept hashes of one tree.
 #[derive(Debug)]
 pub(super) struct HashCache {
     path: PathBuf,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// `None` until they are read from the disk.
-    records: Option<BTreeMap<Vec<u8>, Record>>,
-    changed: bool,
+    /// `None` until somebody asks.
+    kept: Mutex<Option<Box<Kept>>>,
 }
 
 impl HashCache {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, state: Mutex::default() }
+        Self { path, kept: Mutex::default() }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Kept) -> T) -> T {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = || self.path.parent().filter(|directory| directory.is_dir()).map(Into::into);
+        act(kept.get_or_insert_with(|| Box::new(Kept::open(&self.path, place()))))
     }
 
     /// Known hashes of `files`, in their order.
     fn known(&self, files: &[(PathBuf, Found)]) -> Vec<Option<FileHash>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let records = state.records.get_or_insert_with(|| read_records(&self.path));
-        let mut known = |path: &Path, found: &Found| {
-            let record = records.get_mut(path.as_os_str().as_bytes())?;
-            record.is_of(found).then(|| {
-                record.age = 0;
-                record.hash.clone()
-            })
-        };
-        files.iter().map(|(path, found)| known(path, found)).collect()
+        self.with(|kept| kept.known(files)).unwrap_or_else(|error| {
+            tracing::debug!(%error, path = %self.path.display(), "the kept hashes cannot be read; files will be");
+            vec![None; files.len()]
+        })
     }
 
     fn keep(&self, now: Option<(i64, u32)>, files: &[(PathBuf, Found)], hashes: &[Option<FileHash>]) {
         let Some(now) = now else { return };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { records: Some(records), changed } = &mut *state else { return };
-        for ((path, found), hash) in files.iter().zip(hashes) {
-            let Some(hash) = hash else { continue };
-            if !is_settled(found.ctime, now) {
-                continue;
-            }
-            let record = Record {
-                size: found.metadata.size,
-                mtime: found.metadata.mtime,
-                ctime: found.ctime,
-                inode: found.metadata.inode,
-                hash: hash.clone(),
-                age: 0,
-            };
-            if records.len() < MAX_RECORDS || records.contains_key(path.as_os_str().as_bytes()) {
-                records.insert(path.as_os_str().as_bytes().to_vec(), record);
-                *changed = true;
-            }
+        if let Err(error) = self.with(|kept| kept.keep(files, hashes, |found| is_settled(found.ctime, now))) {
+            tracing::debug!(%error, path = %self.path.display(), "hashes of files will not be kept");
         }
     }
 
@@ -166,17 +106,8 @@ impl HashCache {
     }
 
     pub(super) fn save(&self) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { records: Some(records), changed } = &mut *state else { return Ok(()) };
-        if !std::mem::take(changed) {
-            return Ok(());
-        }
-        let directory = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
-        let file = tempfile::NamedTempFile::new_in(directory)?;
-        write_records(file.as_file(), records)?;
-        file.persist(&self.path)?;
-        Ok(())
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_mut().map_or(Ok(()), |kept| kept.save(&self.path))
     }
 }
 
@@ -256,118 +187,4 @@ fn is_settled(ctime: (i64, u32), now: (i64, u32)) -> bool {
     let nanoseconds = |(seconds, fraction): (i64, u32)| i128::from(seconds) * 1_000_000_000 + i128::from(fraction);
     let tick = if ctime.1 == 0 { COARSE_TICK_NANOSECONDS } else { TICK_NANOSECONDS };
     nanoseconds(now) - nanoseconds(ctime) > tick
-}
-
-/// Hashes what is written.
-struct Hashed<W> {
-    inner: W,
-    hasher: Hasher,
-}
-
-impl<W: Write> Write for Hashed<W> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(buf)?;
-        self.hasher.update(&buf[..written]);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-fn write_records(file: &File, records: &mut BTreeMap<Vec<u8>, Record>) -> io::Result<()> {
-    let mut out = Hashed { inner: io::BufWriter::new(file), hasher: Hasher::default() };
-    out.write_all(MAGIC)?;
-    for (path, record) in records.iter_mut() {
-        if record.age < MAX_AGE {
-            write_record(&mut out, path, record)?;
-        }
-        record.age = record.age.saturating_add(1);
-    }
-    let Hashed { mut inner, hasher } = out;
-    inner.write_all(hasher.finish().as_bytes())?;
-    inner.flush()
-}
-
-fn write_record(out: &mut impl Write, path: &[u8], record: &Record) -> io::Result<()> {
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX - 1).to_le_bytes();
-    let mut bytes = Vec::with_capacity(path.len() + 128);
-    bytes.extend(length(path));
-    bytes.extend(path);
-    bytes.extend(record.size.to_le_bytes());
-    for (seconds, nanoseconds) in [record.mtime, record.ctime] {
-        bytes.extend(seconds.to_le_bytes());
-        bytes.extend(nanoseconds.to_le_bytes());
-    }
-    bytes.extend(record.inode.to_le_bytes());
-    bytes.extend(record.hash.data.as_bytes());
-    match &record.hash.capability {
-        Some(value) => {
-            bytes.extend(length(value));
-            bytes.extend(value);
-        }
-        None => bytes.extend(u32::MAX.to_le_bytes()),
-    }
-    bytes.push(record.age);
-    out.write_all(&bytes)
-}
-
-fn read_records(path: &Path) -> BTreeMap<Vec<u8>, Record> {
-    let Ok(bytes) = std::fs::read(path) else { return BTreeMap::new() };
-    parse(&bytes).unwrap_or_else(|| {
-        tracing::debug!(path = %path.display(), "the kept hashes are unusable; files will be read again");
-        BTreeMap::new()
-    })
-}
-
-fn parse(bytes: &[u8]) -> Option<BTreeMap<Vec<u8>, Record>> {
-    let (content, checksum) = bytes.split_last_chunk::<32>()?;
-    if Sha256::of(content).as_bytes() != checksum {
-        return None;
-    }
-    let mut input = Input(content.strip_prefix(MAGIC)?);
-    // In order already, which makes this a linear build.
-    let mut records = Vec::new();
-    while !input.0.is_empty() {
-        records.push(input.record()?);
-    }
-    Some(records.into_iter().collect())
-}
-
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
-    }
-
-    fn time(&mut self) -> Option<(i64, u32)> {
-        Some((i64::from_le_bytes(self.array()?), u32::from_le_bytes(self.array()?)))
-    }
-
-    fn length(&mut self) -> Option<u32> {
-        Some(u32::from_le_bytes(self.array()?))
-    }
-
-    fn record(&mut self) -> Option<(Vec<u8>, Record)> {
-        let length = self.length()?;
-        let path = self.take(length as usize)?.to_vec();
-        let size = u64::from_le_bytes(self.array()?);
-        let (mtime, ctime) = (self.time()?, self.time()?);
-        let inode = u64::from_le_bytes(self.array()?);
-        let data = Sha256::from_bytes(self.array()?);
-        let capability = match self.length()? {
-            u32::MAX => None,
-            length => Some(self.take(length as usize)?.to_vec()),
-        };
-        let [age] = self.array()?;
-        Some((path, Record { size, mtime, ctime, inode, hash: FileHash { data, capability }, age }))
-    }
 }
