@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build static images demo test lint doc bench bench-e2e bench-sandbox bench-growth bench-memory fuzz clean
+.PHONY: help setup build static images demo test lint doc bench bench-codecs bench-e2e bench-sandbox bench-growth bench-memory fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,8 +33,11 @@ lint: ## Format and clippy
 doc: ## API documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
-bench: ## Micro-benchmarks of the parts
-	$(CARGO) bench -p benches
+bench: ## Micro-benchmarks of the parts (criterion)
+	$(CARGO) bench -p benches --bench parts
+
+bench-codecs: ## Compressors beside gzip(1), pigz(1) and Go: size and rate on text, programs and noise
+	$(CARGO) run --release -p benches --bin codecs
 
 bench-e2e: build ## Whole builds against every builder installed; prints a table, writes JSON
 	$(CARGO) run --release -p benches --bin e2e
