@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 /// How much the build may do at once. One value, passed down; nothing else asks how many processors there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Threads that hash, compress and compare.
+    /// Threads that compress. Trees are compared and files hashed in rayon's pool, which belongs to the process: a program
+    /// sizes it by this number, as `slipway` does, or leaves one thread for each processor.
     pub cpu_threads: NonZeroUsize,
     /// Transfers from and to registries at one time.
     pub connections: NonZeroUsize,

@@ -55,6 +55,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     if let Err(error) = listen_for_signals(&cancel) {
         return cannot_listen(&error);
     }
+    request::size_pool(&build.request.limits);
     let observer = ui::observer(build.shown);
     let outcome = match build.mode {
         BuildMode::Check => check(&build, &*observer, &cancel),
@@ -240,7 +241,7 @@ fn checks_json(dockerfile: &Dockerfile, checked: &Checked) -> Value {
         .collect();
     let mut value = json!({ "version": 1, "warnings": warnings });
     if let Some(error) = &checked.error {
-        value["buildError"] = json!({ "message": error.to_string(), "location": location(&error.lines) });
+        value["buildError"] = json!({ "message": hint::chain(error), "location": location(&error.lines) });
     }
     value
 }

@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use super::settings::{self, Task};
 use super::{complain, feature, flags, say, variables};
 use crate::commands;
-use crate::request::Ambient;
+use crate::request::{self, Ambient};
 
 const ABOUT: &str = "executor builds an image from a Dockerfile and pushes it, as Kaniko's executor does.";
 
@@ -98,6 +98,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
     if let Err(error) = commands::build::listen_for_signals(&cancel) {
         return complain(&format!("error building image: cannot listen for signals: {error}"));
     }
+    request::size_pool(&task.request.limits);
     match build(task, &logger, &cancel) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.end(),

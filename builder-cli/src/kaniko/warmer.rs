@@ -86,7 +86,7 @@ fn bases(text: &str, parsed: &Parsed, platform: &Platform) -> Result<Vec<String>
     let dockerfile = dockerfile::parse(text).map_err(|errors| failed(errors.to_string()))?;
     let build_args = parsed.pairs(&flags::WARMER_BUILD_ARG);
     let options = PlanOptions { build_args, platform: Some(platform.clone()), ..PlanOptions::default() };
-    let outline = plan::outline(&dockerfile, &options).map_err(|error| failed(error.to_string()))?;
+    let outline = plan::outline(&dockerfile, &options).map_err(|error| failed(hint::chain(&error)))?;
     let images = outline.stages.iter().filter_map(|stage| match &stage.base {
         StageBase::Image(request) => Some(request.name.clone()),
         _ => None,

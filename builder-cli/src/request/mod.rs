@@ -172,6 +172,9 @@ fn refuse_what_comes_later(flags: &BuildFlags) -> Result<(), UsageError> {
 /// If no work directory is named and there is no home.
 pub fn state(flags: &StateFlags, ambient: &Ambient) -> Result<State, UsageError> {
     let work_dir = match &flags.work_dir {
+        Some(dir) if dir.as_os_str().is_empty() => {
+            return Err(UsageError::value("--work-dir", "", "the name of a directory is missing"));
+        }
         Some(dir) => ambient.cwd.join(dir),
         None => ambient.default_work_dir()?,
     };
@@ -216,6 +219,12 @@ pub fn platforms(texts: &[String]) -> Result<Vec<Platform>, UsageError> {
         }
     }
     Ok(platforms)
+}
+
+/// Gives the process's pool of threads as many as `limits` says.
+pub fn size_pool(limits: &Limits) {
+    // Fails if the pool is there already, which no command that builds allows to happen; its size changes no result.
+    _ = rayon::ThreadPoolBuilder::new().num_threads(limits.cpu_threads.get()).build_global();
 }
 
 fn limits(flags: &BuildFlags) -> Result<Limits, UsageError> {

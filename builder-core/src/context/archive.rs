@@ -30,7 +30,7 @@ pub enum ArchiveError {
     #[error("unexpected EOF")]
     Truncated,
     /// Its bytes could not be read or decompressed.
-    #[error("cannot read the archive: {0}")]
+    #[error("cannot read the archive")]
     Read(#[source] io::Error),
     /// It is no tar, or one with entries that nobody can make.
     #[error(transparent)]

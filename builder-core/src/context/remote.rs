@@ -155,7 +155,7 @@ pub enum RemoteError {
         source: io::Error,
     },
     /// The archive of a context cannot be unpacked.
-    #[error("cannot unpack the context from {name}: {source}")]
+    #[error("cannot unpack the context from {name}")]
     Archive {
         /// Where it comes from.
         name: String,

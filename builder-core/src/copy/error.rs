@@ -86,7 +86,7 @@ pub enum CopyError {
     #[error(transparent)]
     Mode(#[from] ModeError),
     /// An archive cannot be unpacked.
-    #[error("cannot unpack `{}`: {source}", archive.display())]
+    #[error("cannot unpack `{}`", archive.display())]
     Archive {
         /// The source.
         archive: PathBuf,

@@ -45,7 +45,7 @@ pub enum BuildError {
         source: SourceError,
     },
     /// A step failed.
-    #[error("failed to solve: {source}")]
+    #[error("failed to solve")]
     Step {
         /// `[build 2/5] RUN make`
         title: String,
@@ -68,7 +68,7 @@ pub enum BuildError {
         signal: Option<i32>,
     },
     /// A RUN's program cannot be executed at all.
-    #[error("process {} did not complete successfully: exit code: {code}: {source}", go_quote(&argv.join(" ")))]
+    #[error("process {} did not complete successfully: exit code: {code}", go_quote(&argv.join(" ")))]
     NotExecutable {
         /// The command.
         argv: Vec<String>,

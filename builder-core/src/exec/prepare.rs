@@ -85,8 +85,12 @@ pub struct PlatformPlan {
 /// [`BuildError`] for everything that can be known before the first step.
 pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<Prepared, BuildError> {
     request.check_outputs()?;
-    let in_use = maintain::hold(&request.work_dir)
-        .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
+    let unusable = |source| BuildError::WorkDir { path: request.work_dir.clone(), source };
+    if request.work_dir.as_os_str().is_empty() {
+        // It would mean the current directory, which nobody wants filled with blobs.
+        return Err(unusable(std::io::Error::new(std::io::ErrorKind::InvalidInput, "its name is empty")));
+    }
+    let in_use = maintain::hold(&request.work_dir).map_err(unusable)?;
     let disk = disk(request)?;
     let store = Store::open_within(&request.work_dir, disk.clone())?;
     let client = http::Client::new(request.client.clone());

@@ -1,5 +1,8 @@
 //! What planning can fail with.
 
+use std::error::Error;
+use std::fmt;
+
 use super::chmod::ChmodError;
 use super::mount::MountError;
 use super::port::PortError;
@@ -10,8 +13,7 @@ use crate::hint::Hint;
 use crate::oci::{PlatformParseError, ReferenceParseError};
 
 /// Why a Dockerfile cannot be planned. Displays as BuildKit words it.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{kind}")]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PlanError {
     /// The lines of the instructions at fault: none where BuildKit names none, several for a cycle.
     pub lines: Vec<LineRange>,
@@ -21,6 +23,18 @@ pub struct PlanError {
     pub kind: Box<PlanErrorKind>,
     /// What lint rules found before (checklist L-24).
     pub findings: Vec<Finding>,
+}
+
+impl fmt::Display for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl Error for PlanError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.kind.source()
+    }
 }
 
 /// Why a Dockerfile cannot be planned.
@@ -65,7 +79,7 @@ pub enum PlanErrorKind {
         source: PlatformParseError,
     },
     /// The base of a FROM, or the image of a `--from`, is no reference.
-    #[error("failed to parse stage name {}: {source}", Quoted(name))]
+    #[error("failed to parse stage name {}", Quoted(name))]
     StageName {
         /// Expanded.
         name: String,
