@@ -1,8 +1,8 @@
 //! The threads that answer the calls of a supervised command.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::Scope;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -22,11 +22,14 @@ const LOOK: u32 = 8;
 
 /// Answers calls in threads of `scope` until none can come any more or `ended` has an event (its other end was closed).
 ///
-/// One thread receives, so that nobody waits for a call that another one got: before Linux 6.11 that would be for ever.
+/// One thread receives, so that nobody waits for a call that another one got: before Linux 6.11 that would be for ever. Where
+/// `all_end`, no process that could call is left when `ended` has its event: newer kernels tell whoever receives, which need not
+/// ask for events first.
 pub fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     listener: &'scope Listener,
     ended: &'scope OwnedFd,
+    all_end: bool,
     answer: impl Fn(Notification) + Copy + Send + 'scope,
 ) {
     let (sender, receiver) = crossbeam_channel::bounded::<Notification>(HELPERS);
@@ -44,8 +47,11 @@ pub fn spawn<'scope>(
     }
     scope.spawn(move || {
         let mut quiet = 0_u32;
-        while pending(listener, ended, true) {
+        // Nobody there any more, or a call that was given up: poll(2) tells which.
+        let mut asks = true;
+        while !asks || pending(listener, ended, true) {
             let Ok(received) = listener.receive() else { break };
+            asks = !(all_end && tells_of_end()) || received.is_none();
             let Some(call) = received else { continue };
             quiet = quiet.saturating_add(1);
             let looks = quiet < QUIET || quiet.is_multiple_of(LOOK);
@@ -59,6 +65,16 @@ pub fn spawn<'scope>(
             }
         }
     });
+}
+
+/// Whether receiving ends with the last process under a filter: since Linux 6.11.
+fn tells_of_end() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let name = rustix::system::uname();
+        let mut numbers = name.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
+        matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 11))
+    })
 }
 
 /// Whether there is a call to receive; with `block`, waits for one, and `false` means that there will be none.

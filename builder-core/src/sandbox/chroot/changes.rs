@@ -11,7 +11,6 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps
 use rustix::io::Errno;
 
 use super::super::sys::bpf::{Action, Rule, When};
-use super::super::sys::memory;
 use super::super::sys::notify::{Notification, Reply};
 use super::files::AsUser;
 use super::serve::{Answer, CONTINUE, Server};
@@ -37,7 +36,6 @@ pub fn rules() -> Vec<Rule> {
         some(libc::SYS_fchownat, When::Lacks(4, nofollow)),
         // Without a path it is the descriptor's own file: futimens(3).
         some(libc::SYS_utimensat, When::NotZero(1)),
-        some(libc::SYS_linkat, When::AnyBit(4, libc::AT_SYMLINK_FOLLOW as u32)),
         notify(libc::SYS_truncate),
         notify(libc::SYS_setxattr),
         notify(libc::SYS_getxattr),
@@ -97,7 +95,12 @@ impl Server<'_> {
         let path = match self.files.tree.place(call.thread, at, &text, true) {
             // Nodes of /dev are the tree's, also those that cannot be opened.
             Place::Served(path) if !path.starts_with("/dev") => path,
-            _ => return Some(CONTINUE),
+            _ => {
+                let looks = matches!(number, libc::SYS_getxattr | libc::SYS_listxattr);
+                let path = if looks { None } else { self.files.tree.absolute(call.thread, at, &text) };
+                let refused = path.and_then(|path| self.files.tree.refuses(&path, false));
+                return Some(refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno))));
+            }
         };
         let change = match number {
             libc::SYS_fchmodat | FCHMODAT2 => Ok(Change::Mode(c as u32)),
@@ -107,9 +110,7 @@ impl Server<'_> {
             libc::SYS_truncate => Ok(Change::Length(b.cast_signed())),
             libc::SYS_setxattr => self.name(call.thread, b).and_then(|name| {
                 let length = usize::try_from(d).ok().filter(|length| *length <= XATTR_BYTES).ok_or(Errno::TOOBIG)?;
-                let mut value = vec![0; length];
-                memory::read_exact(call.thread, c, &mut value)?;
-                Ok(Change::SetXattr(name, value, e as u32))
+                Ok(Change::SetXattr(name, self.read(call.thread, c, length)?, e as u32))
             }),
             libc::SYS_getxattr => self.name(call.thread, b).map(|name| Change::GetXattr(name, c, d)),
             libc::SYS_listxattr => Ok(Change::ListXattrs(b, c)),
@@ -225,8 +226,7 @@ impl Server<'_> {
         if address == 0 {
             return Ok(Timestamps { last_access: now, last_modification: now });
         }
-        let mut bytes = [0; 32];
-        memory::read_exact(thread, address, &mut bytes)?;
+        let bytes = self.read(thread, address, 32)?;
         let field =
             |at: usize| i64::from_ne_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("because it has 8 bytes"));
         let time = |at: usize| -> Result<Timespec, Errno> {

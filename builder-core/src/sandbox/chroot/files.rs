@@ -14,8 +14,9 @@ use rustix::io::Errno;
 
 use super::super::sys::raw;
 use super::members::{Identity, Members};
+use super::names::Refused;
 use super::secrets::Secret;
-use super::tree::Tree;
+use super::tree::{Place, Tree};
 
 /// What a container does not see of /proc and /sys: Docker's masked paths, and what is the kernel's alone.
 const MASKED: [&str; 14] = [
@@ -34,6 +35,9 @@ const MASKED: [&str; 14] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
+
+/// So many links of /proc back into the tree are followed, as of all links: path_resolution(7).
+const LINKS: usize = 40;
 
 /// What a served path stands for.
 #[derive(Debug)]
@@ -66,12 +70,12 @@ pub struct Files {
 pub struct AsUser(Option<Vec<Gid>>);
 
 impl AsUser {
-    /// Becomes `identity`; nothing happens for root.
+    /// Becomes `identity`; nothing happens for root in root's group.
     ///
     /// # Errors
     /// `EPERM` without CAP_SETUID.
     pub fn new(identity: Identity) -> Result<Self, Errno> {
-        if identity.uid == 0 {
+        if (identity.uid, identity.gid) == (0, 0) {
             return Ok(Self(None));
         }
         let changed = Self(Some(rustix::process::getgroups()?));
@@ -102,6 +106,17 @@ impl Files {
     }
 
     fn target(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<Target<'_>, Errno> {
+        let mut target = self.target_once(path, identity, thread, follow)?;
+        // `/proc/self/root/proc/self/…`
+        for _ in 0..LINKS {
+            let Target::Inner(inner) = &target else { break };
+            let Place::Served(again) = self.tree.lead(inner, follow) else { break };
+            target = self.target_once(&again, identity, thread, follow)?;
+        }
+        Ok(target)
+    }
+
+    fn target_once(&self, path: &Path, identity: Identity, thread: i32, follow: bool) -> Result<Target<'_>, Errno> {
         if let Some(secret) = self.tree.secret(path) {
             return Ok(Target::Secret(secret));
         }
@@ -138,15 +153,16 @@ impl Files {
             own.extend(names);
             own
         };
+        let who = (identity, follow);
         match first.to_str() {
-            Some("self") if follow || !rest.is_empty() => self.of_process(identity.process, own(rest), rest, follow),
+            Some("self") if follow || !rest.is_empty() => self.of_process(identity.process, own(rest), rest, who),
             Some("thread-self") if follow || !rest.is_empty() => {
                 let mut path = own(&[OsStr::new("task"), OsStr::new(&thread.to_string())]);
                 path.extend(rest);
-                self.of_process(identity.process, path, rest, follow)
+                self.of_process(identity.process, path, rest, who)
             }
             Some("mounts") if follow => {
-                self.of_process(identity.process, own(&[OsStr::new("mounts")]), &[OsStr::new("mounts")], follow)
+                self.of_process(identity.process, own(&[OsStr::new("mounts")]), &[OsStr::new("mounts")], who)
             }
             Some("net") if follow || !rest.is_empty() => Ok(Target::Outer(own(parts))),
             Some("sys") if path == Path::new("/proc/sys/kernel/hostname") => {
@@ -157,14 +173,20 @@ impl Files {
                 if process != identity.process && !self.members.contains(process) {
                     return Err(Errno::NOENT);
                 }
-                self.of_process(process, path.to_owned(), rest, follow)
+                self.of_process(process, path.to_owned(), rest, who)
             }
             _ => Ok(Target::Outer(path.to_owned())),
         }
     }
 
     /// `path` below /proc/PROCESS, and the names after that.
-    fn of_process(&self, process: i32, path: PathBuf, names: &[&OsStr], follow: bool) -> Result<Target<'_>, Errno> {
+    fn of_process(
+        &self,
+        process: i32,
+        path: PathBuf,
+        names: &[&OsStr],
+        (identity, follow): (Identity, bool),
+    ) -> Result<Target<'_>, Errno> {
         let (names, owner) = match names {
             [task, thread, rest @ ..] if *task == "task" => {
                 (rest, format!("/proc/{process}/task/{}", thread.to_string_lossy()))
@@ -172,6 +194,7 @@ impl Files {
             _ => (names, format!("/proc/{process}")),
         };
         let base = |link: String| -> Result<PathBuf, Errno> {
+            let _user = AsUser::new(identity)?;
             let text = rustix::fs::readlink(link, Vec::new())?;
             self.tree.inner(Path::new(OsStr::from_bytes(text.as_bytes()))).ok_or(Errno::NOENT)
         };
@@ -207,6 +230,10 @@ impl Files {
         mode: u32,
     ) -> Result<OwnedFd, Errno> {
         let follow = !flags.contains(OFlags::NOFOLLOW);
+        // Nobody can be given a descriptor with O_PATH (seccomp_unotify(2)); one to read from serves as well.
+        let kept = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let holds = flags.contains(OFlags::PATH);
+        let flags = if holds { flags.intersection(kept) | OFlags::NONBLOCK } else { flags };
         match self.target(path, identity, thread, follow)? {
             Target::Inner(inner) => {
                 let _user = AsUser::new(identity)?;
@@ -262,9 +289,6 @@ impl Files {
         if flags.contains(OFlags::DIRECTORY) {
             return Err(Errno::NOTDIR);
         }
-        if flags.contains(OFlags::PATH) {
-            return Ok(place);
-        }
         let _user = AsUser::new(identity)?;
         // Not waiting for a fifo's other end: others wait for us.
         let how = flags.difference(OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW)
@@ -319,7 +343,7 @@ impl Files {
                 fs::write(made, "")
             };
         }
-        let flags = flags.intersection(OFlags::PATH | OFlags::DIRECTORY) | OFlags::CLOEXEC;
+        let flags = flags.intersection(OFlags::DIRECTORY) | OFlags::CLOEXEC;
         self.tree.open(&path, flags, 0)
     }
 
@@ -434,6 +458,34 @@ impl Files {
         }
         let served = ["/proc", "/sys", "/dev"].iter().any(|top| shown.starts_with(top)) || text.starts_with(b"/memfd:");
         Ok(if served { text } else { b"/".to_vec() })
+    }
+
+    /// The path in the tree that a served path of a name stands for, which is going to be made, removed, linked or renamed.
+    ///
+    /// # Errors
+    /// What a container says of names in /proc and /sys, and of mounts.
+    pub fn inner(&self, path: &Path, identity: Identity, thread: i32, refused: Refused) -> Result<PathBuf, Errno> {
+        let target = self.target(path, identity, thread, false);
+        Err(match (target, refused) {
+            (Ok(Target::Inner(inner)), _) => return Ok(inner),
+            (Ok(Target::Secret(_)), Refused::Removed) => Errno::BUSY,
+            (Ok(_), Refused::Linked) => Errno::XDEV,
+            (Ok(Target::Secret(_)), Refused::Made) => Errno::EXIST,
+            (Ok(Target::Outer(outer) | Target::Text(_, outer)), _) => match rustix::fs::lstat(&outer) {
+                Ok(_) if refused == Refused::Made => Errno::EXIST,
+                Ok(_) if !outer.starts_with("/sys") => Errno::PERM,
+                Err(_) if !outer.starts_with("/sys") => Errno::NOENT,
+                _ => Errno::ROFS,
+            },
+            (Err(errno), _) => errno,
+        })
+    }
+
+    /// The directory of the tree that a served path leads to.
+    pub fn directory(&self, path: &Path, identity: Identity, thread: i32) -> Option<PathBuf> {
+        let place = self.place(path, identity, thread, true).ok()?;
+        let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&place).ok()?.st_mode).is_dir();
+        self.tree.inner(&super::places::path_of(place.as_fd()).ok()?).filter(|_| is_directory)
     }
 
     /// The path in the tree of a program that is named by a served path: `/proc/self/exe`, `/dev/fd/3`.

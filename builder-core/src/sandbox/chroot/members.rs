@@ -59,6 +59,13 @@ fn stat_field(id: i32, field: usize) -> Option<i32> {
     text.split_ascii_whitespace().nth(field)?.parse().ok()
 }
 
+/// The file mode creation mask of a thread; `None` if it is gone.
+pub fn umask(thread: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let mask = text.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(mask.trim(), 8).ok()
+}
+
 /// Who a thread is: its process, and its real and effective ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -106,6 +113,7 @@ mod tests {
         assert!(!members.contains(1));
         assert!(!Members { keeper: id }.contains(own));
         let identity = Identity::of(id).expect("it lives");
+        assert_eq!(umask(id), umask(own));
         assert_eq!((identity.process, identity.uid), (id, rustix::process::geteuid().as_raw()));
         child.kill().expect("kill");
         child.wait().expect("wait");

@@ -27,16 +27,20 @@
 
 mod changes;
 mod files;
+mod inject;
 pub mod journal;
 mod members;
+mod names;
+mod peer;
 mod places;
 mod secrets;
 mod serve;
 mod tree;
+mod ways;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -55,6 +59,7 @@ use crate::event::Stream;
 use crate::rootfs::{Rootfs, Volume};
 use files::Files;
 use members::Members;
+use peer::Memories;
 use places::Places;
 use serve::Server;
 use tree::Tree;
@@ -181,11 +186,13 @@ fn perform(
         nodes: &nodes,
         devices_confined,
         programs: AtomicU32::new(0),
+        memories: Memories::default(),
+        untraceable: AtomicBool::new(false),
     });
     let status = std::thread::scope(|scope| {
         ends.stream(scope, &ended, output);
         if let Some(server) = &server {
-            serving::spawn(scope, server.listener, &stop, move |call| server.serve(&call));
+            serving::spawn(scope, server.listener, &stop, true, move |call| server.serve(&call));
             // It waits for this before it executes anything.
             _ = rustix::io::write(&socket, &[0]);
         }

@@ -106,7 +106,10 @@ impl<'a> Places<'a> {
     /// # Errors
     /// What the kernel says.
     pub fn mount(&mut self, mount: &SandboxMount) -> Result<(), SandboxError> {
-        let what = format!("put `{}` in", mount.target.display());
+        let what = match &mount.source {
+            MountSource::Host(path) => format!("mount `{}` at `{}`", path.display(), mount.target.display()),
+            _ => format!("put `{}` in", mount.target.display()),
+        };
         // In two places of one tree: the second is a link to the first.
         if let MountSource::Host(path) = &mount.source
             && let Some(first) = self.swaps.iter().find(|swap| swap.home.as_ref() == Some(path))

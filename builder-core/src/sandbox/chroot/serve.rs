@@ -4,10 +4,12 @@
 //! whatever another thread makes of the path meanwhile stays within that root. Calls that name processes go on only if
 //! their arguments, which are numbers in registers, name processes of this RUN.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -18,13 +20,15 @@ use super::super::sys::notify::{Listener, Notification, Reply};
 use super::super::sys::{memory, raw};
 use super::files::{AsUser, Files};
 use super::members::Identity;
+use super::peer::Memories;
 use super::tree::Place;
 
-/// Longest path in bytes, without its NUL.
-const PATH_BYTES: usize = 4095;
-
-/// Where short names for programs are, of the length of `/proc/self/exe`.
+/// Where programs have short names, `/proc/e000/exe`: of the length of `/proc/self/exe`, and with the same last name, by which
+/// some tell what they are.
 const PROGRAMS: &str = "/proc/e";
+
+/// So many programs have such a name at a time.
+const SHORT_NAMES: u32 = 0x1000;
 
 /// `PTRACE_TRACEME`: the caller asks for its parent.
 const TRACE_ME: u64 = 0;
@@ -52,7 +56,7 @@ pub fn filter() -> Vec<libc::sock_filter> {
         notify(libc::SYS_execve),
         notify(libc::SYS_uname),
         notify(libc::SYS_chroot),
-        some(libc::SYS_mknodat, When::AnyBit(2, DEVICE)),
+        some(libc::SYS_execveat, When::Lacks(4, empty)),
         notify(libc::SYS_kill),
         notify(libc::SYS_tkill),
         notify(libc::SYS_tgkill),
@@ -69,7 +73,8 @@ pub fn filter() -> Vec<libc::sock_filter> {
         some(libc::SYS_sched_setattr, When::NotZero(0)),
         notify(libc::SYS_setpriority),
         notify(libc::SYS_ioprio_set),
-        some(libc::SYS_prctl, When::OneOf(0, vec![libc::PR_SET_DUMPABLE as u32])),
+        // That others may look into a process is what a process is made to say, see `peer`.
+        some(libc::SYS_prctl, When::IsAndIsNot((0, libc::PR_SET_DUMPABLE as u32), (1, 1))),
     ];
     #[cfg(target_arch = "x86_64")]
     rules.extend([
@@ -79,9 +84,10 @@ pub fn filter() -> Vec<libc::sock_filter> {
         notify(libc::SYS_lstat),
         notify(libc::SYS_access),
         notify(libc::SYS_readlink),
-        some(libc::SYS_mknod, When::AnyBit(1, DEVICE)),
     ]);
     rules.extend(super::changes::rules());
+    rules.extend(super::names::rules());
+    rules.extend(super::peer::rules());
     bpf::filter(&rules, Action::Notify)
 }
 
@@ -90,6 +96,8 @@ pub enum Answer {
     Reply(Reply),
     /// The call returns a copy of this descriptor.
     Descriptor(OwnedFd, bool),
+    /// It has been given already.
+    Given,
 }
 
 impl From<Result<(), Errno>> for Answer {
@@ -113,12 +121,17 @@ pub struct Server<'a> {
     pub devices_confined: bool,
     /// How many programs have got a short name.
     pub programs: AtomicU32,
+    /// Of processes that cannot be looked into any more.
+    pub memories: Memories,
+    /// Whether processes cannot be traced, on an older kernel.
+    pub untraceable: AtomicBool,
 }
 
 impl Server<'_> {
     /// Answers one call.
     pub fn serve(&self, call: &Notification) {
         match self.answer(call) {
+            Answer::Given => {}
             // Nobody waits any more if these fail, or the command has no descriptor free.
             Answer::Reply(reply) => _ = self.listener.reply(call.id, reply),
             Answer::Descriptor(file, cloexec) => {
@@ -145,10 +158,13 @@ impl Server<'_> {
             libc::SYS_readlinkat => self.readlink(call, at, b, c, d),
             libc::SYS_chdir => self.chdir(call, a),
             libc::SYS_statfs => self.statfs(call, a, b),
-            libc::SYS_execve => self.exec(call, a),
+            libc::SYS_execve => self.exec(call, libc::AT_FDCWD, a),
+            libc::SYS_execveat => self.exec(call, at, b),
             libc::SYS_uname => self.uname(call, a),
             libc::SYS_chroot => self.chroot(call, a),
-            libc::SYS_mknodat if !self.is_harmless(d) => Answer::Reply(self.nodes.answer(self.listener, call)),
+            libc::SYS_mknodat if c as u32 & DEVICE != 0 && !self.is_harmless(d) => {
+                Answer::Reply(self.nodes.answer(self.listener, call))
+            }
             // Arguments of calls could not be read any more; nobody outside may look in anyway.
             libc::SYS_prctl if b > 1 => Answer::Reply(Reply::Error(Errno::INVAL)),
             libc::SYS_prctl => Answer::Reply(Reply::Value(0)),
@@ -170,14 +186,17 @@ impl Server<'_> {
             #[cfg(target_arch = "x86_64")]
             libc::SYS_readlink => self.readlink(call, libc::AT_FDCWD, a, b, c),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_mknod if !self.is_harmless(c) => Answer::Reply(self.nodes.answer(self.listener, call)),
-            libc::SYS_mknodat => CONTINUE,
-            #[cfg(target_arch = "x86_64")]
-            libc::SYS_mknod => CONTINUE,
+            libc::SYS_mknod if b as u32 & DEVICE != 0 && !self.is_harmless(c) => {
+                Answer::Reply(self.nodes.answer(self.listener, call))
+            }
             libc::SYS_kill => self.kill(call, a as i32, b as i32),
             libc::SYS_ptrace => self.ptrace(a, b as i32),
             // The first argument of the others is a process or thread; of tgkill(2) the second one must belong to the first.
-            _ => self.change(call).unwrap_or_else(|| self.of_ours(a as i32, call.thread)),
+            _ => self
+                .change_names(call)
+                .or_else(|| self.change(call))
+                .or_else(|| self.change_user(call))
+                .unwrap_or_else(|| self.of_ours(a as i32, call.thread)),
         }
     }
 
@@ -187,35 +206,14 @@ impl Server<'_> {
         self.devices_confined || HARMLESS.contains(&(rustix::fs::major(number), rustix::fs::minor(number)))
     }
 
-    /// The text at `address`; `None` if the memory cannot be read: a process that has changed its user and executed nothing
-    /// since. It is shown the tree alone.
-    pub fn text(&self, thread: i32, address: u64) -> Option<Vec<u8>> {
-        match memory::read_string(thread, address, PATH_BYTES) {
-            Ok(text) => Some(text),
-            Err(Errno::PERM) => {
-                let _user = AsUser::new(Identity::of(thread)?).ok()?;
-                memory::read_string(thread, address, PATH_BYTES).ok()
-            }
-            Err(_) => None,
-        }
-    }
-
-    /// Writes into memory, as who may.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn write(&self, thread: i32, address: u64, bytes: &[u8]) -> Result<(), Errno> {
-        match memory::write(thread, address, bytes) {
-            Err(Errno::PERM) => {
-                let _user = AsUser::new(Identity::of(thread).ok_or(Errno::SRCH)?)?;
-                memory::write(thread, address, bytes)
-            }
-            result => result,
-        }
-    }
-
     /// The served path that a call names.
-    fn served(&self, call: &Notification, at: i32, path: u64, follow: bool) -> Option<(std::path::PathBuf, Identity)> {
+    pub fn served(
+        &self,
+        call: &Notification,
+        at: i32,
+        path: u64,
+        follow: bool,
+    ) -> Option<(std::path::PathBuf, Identity)> {
         let text = self.text(call.thread, path)?;
         match self.files.tree.place(call.thread, at, &text, follow) {
             Place::Served(path) => Some((path, Identity::of(call.thread)?)),
@@ -229,8 +227,9 @@ impl Server<'_> {
         let tree = &self.files.tree;
         let Place::Served(path) = tree.place(call.thread, at, &text, !flags.contains(OFlags::NOFOLLOW)) else {
             let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC);
-            let refused = writes && tree.absolute(call.thread, at, &text).is_some_and(|path| tree.is_read_only(&path));
-            return if refused { Answer::Reply(Reply::Error(Errno::ROFS)) } else { CONTINUE };
+            let path = if writes { tree.absolute(call.thread, at, &text) } else { None };
+            let refused = path.and_then(|path| tree.refuses(&path, false));
+            return refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno)));
         };
         let Some(identity) = Identity::of(call.thread) else { return CONTINUE };
         if !self.listener.is_waiting(call.id) {
@@ -244,10 +243,10 @@ impl Server<'_> {
 
     /// openat2(2): the flags are in memory. Ways of resolving are kept for paths of the tree alone.
     fn open2(&self, call: &Notification, at: i32, path: u64, how: u64, size: u64) -> Answer {
-        let mut flags = [0; 16];
-        if size < 24 || memory::read_exact(call.thread, how, &mut flags).is_err() {
+        if size < 24 {
             return CONTINUE;
         }
+        let Ok(flags) = self.read(call.thread, how, 16) else { return CONTINUE };
         let [flags, mode] = [0, 8].map(|at| {
             let mut word = [0; 8];
             word.copy_from_slice(&flags[at..at + 8]);
@@ -291,33 +290,27 @@ impl Server<'_> {
         Answer::Reply(text.map_or_else(Reply::Error, Reply::Value))
     }
 
-    /// The working directory must be a directory of the tree: an empty one of the same name, relative to which served files are
-    /// found again.
-    fn chdir(&self, call: &Notification, path: u64) -> Answer {
-        let Some((path, identity)) = self.served(call, libc::AT_FDCWD, path, true) else { return CONTINUE };
-        match self.files.stat(&path, identity, call.thread, true) {
-            Err(errno) => return Answer::Reply(Reply::Error(errno)),
-            Ok(_) => _ = std::fs::create_dir_all(self.files.tree.outer(&path)),
-        }
-        CONTINUE
-    }
-
     /// A program that is named by a served path gets a name in the tree that fits where the path is.
-    fn exec(&self, call: &Notification, path: u64) -> Answer {
-        let Some(text) = self.text(call.thread, path) else { return CONTINUE };
-        let Place::Served(served) = self.files.tree.place(call.thread, libc::AT_FDCWD, &text, true) else {
+    fn exec(&self, call: &Notification, at: i32, path: u64) -> Answer {
+        let text = self.text(call.thread, path);
+        self.memories.forget(call.thread);
+        let Some(text) = text else { return CONTINUE };
+        let Place::Served(served) = self.files.tree.place(call.thread, at, &text, true) else {
             return CONTINUE;
         };
         let Some(identity) = Identity::of(call.thread) else { return CONTINUE };
         let Some(program) = self.files.program(&served, identity, call.thread) else { return CONTINUE };
-        let name = format!("{PROGRAMS}/{:06}", self.programs.fetch_add(1, Ordering::Relaxed) % 1_000_000);
-        let link = self.files.tree.outer(Path::new(&name));
-        let made = link.parent().is_some_and(|parent| std::fs::create_dir_all(parent).is_ok());
-        _ = std::fs::remove_file(&link);
-        if !made || name.len() > text.len() || symlink(program, &link).is_err() {
+        let number = self.programs.fetch_add(1, Ordering::Relaxed) % SHORT_NAMES;
+        let last = Path::new(OsStr::from_bytes(&text)).file_name().unwrap_or(OsStr::new("exe"));
+        let name = Path::new(&format!("{PROGRAMS}{number:03x}")).join(last);
+        let link = self.files.tree.outer(&name);
+        let directory = link.parent().unwrap_or(Path::new("/"));
+        _ = std::fs::remove_dir_all(directory);
+        let made = std::fs::create_dir_all(directory);
+        if made.is_err() || name.as_os_str().len() > text.len() || symlink(program, &link).is_err() {
             return CONTINUE;
         }
-        let mut bytes = name.into_bytes();
+        let mut bytes = name.into_os_string().into_vec();
         bytes.push(0);
         // The old program's memory goes away with a call that works.
         let written = memory::write_anywhere(call.thread, path, &bytes).or_else(|error| {

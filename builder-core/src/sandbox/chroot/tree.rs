@@ -11,7 +11,10 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::stubs;
+use super::files::AsUser;
+use super::members::Identity;
 use super::secrets::Secret;
+use super::ways::{Way, Ways};
 
 /// What a path leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +50,7 @@ pub struct Tree {
     read_only: Vec<PathBuf>,
     /// Files that are in memory alone.
     secrets: Vec<Secret>,
+    ways: Ways,
     /// Which directory each listing shows.
     listings: Mutex<Vec<PathBuf>>,
 }
@@ -65,7 +69,8 @@ impl Tree {
     ) -> std::io::Result<Self> {
         let outside = super::places::path_of(root.as_fd())?;
         let mounts = SERVED.iter().map(PathBuf::from).collect();
-        Ok(Self { root, outside, mounts, devices, read_only, secrets, listings: Mutex::default() })
+        let (ways, listings) = (Ways::default(), Mutex::default());
+        Ok(Self { root, outside, mounts, devices, read_only, secrets, ways, listings })
     }
 
     /// The file in memory that has this path.
@@ -95,11 +100,21 @@ impl Tree {
         if path.has_root() { Some(path.to_owned()) } else { Some(self.base(thread, directory)?.join(path)) }
     }
 
-    /// Whether a path is, or lies in, something that a mount would show read-only. By its text alone: it keeps nobody from
-    /// anything that matters, as these are copies.
-    pub fn is_read_only(&self, path: &Path) -> bool {
+    /// What a call is refused that would change a path which is, or lies in, something that a mount would show read-only:
+    /// `EBUSY` for the mount itself if its name is to go. By its text alone: it keeps nobody from anything that matters,
+    /// as these are copies.
+    pub fn refuses(&self, path: &Path, name_goes: bool) -> Option<Errno> {
+        if self.read_only.is_empty() {
+            return None;
+        }
         let path = normal(path);
-        self.read_only.iter().any(|top| path.starts_with(top))
+        let top = self.read_only.iter().find(|top| path.starts_with(top))?;
+        Some(if name_goes && *top == path { Errno::BUSY } else { Errno::ROFS })
+    }
+
+    /// Links or names are made that may lead elsewhere.
+    pub fn forget_ways(&self) {
+        self.ways.forget();
     }
 
     /// The same for an absolute path of the tree.
@@ -108,12 +123,12 @@ impl Tree {
         if plain && let Some(place) = self.served(path, follow) {
             return place;
         }
+        // Mostly there is no link on the way, so that the path leads where its text says; or down to where nothing is.
+        if let Way::Plain(plain) = self.ways.of(&self.root, path, follow) {
+            return self.served(&plain, follow).unwrap_or(Place::Native);
+        }
         let mut flags = OFlags::PATH | OFlags::CLOEXEC;
         flags.set(OFlags::NOFOLLOW, !follow);
-        // Mostly there is no link on the way, so that the path leads where its text says; or down to where nothing is.
-        if plain && !matches!(self.open_without_links(path, flags), Err(Errno::LOOP)) {
-            return Place::Native;
-        }
         match self.open(path, flags, 0) {
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             // A link of the tree may lead to the empty directory beneath a served one.
@@ -121,8 +136,8 @@ impl Tree {
             Err(_) => return Place::Native,
         }
         // Mostly there is just nothing of that name in a directory that is there.
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Place::Native };
-        if let Ok(parent) = self.open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)
+        if let Some((parent, name)) = path.parent().zip(path.file_name())
+            && let Ok(parent) = self.open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)
             && rustix::fs::readlinkat(&parent, name, Vec::new()).is_err()
         {
             return self.found(parent.as_fd(), name, follow);
@@ -132,7 +147,7 @@ impl Tree {
         mounts.extend(TERMINALS.iter().map(PathBuf::from));
         match stubs::locate(self.root.as_fd(), path, &mounts) {
             // What climbs out of a served directory again is the tree's, and natively found there.
-            Ok(place) if place.covered => self.served(&normal(&place.path), follow).unwrap_or(Place::Native),
+            Ok(place) if place.covered => self.served(&normal_to_link(&place.path), follow).unwrap_or(Place::Native),
             _ => Place::Native,
         }
     }
@@ -172,7 +187,7 @@ impl Tree {
         if !served {
             return None;
         }
-        Some(Place::Served(normal(&self.unlisted(&path))))
+        Some(Place::Served(normal_to_link(&self.unlisted(&path))))
     }
 
     /// The directory that a listing shows, for a path in one.
@@ -194,7 +209,15 @@ impl Tree {
         } else {
             format!("/proc/{thread}/fd/{directory}")
         };
-        self.inner(&fs::read_link(link).ok()?)
+        let base = fs::read_link(&link).or_else(|error| {
+            if error.kind() != std::io::ErrorKind::PermissionDenied {
+                return Err(error);
+            }
+            // Somebody else's, who may look it up.
+            let _user = AsUser::new(Identity::of(thread).ok_or(Errno::SRCH)?)?;
+            fs::read_link(&link)
+        });
+        self.inner(&base.ok()?)
     }
 
     /// The path in the tree of a path of this process; `None` for what lies elsewhere.
@@ -211,17 +234,6 @@ impl Tree {
         loop {
             let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(&self.root, path, flags, Mode::from_raw_mode(mode), how) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                result => return result,
-            }
-        }
-    }
-
-    /// Opens a path of the tree; a link on the way is `ELOOP`.
-    fn open_without_links(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-        loop {
-            let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-            match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), how) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
             }
@@ -246,6 +258,45 @@ impl Tree {
     pub fn outer(&self, path: &Path) -> PathBuf {
         self.outside.join(path.strip_prefix("/").unwrap_or(path))
     }
+}
+
+/// Whether a path of /proc is a link that leads back into the tree: `/proc/self/cwd`, `/proc/7/task/7/fd/3`.
+fn is_link_back(path: &Path) -> bool {
+    let mut names = path.iter().skip(1).map(OsStr::as_bytes);
+    if names.next() != Some(b"proc") || !names.next().is_some_and(is_process) {
+        return false;
+    }
+    let mut name = names.next();
+    if name == Some(b"task") {
+        name = names.nth(1);
+    }
+    match name {
+        Some(b"cwd" | b"root") => names.next().is_none(),
+        Some(b"fd") => names.next().is_some() && names.next().is_none(),
+        _ => false,
+    }
+}
+
+fn is_process(name: &[u8]) -> bool {
+    matches!(name, b"self" | b"thread-self") || name.iter().all(u8::is_ascii_digit)
+}
+
+/// [`normal`] down to a link that leads back into the tree. What comes after that stays as it is, since `..` of it is there.
+fn normal_to_link(path: &Path) -> PathBuf {
+    let mut done = PathBuf::from("/");
+    let mut parts = path.components();
+    while let Some(part) = parts.next() {
+        match part {
+            Component::Normal(name) => done.push(name),
+            Component::ParentDir => _ = done.pop(),
+            _ => {}
+        }
+        if is_link_back(&done) {
+            done.extend(parts);
+            break;
+        }
+    }
+    done
 }
 
 /// Without `.`, and with `..` taken literally: the served directories have no links that lead up.
@@ -313,6 +364,12 @@ mod tests {
         check(&tree, "/sys/../../etc/shadow", true, None);
         check(&tree, "/proc/self/../../../etc/none", true, None);
         check(&tree, "/sys/../proc/../dev/../proc/version", true, Some("/proc/version"));
+        // What a link of /proc leads to has a parent of its own.
+        check(&tree, "/proc/self/../self/cwd/../x/.", true, Some("/proc/self/cwd/../x"));
+        check(&tree, "/proc/7/task/8/fd/3/..", true, Some("/proc/7/task/8/fd/3/.."));
+        check(&tree, "/dev/fd/3/../y", true, Some("/proc/self/fd/3/../y"));
+        check(&tree, "/var/p/self/root/../proc/version", true, Some("/proc/self/root/../proc/version"));
+        check(&tree, "/proc/self/fd/../status", true, Some("/proc/self/status"));
         let listing = tree.listing(Path::new("/proc/7/fd")).expect("listing");
         check(&tree, listing.join("3").to_str().expect("UTF-8"), true, Some("/proc/7/fd/3"));
     }

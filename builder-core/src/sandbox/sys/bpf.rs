@@ -42,6 +42,8 @@ pub enum When {
     Lacks(u8, u32),
     /// Those whose argument is one of these, compared by its lower half.
     OneOf(u8, Vec<u32>),
+    /// Those of which one argument is this and another one is not that, compared by their lower halves.
+    IsAndIsNot((u8, u32), (u8, u32)),
 }
 
 /// One line of a filter.
@@ -143,6 +145,9 @@ fn one(rule: &Rule) -> Vec<sock_filter> {
             act,
             allow,
         ],
+        When::IsAndIsNot((one, is), (other, is_not)) => {
+            vec![low(*one), jump(libc::BPF_JEQ, *is, 0, 3), low(*other), jump(libc::BPF_JEQ, *is_not, 1, 0), act, allow]
+        }
         When::OneOf(argument, values) => {
             let mut body = vec![low(*argument)];
             body.extend(values.iter().flat_map(|&value| [jump(libc::BPF_JEQ, value, 0, 1), act]));
@@ -231,6 +236,7 @@ mod tests {
             Rule::when(2, When::AnyBit(0, 0x80), Action::Errno(1)),
             Rule::when(3, When::OneOf(1, vec![5, 9]), Action::Notify),
             Rule::when(5, When::Lacks(2, 0xc0), Action::Notify),
+            Rule::when(6, When::IsAndIsNot((0, 4), (1, 1)), Action::Notify),
         ];
         let program = filter(&rules, Action::Allow);
         let check = |number, args: [u64; 6], expected: Action| {
@@ -245,6 +251,9 @@ mod tests {
         check(3, [0, 9, 0, 0, 0, 0], Action::Notify);
         check(5, [0, 0, 0x41, 0, 0, 0], Action::Notify);
         check(5, [0, 0, 0xc1, 0, 0, 0], Action::Allow);
+        check(6, [4, 0, 0, 0, 0, 0], Action::Notify);
+        check(6, [4, 1, 0, 0, 0, 0], Action::Allow);
+        check(6, [3, 0, 0, 0, 0, 0], Action::Allow);
         check(4, [5, 5, 5, 5, 5, 5], Action::Allow);
     }
 }

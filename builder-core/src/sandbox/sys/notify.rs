@@ -141,16 +141,28 @@ impl Listener {
         unsafe { libc::ioctl(self.0.as_raw_fd(), SEND as _, &raw mut raw) == 0 }
     }
 
+    /// Gives the caller a copy of `descriptor`, whose number is told to nobody but this process: the call still waits.
+    ///
+    /// # Errors
+    /// As [`Self::reply_with`].
+    pub fn put(&self, id: u64, descriptor: BorrowedFd<'_>) -> Result<i32, Errno> {
+        self.add(id, descriptor, libc::O_CLOEXEC as u32, 0)
+    }
+
     /// Gives the caller a copy of `descriptor`, which is what its call returns; closed by its exec if `cloexec`.
     ///
     /// # Errors
     /// `EMFILE` if the caller has no number free, which it has not been told; `ENOENT` if nobody waits any more.
     pub fn reply_with(&self, id: u64, descriptor: BorrowedFd<'_>, cloexec: bool) -> Result<(), Errno> {
-        let source = descriptor.as_raw_fd().cast_unsigned();
         let new_flags = if cloexec { libc::O_CLOEXEC as u32 } else { 0 };
-        let raw = RawAdd { id, flags: AND_SEND, source, new: 0, new_flags };
+        self.add(id, descriptor, new_flags, AND_SEND).map(drop)
+    }
+
+    fn add(&self, id: u64, descriptor: BorrowedFd<'_>, new_flags: u32, flags: u32) -> Result<i32, Errno> {
+        let source = descriptor.as_raw_fd().cast_unsigned();
+        let raw = RawAdd { id, flags, source, new: 0, new_flags };
         // SAFETY: the struct is valid for reading, the descriptor is open.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), ADD_DESCRIPTOR as _, &raw const raw) };
-        if result >= 0 { Ok(()) } else { Err(super::last_errno()) }
+        if result >= 0 { Ok(result) } else { Err(super::last_errno()) }
     }
 }

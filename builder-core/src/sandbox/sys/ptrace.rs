@@ -32,6 +32,10 @@ pub enum Stop {
 
 // linux/ptrace.h; libc has them as different types for different C libraries.
 const SEIZE: Request = 0x4206 as Request;
+const INTERRUPT: Request = 0x4207 as Request;
+const DETACH: Request = 17 as Request;
+const GET_MASK: Request = 0x420a as Request;
+const SET_MASK: Request = 0x420b as Request;
 const LISTEN: Request = 0x4208 as Request;
 const CONT: Request = 7 as Request;
 const SYSCALL: Request = 24 as Request;
@@ -47,6 +51,9 @@ const SYSTEM_CALL: usize = 0x404;
 
 /// `PTRACE_O_TRACESYSGOOD | TRACEFORK | TRACEVFORK | TRACECLONE | TRACEEXEC | TRACESECCOMP | EXITKILL`
 const OPTIONS: usize = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 7 | 1 << 20;
+
+/// `PTRACE_O_TRACESYSGOOD`
+const ALONE: usize = 1;
 
 #[cfg(target_env = "musl")]
 type Request = libc::c_int;
@@ -67,6 +74,48 @@ fn ptrace(request: Request, thread: i32, address: usize, data: usize) -> Result<
 /// `EPERM` where tracing is forbidden (Yama, a seccomp filter) or there is a tracer already.
 pub fn seize(process: i32) -> Result<(), Errno> {
     ptrace(SEIZE, process, 0, OPTIONS)
+}
+
+/// Becomes the tracer of one thread, and not of what it makes. It goes on by itself when this thread ends.
+///
+/// # Errors
+/// As [`seize`].
+pub fn seize_alone(thread: i32) -> Result<(), Errno> {
+    ptrace(SEIZE, thread, 0, ALONE)
+}
+
+/// Stops a thread that was seized as soon as it is about to return to its program.
+///
+/// # Errors
+/// `ESRCH` if it was killed.
+pub fn interrupt(thread: i32) -> Result<(), Errno> {
+    ptrace(INTERRUPT, thread, 0, 0)
+}
+
+/// Lets a stopped thread go on without a tracer.
+///
+/// # Errors
+/// `ESRCH` if it was killed.
+pub fn detach(thread: i32) -> Result<(), Errno> {
+    ptrace(DETACH, thread, 0, 0)
+}
+
+/// Which signals a stopped thread blocks: bit 0 is signal 1.
+///
+/// # Errors
+/// `ESRCH` if it was killed.
+pub fn signal_mask(thread: i32) -> Result<u64, Errno> {
+    let mut mask = 0_u64;
+    ptrace(GET_MASK, thread, size_of::<u64>(), (&raw mut mask).expose_provenance())?;
+    Ok(mask)
+}
+
+/// Sets that.
+///
+/// # Errors
+/// `ESRCH` if it was killed.
+pub fn set_signal_mask(thread: i32, mask: u64) -> Result<(), Errno> {
+    ptrace(SET_MASK, thread, size_of::<u64>(), (&raw const mask).expose_provenance())
 }
 
 /// Lets a stopped thread go on, with this signal unless 0.
@@ -120,6 +169,24 @@ pub fn wait(block: bool) -> Result<Option<(i32, Stop)>, Errno> {
             },
             0 => return Ok(None),
             _ => return Ok(Some((thread, decode(status)))),
+        }
+    }
+}
+
+/// Waits for the next event of one tracee of this thread.
+///
+/// # Errors
+/// `ECHILD` if it is none.
+pub fn wait_for(thread: i32) -> Result<Stop, Errno> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the number is valid for writing.
+        match unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL | libc::__WNOTHREAD) } {
+            -1 => match super::last_errno() {
+                Errno::INTR => {}
+                errno => return Err(errno),
+            },
+            _ => return Ok(decode(status)),
         }
     }
 }

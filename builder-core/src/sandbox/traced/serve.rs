@@ -25,7 +25,9 @@ pub fn serve<T>(world: &World, complain: &(dyn Fn(&str) + Sync), trace: impl FnO
             lock(&world.blocked).push(Arc::clone(&pipe));
             scope.spawn(move || open_pipe(world, id, &pipe, flags));
         };
-        serving::spawn(scope, &world.listener, &ended, move |call| world.answer(call, &|line| complain(line), &wait));
+        serving::spawn(scope, &world.listener, &ended, false, move |call| {
+            world.answer(call, &|line| complain(line), &wait)
+        });
         let result = trace();
         drop(alive);
         // A thread that comes to wait only now finds the pipe's inode open for both ends as well.

@@ -292,3 +292,46 @@ pub(super) fn files_behind_descriptors(context: &Context) {
                   chmod 600 /proc/self/fd/3; chgrp 50 /proc/self/fd/3 2>/dev/null; stat -c '%a %u' /tmp/g";
     assert_eq!(context.succeed(&tree, &RunSpec { user, ..shell(script) }), ["refused", "600 1000"]);
 }
+
+/// Programs that hold a directory make, move and remove names in it by `/proc/self/fd/3/name`, and go there.
+pub(super) fn names_behind_descriptors(context: &Context) {
+    let tree = context.tree();
+    let script = "mkdir /tmp/d; exec 3</tmp/d; umask 027; mkdir /proc/self/fd/3/x && echo hi > /proc/self/fd/3/x/f \
+                  && busybox mv /proc/self/fd/3/x/f /dev/fd/3/g && busybox ln -s g /proc/self/fd/3/l \
+                  && busybox ln /proc/self/fd/3/g /tmp/hard && mkfifo /proc/self/fd/3/p && touch /proc/self/fd/3/t \
+                  && cat /proc/self/root/tmp/d/l && stat -c '%a %F' /tmp/d/x /tmp/d/p && ls /tmp/d \
+                  && rm /proc/self/fd/3/p /proc/self/fd/3/t && busybox rmdir /proc/self/fd/3/x && ls /proc/self/fd/3/ \
+                  && cd /proc/self/fd/3 && pwd -P && cat g && cat /proc/self/cwd/l /tmp/hard && cd -P /proc/self/fd/3/.. && pwd -P \
+                  && cd /proc/self/root/tmp/d && pwd -P && cd -P /proc/self/cwd/.. && pwd -P \
+                  && cp /bin/busybox /proc/self/fd/3/echo && /proc/self/fd/3/echo done";
+    let expected = [
+        "hi",
+        "750 directory",
+        "640 fifo",
+        "g",
+        "l",
+        "p",
+        "t",
+        "x",
+        "g",
+        "l",
+        "/tmp/d",
+        "hi",
+        "hi",
+        "hi",
+        "/tmp",
+        "/tmp/d",
+        "/tmp",
+        "done",
+    ];
+    assert_eq!(context.sh(&tree, script), expected);
+    for path in ["/proc/x", "/proc/self/x", "/sys/x"] {
+        ends(context, &format!("mkdir {path} 2>/dev/null"), ExitStatus::Code(1));
+    }
+    context.needs_ids();
+    let user = RunUser { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() };
+    let script = "exec 3</etc; mkdir /proc/self/fd/3/x 2>/dev/null || echo refused; exec 3</tmp; mkdir /proc/self/fd/3/y \
+                  && stat -c '%u:%g' /tmp/y; cd /proc/self/root/root 2>/dev/null || echo refused; cd /proc && cat self/comm";
+    let expected = ["refused", "1000:1000", "refused", "cat"];
+    assert_eq!(context.succeed(&tree, &RunSpec { user, ..shell(script) }), expected);
+}

@@ -61,6 +61,7 @@ cases![
     confinement::ids_that_do_not_exist,
     confinement::setuid_programs,
     confinement::files_behind_descriptors,
+    confinement::names_behind_descriptors,
     confinement::device_nodes,
     processes::missing_program,
     processes::unusable_programs,
@@ -89,6 +90,7 @@ cases![
     stress::deep,
     stress::longest,
     stress::killed,
+    stress::users,
 ];
 
 #[track_caller]

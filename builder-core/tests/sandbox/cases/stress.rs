@@ -43,3 +43,8 @@ pub(super) fn longest(context: &Context) {
 pub(super) fn killed(context: &Context) {
     stress(context, "killed", "100");
 }
+
+pub(super) fn users(context: &Context) {
+    context.needs_ids();
+    stress(context, "users", "20");
+}
