@@ -2,7 +2,7 @@
 //!
 //! The tree is the command's real root, by chroot(2), and its ids are real. What a mount would show is put into the tree
 //! meanwhile (`places`); `/proc`, `/sys` and terminals are served by this process (`files`), to which a seccomp filter sends
-//! the calls that could name them (`serve`). A keeper (`sys::Kept`) stands for the pid namespace: it adopts orphans and ends
+//! the calls that could name them (`serve`, `changes`, `names`). A keeper (`sys::Kept`) stands for the pid namespace: it adopts orphans and ends
 //! everything with the command, or with this process.
 //!
 //! # Why a command stays inside
@@ -19,7 +19,7 @@
 //!
 //! - no_new_privs is set, without which a process without CAP_SYS_ADMIN can have no filter: setuid programs and file
 //!   capabilities give nothing. `su` and `sudo` work for root, not for other users.
-//! - A process that has changed its user and executed nothing since cannot be read: it sees no `/proc` and `/sys`.
+//! - What cannot be read sees no `/proc` and `/sys`: some programs that changed their user (`peer`), and those of 32 bits.
 //! - Bind mounts that are read-only or come from a context or image are copies; writing to them works and changes nothing
 //!   else. The size of tmpfs and /dev/shm is not bounded. A cache that is mounted to be shared is used by one RUN at a time
 //!   (`journal`), and is a symbolic link at a second place of the same tree. Secrets (`secrets`) cannot be executed.
