@@ -6,7 +6,8 @@
 //! it is, by more than the buffers that its threads hold.
 //!
 //! # Limitations
-//! What commands in a RUN write, and what a git fetch writes, is only measured.
+//! What commands in a RUN write is only measured: more often the more of the volume is gone, and once when a command has ended. What a
+//! git fetch writes is counted every 50 ms, when it is there.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -84,6 +85,19 @@ impl Disk {
     /// # Errors
     /// [`io::ErrorKind::QuotaExceeded`] with an [`OverBudget`] if that is too much; so is everything from then on.
     pub fn take(&self, bytes: u64) -> io::Result<()> {
+        self.claim(bytes, false)
+    }
+
+    /// Waits until somebody has measured what was written by others, of whom nobody here knows how much it was.
+    ///
+    /// # Errors
+    /// As [`Disk::take`], if that is too much.
+    pub fn settle(&self) -> io::Result<()> {
+        self.claim(0, true)
+    }
+
+    /// Counts bytes; if `sure`, only after a measurement that begins now.
+    fn claim(&self, bytes: u64, sure: bool) -> io::Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
         let mut state = inner.lock();
         loop {
@@ -94,7 +108,7 @@ impl Disk {
                 return refuse();
             }
             // Whoever waits has the first word: what is taken now might be measured or not.
-            if state.waiting == 0 && state.estimate().saturating_add(bytes) <= inner.budget {
+            if !sure && state.waiting == 0 && state.estimate().saturating_add(bytes) <= inner.budget {
                 state.since += bytes;
                 return Ok(());
             }
@@ -261,6 +275,28 @@ mod tests {
             ended.store(true, Ordering::SeqCst);
         });
         assert!(matches!(disk.refused(), Some(Refusal { used: 95, wanted: 10, .. })));
+    }
+
+    #[test]
+    fn what_others_wrote_is_measured_when_it_is_settled() {
+        assert!(Disk::default().settle().is_ok());
+        let disk = Disk::limited(100, 0);
+        disk.watch(true);
+        let used = AtomicU64::new(90);
+        std::thread::scope(|scope| {
+            let measure = || {
+                while disk.asked().recv_timeout(Duration::from_secs(10)).is_ok() {
+                    disk.measuring();
+                    if disk.measured(used.load(Ordering::SeqCst)).is_some() {
+                        return;
+                    }
+                }
+            };
+            scope.spawn(measure);
+            disk.settle().expect("within the budget");
+            used.store(101, Ordering::SeqCst);
+            assert!(is_over(disk.settle()));
+        });
     }
 
     #[test]

@@ -59,7 +59,7 @@
 //! | [`plan`] | Instructions + arguments + base configs → steps with cache keys | `dockerfile`, `oci`, `hint`; of `context` the pattern matcher, for lint |
 //! | [`http`] | One HTTP client: TLS, proxies, retry, redaction, limits | `cancel`, `hint` |
 //! | [`cloud`] | Amazon, Google, Azure: identities, tokens, objects in stores | `http`, `cancel`, `hint` |
-//! | [`git`] | One commit of a repository as files | `http`, `cancel`, `hint` |
+//! | [`git`] | One commit of a repository as files | `http`, `cancel`, `disk`, `hint` |
 //! | [`ssh`] | Private keys, and an agent that signs with them | `hint` |
 //! | [`store`] | Content-addressed blobs on local disk | `oci`, `disk`, `hint` |
 //! | [`registry`] | The distribution protocol | `cloud`, `http`, `oci`, `cancel`, `limits`, `hint` |

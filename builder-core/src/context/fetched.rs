@@ -222,7 +222,7 @@ impl Remote {
             let temp = self.temporary_directory()?;
             let path = temp.path().join("tree");
             std::fs::create_dir(&path).map_err(|source| self.io("create a directory in", source))?;
-            let commit = git::checkout(request, &path, &client, cancel).map_err(|error| match error {
+            let commit = git::checkout(request, &path, &client, &self.disk, cancel).map_err(|error| match error {
                 GitError::Cancelled => RemoteError::Cancelled,
                 error => error.into(),
             })?;

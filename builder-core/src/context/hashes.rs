@@ -4,12 +4,15 @@
 
 mod kept;
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 
 use self::kept::Kept;
 use super::files::{Files, FilesError, Found, HashCounts, io_error};
@@ -29,7 +32,7 @@ const COARSE_TICK_NANOSECONDS: i128 = 2_000_000_000;
 /// What is hashed of a regular file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileHash {
-    /// Its bytes.
+    /// Its bytes, as [`content_hash`] takes them.
     pub(crate) data: Sha256,
     /// `security.capability`, the one attribute that reaches a layer.
     pub(crate) capability: Option<Vec<u8>>,
@@ -157,29 +160,80 @@ impl Files {
             return Err(FilesError::Cancelled);
         }
         let mut file = self.open(path, found)?;
-        let mut hasher = Hasher::default();
-        let mut bytes = 0;
-        loop {
-            match file.read(buffer) {
-                Ok(0) => break,
-                Ok(length) => {
-                    hasher.update(&buffer[..length]);
-                    bytes += length as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io_error("read", path, error)),
-            }
-            if cancel.is_cancelled() {
-                return Err(FilesError::Cancelled);
-            }
-        }
+        let (data, bytes) = content_hash(&mut file, buffer, cancel).map_err(|error| match error {
+            Some(error) => io_error("read", path, error),
+            None => FilesError::Cancelled,
+        })?;
         self.check(&file, path, found)?;
         self.counters.read.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
         let capability =
             self.capability(path, &file).map_err(|error| io_error("read the attributes of", path, error))?;
-        Ok(FileHash { data: hasher.finish(), capability })
+        Ok(FileHash { data, capability })
     }
+}
+
+/// Hash of what a file holds, and how many bytes had to be read for it. SHA-256 of its bytes unless whole blocks of them are zeros: then
+/// that of the others, and of where the zeros are, so that a hole of a terabyte costs nothing, and is what written zeros are.
+/// `Err(None)` when cancelled.
+fn content_hash(file: &mut File, block: &mut [u8], cancel: &Cancel) -> Result<(Sha256, u64), Option<io::Error>> {
+    let whole = block.len() as u64;
+    let (mut data, mut zeros) = (Hasher::default(), Hasher::default());
+    // Where the zeros began that are being passed.
+    let mut passing = None;
+    let (mut position, mut bytes, mut holes) = (0, 0, false);
+    loop {
+        if cancel.is_cancelled() {
+            return Err(None);
+        }
+        let length = fill(file, block)?;
+        bytes += length as u64;
+        if length == block.len() && block.iter().all(|byte| *byte == 0) {
+            passing.get_or_insert(position);
+            position = match rustix::fs::seek(&*file, SeekFrom::Data(position + whole)) {
+                Ok(data) => data / whole * whole,
+                // Nothing but a hole is left, or less than a block.
+                Err(Errno::NXIO) => file.metadata()?.len().max(position + whole) / whole * whole,
+                // A file system that does not know has no holes.
+                Err(_) => position + whole,
+            };
+            rustix::fs::seek(&*file, SeekFrom::Start(position)).map_err(io::Error::from)?;
+            continue;
+        }
+        if let Some(begin) = passing.take() {
+            holes = true;
+            for number in [begin, position] {
+                zeros.update(&number.to_le_bytes());
+            }
+        }
+        if length == 0 {
+            break;
+        }
+        data.update(&block[..length]);
+        position += length as u64;
+    }
+    if !holes {
+        return Ok((data.finish(), bytes));
+    }
+    let mut hasher = Hasher::default();
+    hasher.update(b"zeros apart");
+    hasher.update(zeros.finish().as_bytes());
+    hasher.update(data.finish().as_bytes());
+    Ok((hasher.finish(), bytes))
+}
+
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// Whether a write after `now` is sure to change `ctime`.
@@ -187,4 +241,51 @@ fn is_settled(ctime: (i64, u32), now: (i64, u32)) -> bool {
     let nanoseconds = |(seconds, fraction): (i64, u32)| i128::from(seconds) * 1_000_000_000 + i128::from(fraction);
     let tick = if ctime.1 == 0 { COARSE_TICK_NANOSECONDS } else { TICK_NANOSECONDS };
     nanoseconds(now) - nanoseconds(ctime) > tick
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_hole_is_what_zeros_are_and_is_not_read() {
+        let hash = |pieces: &[(u64, &[u8])], size: u64| {
+            let mut file = tempfile::tempfile().unwrap();
+            for (at, bytes) in pieces {
+                file.write_all_at(bytes, *at).unwrap();
+            }
+            file.set_len(size).unwrap();
+            content_hash(&mut file, &mut [0; READ_BYTES], &Cancel::default()).unwrap()
+        };
+        let block = READ_BYTES as u64;
+        let zeros = vec![0; 5 * READ_BYTES];
+        // Without a block of zeros it is the hash of the bytes, as ever.
+        assert_eq!(hash(&[(0, b"text")], 4).0, Sha256::of(b"text"));
+        assert_eq!(hash(&[], 0).0, Sha256::of(b""));
+        assert_eq!(hash(&[], block - 1).0, Sha256::of(&zeros[..READ_BYTES - 1]));
+        for size in [block, 3 * block, 3 * block + 7] {
+            let written = &zeros[..usize::try_from(size).unwrap()];
+            assert_eq!(hash(&[], size).0, hash(&[(0, written)], size).0, "{size}");
+        }
+        let ends: &[(u64, &[u8])] = &[(0, b"a"), (4 * block + 5, b"b")];
+        assert_eq!(hash(ends, 5 * block).0, hash(&[&[(0, &zeros[..])], ends].concat(), 5 * block).0);
+        let all = [
+            hash(&[], block).0,
+            hash(&[], 2 * block).0,
+            hash(&[(0, b"a")], 2 * block).0,
+            hash(&[(block, b"a")], 2 * block).0,
+            hash(&[(0, b"a")], 3 * block).0,
+            hash(ends, 5 * block).0,
+            hash(ends, 6 * block).0,
+        ];
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        // A terabyte.
+        let (_, read) = hash(&[(5 << 40, b"end")], (5 << 40) + 3);
+        assert!(read < 4 * block, "{read}");
+        let cancel = Cancel::default();
+        cancel.cancel();
+        assert!(content_hash(&mut tempfile::tempfile().unwrap(), &mut [0; 9], &cancel).is_err_and(|e| e.is_none()));
+    }
 }

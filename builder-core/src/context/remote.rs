@@ -417,7 +417,7 @@ impl Remote {
         let temp = self.temporary_directory()?;
         let root = temp.path().join("tree");
         std::fs::create_dir(&root).map_err(|source| self.io("create a directory in", source))?;
-        let commit = git::checkout(&request, &root, &self.client, cancel).map_err(|error| match error {
+        let commit = git::checkout(&request, &root, &self.client, &self.disk, cancel).map_err(|error| match error {
             GitError::Cancelled => RemoteError::Cancelled,
             error => error.into(),
         })?;

@@ -6,9 +6,9 @@
 //!
 //! # Limitations
 //! Between two looks more may be taken than the peak says, and a command in a RUN can pass the budget by what it writes in
-//! that time.
+//! that time. Free space on the volume is looked at every 20 ms where there is a budget, and what is gone from it makes somebody look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// The same where a budget must be kept.
 const PAUSE_WITH_BUDGET: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// Free space on the volume is looked at so often where a budget must be kept: what is gone from it may be a command's.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// A look takes at most one part in so many of the time.
 const SHARE: u32 = 20;
@@ -80,6 +83,9 @@ struct State {
     at_beginning: BTreeMap<String, u64>,
     exceeded: Option<BuildError>,
     told: bool,
+    told_of_budget: bool,
+    /// Space below the work dir and free space of its volume at the last look.
+    last: (u64, u64),
 }
 
 impl<'a> Meter<'a> {
@@ -143,23 +149,42 @@ impl<'a> Meter<'a> {
         loop {
             let looked = Instant::now();
             self.look(stop);
-            let wait = (looked.elapsed() * share).clamp(pause.0, pause.1);
-            crossbeam_channel::select! {
-                recv(ended) -> _ => break,
-                // Somebody wants to write and may not know whether that is too much.
-                recv(asked) -> _ => {}
-                default(wait) => {}
+            let took = looked.elapsed();
+            let until = Instant::now() + (took * share).clamp(pause.0, pause.1);
+            // What others do on the volume must not keep us busy.
+            let earliest = Instant::now() + took;
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let wait = if self.budget.is_some() { left.min(GLANCE) } else { left };
+                crossbeam_channel::select! {
+                    recv(ended) -> _ => return self.look(stop),
+                    // Somebody wants to write and may not know whether that is too much.
+                    recv(asked) -> _ => break,
+                    default(wait) => {}
+                }
+                let now = Instant::now();
+                if now >= until || now >= earliest && self.may_be_over() {
+                    break;
+                }
             }
         }
-        // What is there at the end counts in any case.
-        self.look(stop);
+    }
+
+    /// Whether the budget may be passed, as far as free space tells.
+    fn may_be_over(&self) -> bool {
+        let (used, free) = lock(&self.state).last;
+        let gone = |now: u64| used.saturating_add(free.saturating_sub(now));
+        let now = free_space(&self.work_dir).map(|(free, _)| free);
+        self.budget.zip(now).is_some_and(|(budget, now)| gone(now) > budget)
     }
 
     fn look(&self, stop: &Cancel) {
         self.disk.measuring();
-        let disk = self.space.measure();
+        let free = free_space(&self.work_dir);
+        let (unnamed, elsewhere) = self.open_files();
+        let disk = self.space.measure().saturating_add(unnamed);
         let refused = self.disk.measured(disk);
-        let (anonymous, elsewhere) = (anonymous_memory(), self.elsewhere());
+        let anonymous = anonymous_memory();
         let running = self.recorder.running();
         let mut state = lock(&self.state);
         let state = &mut *state;
@@ -193,26 +218,46 @@ impl<'a> Meter<'a> {
             state.exceeded = Some(BuildError::DiskBudget { budget, used, step, grown });
             stop.cancel();
         }
-        if !state.told
-            && let Some((free, total)) = free_space(&self.work_dir)
-            && free < LITTLE_FREE_BYTES.min(total / 50)
-        {
+        let Some((free, total)) = free else { return };
+        state.last = (disk, free);
+        let path = self.work_dir.display();
+        let tell = |message: &str| self.recorder.event(Event::Notice { message });
+        if !state.told && free < LITTLE_FREE_BYTES.min(total / 50) {
             state.told = true;
-            let path = self.work_dir.display();
-            let message = format!("only {free} bytes are free on the volume of the work directory `{path}`");
-            self.recorder.event(Event::Notice { message: &message });
+            tell(&format!("only {free} bytes are free on the volume of the work directory `{path}`"));
+        }
+        if let Some(left) = self.budget.map(|budget| budget.saturating_sub(disk)).filter(|left| *left > free)
+            && !std::mem::replace(&mut state.told_of_budget, true)
+        {
+            tell(&format!(
+                "the work directory `{path}` may take {left} bytes more (--max-disk), but only {free} are free on its volume"
+            ));
         }
     }
 
-    /// Regular files that this process has open for writing where it should not (proc_pid_fd(5), proc_pid_fdinfo(5)).
-    fn elsewhere(&self) -> u64 {
+    /// Space of the files without a name below the work dir, and of regular files that this process has open for writing where
+    /// it should not (proc_pid_fd(5), proc_pid_fdinfo(5)).
+    fn open_files(&self) -> (u64, u64) {
+        let mut seen = BTreeSet::new();
         let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
         // 0 to 2 are the caller's.
-        descriptors
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-            .filter(|number| *number > 2)
-            .filter_map(|number| self.taken_elsewhere(number))
-            .sum()
+        let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        numbers.filter(|number| *number > 2).fold((0, 0), |(unnamed, elsewhere), number| {
+            match self.taken_without_name(number, &mut seen) {
+                Some(bytes) => (unnamed + bytes, elsewhere),
+                None => (unnamed, elsewhere + self.taken_elsewhere(number).unwrap_or(0)),
+            }
+        })
+    }
+
+    /// Space of the file behind a descriptor, if it lies below the work dir and no walk finds it; each file once.
+    fn taken_without_name(&self, descriptor: u32, seen: &mut BTreeSet<(u64, u64)>) -> Option<u64> {
+        let path = format!("/proc/self/fd/{descriptor}");
+        if !fs::read_link(&path).ok()?.starts_with(&self.work_dir) {
+            return None;
+        }
+        let metadata = fs::metadata(&path).ok().filter(|metadata| metadata.is_file() && metadata.nlink() == 0)?;
+        Some(if seen.insert((metadata.dev(), metadata.ino())) { metadata.blocks() * 512 } else { 0 })
     }
 
     /// Space of the file behind a descriptor, if it counts.
@@ -303,6 +348,21 @@ mod tests {
     }
 
     #[test]
+    fn files_without_a_name_count_once() {
+        let work = tempfile::tempdir().expect("a directory");
+        let cache = StepCache::open(work.path()).expect("a cache");
+        let recorder = Recorder::new(Arc::new(Silent));
+        let meter = Meter::new(work.path(), (None, Disk::default()), Vec::new(), &cache, &recorder, Instant::now());
+        let before = meter.open_files();
+        let mut file = tempfile::tempfile_in(work.path()).expect("a file");
+        std::io::Write::write_all(&mut file, &[1; 100_000]).expect("written");
+        let _again = file.try_clone().expect("a descriptor");
+        let (unnamed, elsewhere) = meter.open_files();
+        assert!((100_000..150_000).contains(&(unnamed - before.0)), "{unnamed}");
+        assert_eq!(elsewhere, before.1);
+    }
+
+    #[test]
     fn little_space_is_told_early() {
         assert_eq!(hardly_enough(300, 100), None);
         let told = hardly_enough(299, 100).expect("too little");
@@ -323,7 +383,7 @@ mod tests {
         std::io::Write::write_all(&mut &file, &[1; 100_000]).expect("written");
         assert!(strict.taken_elsewhere(number(&file)).is_some_and(|size| size >= 100_000));
         assert_eq!(lenient.taken_elsewhere(number(&file)), None, "an output");
-        assert!(strict.elsewhere() >= 100_000);
+        assert!(strict.open_files().1 >= 100_000);
         // Memory, although it has a descriptor.
         let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
         rustix::io::write(&memory, &[1; 100_000]).expect("written");

@@ -130,6 +130,8 @@ pub(super) fn run(
         Err(source @ SandboxError::Exec { .. }) => return Err(not_executable(&action.argv, &stage.platform, source)),
         other => other?,
     };
+    // What the command wrote is known only now; too much of it ends the build, whatever the command says to that.
+    shared.trees.disk().settle().map_err(|_| BuildError::Cancelled)?;
     let (code, signal) = match status {
         ExitStatus::Code(0) => return Ok(()),
         ExitStatus::Code(code) => (code, None),

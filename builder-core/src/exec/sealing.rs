@@ -1,5 +1,6 @@
 //! Changes become layers: written, told of, and sent off.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::BuildError;
@@ -10,7 +11,8 @@ use crate::layer::{self, LayerInput, LayerOptions, SealedLayer};
 use crate::oci::Descriptor;
 use crate::output;
 use crate::plan::{Stage, StageId, Step};
-use crate::snapshot::Changes;
+use crate::rootfs::FileKind;
+use crate::snapshot::{Change, Changes, SnapshotError};
 
 /// Tells how long the parts of a step take.
 pub(super) struct Phases<'a> {
@@ -34,6 +36,9 @@ impl Shared<'_> {
         id: StepId,
     ) -> Result<SealedLayer, BuildError> {
         let begun = Instant::now();
+        if let Some(told) = enormous(changes)? {
+            self.observer.event(Event::Notice { message: &told });
+        }
         let leaves = self.plan.in_image(self.stage_of(id)) && !self.request.single_layer;
         let layer = self.write_layer(changes, tree, &step.title, leaves)?;
         Phases { shared: self, step: id }.done("layer", begun);
@@ -97,6 +102,32 @@ impl Shared<'_> {
         let as_it_is = self.plan.in_image(stage.id) && !self.request.single_layer;
         as_it_is && !output::needs_recompression(blob, self.request.layer_compression())
     }
+}
+
+/// Files of a layer with so many bytes together, holes included, are told of before somebody waits for them: minutes.
+const ENORMOUS_BYTES: u64 = 64 << 30;
+
+/// One sentence about the largest file of a layer that takes very long. Most often it is one hole.
+fn enormous(changes: &Changes) -> Result<Option<String>, BuildError> {
+    let all = changes.content_bytes();
+    if all < ENORMOUS_BYTES {
+        return Ok(None);
+    }
+    let mut largest: Option<(u64, PathBuf)> = None;
+    for change in changes {
+        if let Change::Entry { path, metadata, link_to: None } = change.map_err(SnapshotError::Keep)?
+            && metadata.kind == FileKind::File
+            && largest.as_ref().is_none_or(|(size, _)| metadata.size > *size)
+        {
+            largest = Some((metadata.size, path));
+        }
+    }
+    Ok(largest.map(|(size, path)| {
+        format!(
+            "the layer has {all} bytes, holes included, which are all hashed and compressed; `/{}` alone has {size}",
+            path.display()
+        )
+    }))
 }
 
 impl MadeLayer {

@@ -24,6 +24,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::cancel::Cancel;
+use crate::disk::Disk;
 use crate::http;
 
 /// What to fetch.
@@ -63,7 +64,8 @@ pub(crate) fn is_full_id(text: &str) -> bool {
 const SUBMODULE_DEPTH: usize = 10;
 
 /// Fetches a commit and writes its files into `directory`, which must exist and be empty: directories 0755, files 0644 or
-/// 0755, symbolic links as they are, all with the times at which they are written.
+/// 0755, symbolic links as they are, all with the times at which they are written. What is fetched and written counts on
+/// `disk`.
 ///
 /// # Errors
 /// [`GitError`]
@@ -71,15 +73,17 @@ pub fn checkout(
     request: &GitRequest,
     directory: &Path,
     client: &http::Client,
+    disk: &Disk,
     cancel: &Cancel,
 ) -> Result<Commit, GitError> {
-    checkout_at(request, directory, client, cancel, 0)
+    checkout_at(request, directory, client, disk, cancel, 0)
 }
 
 fn checkout_at(
     request: &GitRequest,
     directory: &Path,
     client: &http::Client,
+    disk: &Disk,
     cancel: &Cancel,
     depth: usize,
 ) -> Result<Commit, GitError> {
@@ -101,9 +105,9 @@ fn checkout_at(
     let git_dir = temp.as_ref().map_or_else(|| directory.join(".git"), |temp| temp.path().to_owned());
     let interrupt = AtomicBool::new(false);
     let (repository, commit) =
-        watching(cancel, &interrupt, || fetch::fetch(request, &git_dir, client, cancel, &interrupt))?;
+        watching((&git_dir, disk), cancel, &interrupt, || fetch::fetch(request, &git_dir, client, cancel, &interrupt))?;
     let tree = write::Tree::of(&repository, &commit.id, &request.url)?;
-    let gitlinks = tree.write(directory, cancel)?;
+    let gitlinks = tree.write(directory, disk, cancel)?;
     if request.keep_git_dir {
         fetch::write_head_and_index(&repository, &commit.id)?;
     }
@@ -122,7 +126,7 @@ fn checkout_at(
                 submodules: true,
                 authorization: same_host(&request.url, url).then(|| request.authorization.clone()).flatten(),
             };
-            checkout_at(&inner, &directory.join(&link.path), client, cancel, depth + 1)?;
+            checkout_at(&inner, &directory.join(&link.path), client, disk, cancel, depth + 1)?;
         }
     }
     Ok(commit)
@@ -139,8 +143,13 @@ fn same_host(parent: &str, url: &str) -> bool {
     }
 }
 
-/// Runs `work` while another thread passes cancellation on to gix, which looks at a flag of its own.
+/// How often the size of what is fetched is looked at: gix writes it, and does not say how much.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Runs `work`, which writes below a directory, while another thread counts that and passes cancellation on to gix, which looks at a
+/// flag of its own.
 fn watching<T>(
+    (directory, disk): (&Path, &Disk),
     cancel: &Cancel,
     interrupt: &AtomicBool,
     work: impl FnOnce() -> Result<T, GitError>,
@@ -148,17 +157,31 @@ fn watching<T>(
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let mut counted = 0;
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                if cancel.is_cancelled() {
+                let size = bytes_below(directory);
+                if cancel.is_cancelled() || disk.take(size.saturating_sub(counted)).is_err() {
                     interrupt.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
-                std::thread::park_timeout(std::time::Duration::from_millis(50));
+                counted = counted.max(size);
+                std::thread::park_timeout(LOOK);
             }
         });
         let result = work();
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         if cancel.is_cancelled() { Err(GitError::Cancelled) } else { result }
     })
+}
+
+/// Bytes of all files below a directory; what vanishes meanwhile has none.
+fn bytes_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
 }
 
 #[cfg(test)]

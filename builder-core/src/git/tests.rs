@@ -61,7 +61,37 @@ fn request(url: &str, reference: Option<&str>) -> GitRequest {
 fn fetch_into(top: &Path, request: &GitRequest) -> (Result<Commit, GitError>, std::path::PathBuf) {
     let directory = tempfile::tempdir_in(top).expect("directory").keep();
     let client = http::Client::new(http::ClientOptions::default());
-    (checkout(request, &directory, &client, &Cancel::default()), directory)
+    (checkout(request, &directory, &client, &Disk::default(), &Cancel::default()), directory)
+}
+
+#[test]
+fn what_is_fetched_counts_before_and_after() {
+    let top = tempfile::tempdir().expect("directory");
+    let outer = repository(top.path());
+    let mut noise = 1_u32;
+    let mut random = || {
+        noise ^= noise << 13;
+        noise ^= noise >> 17;
+        noise ^= noise << 5;
+        noise.to_le_bytes()
+    };
+    let bytes: Vec<u8> = (0..200_000).flat_map(|_| random()).collect();
+    fs::write(outer.join("large"), bytes).expect("file");
+    git(&outer, &["add", "-A"]);
+    git(&outer, &["commit", "-q", "-m", "large"]);
+    let directory = tempfile::tempdir_in(top.path()).expect("directory");
+    let client = http::Client::new(http::ClientOptions::default());
+    let request = request(&outer.display().to_string(), None);
+    let checkout = |budget| {
+        let directory = tempfile::tempdir_in(directory.path()).expect("directory").keep();
+        let disk = Disk::limited(budget, 0);
+        (checkout(&request, &directory, &client, &disk, &Cancel::default()), disk)
+    };
+    let (refused, disk) = checkout(100_000);
+    assert!(refused.is_err() && disk.refused().is_some(), "{refused:?}");
+    let (fetched, disk) = checkout(10_000_000);
+    fetched.expect("there is room");
+    assert_eq!(disk.refused(), None);
 }
 
 /// All paths below `top`, sorted.

@@ -13,6 +13,7 @@ use gix::objs::tree::EntryKind;
 use super::GitError;
 use super::fetch::redacted;
 use crate::cancel::Cancel;
+use crate::disk::Disk;
 use crate::hint::chain;
 
 /// The tree of one commit.
@@ -49,7 +50,7 @@ impl<'a> Tree<'a> {
     ///
     /// Every file and directory is created, never opened, so a tree that names a link and a directory alike cannot
     /// write through the link.
-    pub(super) fn write(&self, directory: &Path, cancel: &Cancel) -> Result<Vec<Gitlink>, GitError> {
+    pub(super) fn write(&self, directory: &Path, disk: &Disk, cancel: &Cancel) -> Result<Vec<Gitlink>, GitError> {
         let mut gitlinks = Vec::new();
         let mut pending = vec![(self.id, PathBuf::new())];
         while let Some((id, path)) = pending.pop() {
@@ -86,6 +87,7 @@ impl<'a> Tree<'a> {
                     EntryKind::Blob | EntryKind::BlobExecutable => {
                         let blob = self.repository.find_blob(entry.oid()).map_err(|error| self.bad(&error))?;
                         let mode = if kind == EntryKind::BlobExecutable { 0o755 } else { 0o644 };
+                        disk.take(blob.data.len() as u64).map_err(failed)?;
                         let mut file = fs::OpenOptions::new()
                             .write(true)
                             .create_new(true)

@@ -367,7 +367,7 @@ impl Trees {
     }
 
     /// What may be written.
-    pub(super) fn disk(&self) -> Disk {
+    pub(crate) fn disk(&self) -> Disk {
         self.dir().disk()
     }
 

@@ -78,14 +78,14 @@ fn many_stages(place: &Place) -> Outcome {
 }
 
 /// A file system of its own in a file, with a file in it that takes the space until it is removed.
-struct Volume {
+pub struct Volume {
     _mount: Mount,
     ballast: PathBuf,
 }
 
 impl Volume {
     /// The inner error says why there is none.
-    fn make(image: &Path, at: &Path, mebibytes: u64) -> Result<Result<Self, String>, String> {
+    pub fn make(image: &Path, at: &Path, mebibytes: u64) -> Result<Result<Self, String>, String> {
         let file = fs::File::create(image).map_err(|error| error.to_string())?;
         file.set_len(mebibytes << 20).map_err(|error| error.to_string())?;
         let Some(mkfs) = process::find("mkfs.ext4") else {

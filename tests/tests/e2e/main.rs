@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tests::process::{self, Ended};
 use tests::{slipway, trials, user};
 
+mod amounts;
 mod base;
 mod bounds;
 mod cache;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Err(status) => return status,
     };
     let suites = [
+        amounts::TRIALS,
         base::TRIALS,
         bounds::TRIALS,
         cache::TRIALS,
