@@ -1,7 +1,7 @@
 //! Changes → deterministic tar → compressor → two hashes → spill file → [`SealedLayer`], in one pass.
 //!
 //! [`write()`] is the whole of it; [`recompress`] sends an existing tar through the same line. The parts: [`entry`] makes
-//! headers, [`tar`] reads files behind them, `pipeline` cuts blocks, `compress` and `deflate` shrink them.
+//! headers, [`tar`] puts files behind them, which `ahead` has read or opened, `pipeline` cuts blocks, `compress` and `deflate` shrink them.
 //!
 //! Architecture invariant: where a layer is pushed is not known here, and no layer is ever whole in memory.
 //!
@@ -9,6 +9,7 @@
 //! A file is read once, so a change of its content that keeps its length is not noticed. Extended attributes other than
 //! `security.capability` are not stored (checklist T-03).
 
+mod ahead;
 mod compress;
 mod deflate;
 pub mod entry;
@@ -20,7 +21,7 @@ mod tests;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub use tar::Tree;
+pub use tar::{Tree, TreeFile};
 
 use crate::cancel::Cancel;
 use crate::limits::Limits;
@@ -240,12 +241,12 @@ fn write_tree(
     let ((entries, index), totals) = pipeline::run(*settings, blob, |sink| {
         let times = options.clamp_mtime.map_or(tar::Times::Keep, tar::Times::Clamp);
         let mut tar = tar::TarWriter::new(sink, times).noting(index);
-        for change in changes {
+        for change in ahead::Ahead::new(changes, tree) {
             if settings.cancel.is_cancelled() {
                 return Err(LayerError::Cancelled);
             }
-            let change = change.map_err(LayerError::Changes)?;
-            tar.change(&change, tree)?;
+            let (change, file) = change.map_err(LayerError::Changes)?;
+            tar.ready(Path::new(""), &change, file.transpose()?, tree)?;
         }
         let (entries, index) = (tar.entries(), tar.take_index());
         tar.finish()?;

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::SeekFrom;
 
 use super::LayerError;
+use super::ahead::{self, Content, Ready};
 use super::entry::{Entry, EntryKind, TAR_BLOCK, padding};
-use crate::rootfs::index::{IndexEntry, IndexStep, Opened, Recorder};
+use crate::rootfs::index::{IndexEntry, IndexStep, MadeFile, Opened, Recorder};
 use crate::rootfs::{FileKind, Metadata, Rootfs, TarKind, View};
 use crate::snapshot::Change;
 
@@ -115,11 +116,11 @@ impl<S: Sink> Sink for &mut S {
 
 /// What a tar writer reads of a tree.
 pub trait Tree {
-    /// Opens a regular file.
+    /// Finds a regular file; asked in the order of the changes.
     ///
     /// # Errors
     /// What the kernel says.
-    fn open_file(&self, path: &Path) -> io::Result<Opened>;
+    fn file<'a>(&'a self, path: &Path) -> io::Result<Box<dyn TreeFile + 'a>>;
 
     /// Text of a symbolic link.
     ///
@@ -127,54 +128,97 @@ pub trait Tree {
     /// What the kernel says.
     fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
 
-    /// The extended attribute `security.capability` of a regular file, which may be open already.
+    /// The extended attribute `security.capability` of a regular file that is not read.
     ///
     /// # Errors
     /// What the kernel says.
-    fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>>;
+    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
+}
 
-    /// Whether a file is still what it was when it was opened, now that it was read.
+/// A regular file of a tree, which any thread may read.
+pub trait TreeFile: Send {
+    /// Opens the content.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn open(&self) -> io::Result<Opened>;
+
+    /// The extended attribute `security.capability`; `file` is the content if it is one.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn capability(&self, file: Option<&File>) -> io::Result<Option<Vec<u8>>>;
+
+    /// Whether it is still what it was when it was opened, now that it was read.
     ///
     /// # Errors
     /// That it is not.
-    fn check(&self, path: &Path, file: &File) -> io::Result<()> {
-        let _ = (path, file);
+    fn check(&self, file: &File) -> io::Result<()> {
+        let _ = file;
         Ok(())
     }
 }
 
 impl Tree for IndexStep<'_> {
-    fn open_file(&self, path: &Path) -> io::Result<Opened> {
-        self.open(path)
+    fn file<'a>(&'a self, path: &Path) -> io::Result<Box<dyn TreeFile + 'a>> {
+        Ok(Box::new(self.made_file(path)?))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         View::read_link(self, path)
     }
 
-    fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
-        Self::capability(self, path, file)
-    }
-
-    fn check(&self, path: &Path, file: &File) -> io::Result<()> {
-        Self::check(self, path, file)
+    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        Self::capability(self, path)
     }
 }
 
+impl TreeFile for MadeFile<'_> {
+    fn open(&self) -> io::Result<Opened> {
+        Self::open(self)
+    }
+
+    fn capability(&self, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
+        Self::capability(self, file)
+    }
+
+    fn check(&self, file: &File) -> io::Result<()> {
+        Self::check(self, file)
+    }
+}
+
+/// The attribute that reaches a layer.
+const CAPABILITY: &str = "security.capability";
+
 impl Tree for Rootfs {
-    fn open_file(&self, path: &Path) -> io::Result<Opened> {
-        Self::open_file(self, path).map(Opened::File)
+    fn file<'a>(&'a self, path: &Path) -> io::Result<Box<dyn TreeFile + 'a>> {
+        Ok(Box::new(FileIn { tree: self, path: path.to_owned() }))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         Self::read_link(self, path)
     }
 
-    fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
-        let name = OsStr::new("security.capability");
+    fn capability(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        self.xattr(path, OsStr::new(CAPABILITY))
+    }
+}
+
+/// A file of a tree on disk.
+struct FileIn<'a> {
+    tree: &'a Rootfs,
+    path: PathBuf,
+}
+
+impl TreeFile for FileIn<'_> {
+    fn open(&self) -> io::Result<Opened> {
+        self.tree.open_file(&self.path).map(Opened::File)
+    }
+
+    fn capability(&self, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
         match file {
-            Some(file) => self.xattr_of(file, name),
-            None => self.xattr(path, name),
+            Some(file) => self.tree.xattr_of(file, OsStr::new(CAPABILITY)),
+            None => Tree::capability(self.tree, &self.path),
         }
     }
 }
@@ -250,8 +294,22 @@ impl<S: Sink> TarWriter<S> {
     /// # Errors
     /// [`LayerError`]
     pub fn change_below(&mut self, prefix: &Path, change: &Change, tree: &dyn Tree) -> Result<(), LayerError> {
+        let file = ahead::own_file(change).map(|(path, size)| ahead::read(tree.file(path), size, path)).transpose()?;
+        self.ready(prefix, change, file, tree)
+    }
+
+    /// As [`TarWriter::change_below`], with the file of the change if it has one of its own.
+    pub(super) fn ready(
+        &mut self,
+        prefix: &Path,
+        change: &Change,
+        file: Option<Ready<'_>>,
+        tree: &dyn Tree,
+    ) -> Result<(), LayerError> {
         match change {
-            Change::Entry { path, metadata, link_to } => self.file(prefix, path, metadata, link_to.as_deref(), tree),
+            Change::Entry { path, metadata, link_to } => {
+                self.file(prefix, path, metadata, link_to.as_deref(), file, tree)
+            }
             Change::Removed { path } => self.whiteout(&prefix.join(path)),
         }
     }
@@ -305,22 +363,16 @@ impl<S: Sink> TarWriter<S> {
         path: &Path,
         metadata: &Metadata,
         link_to: Option<&Path>,
+        ready: Option<Ready<'_>>,
         tree: &dyn Tree,
     ) -> Result<(), LayerError> {
         let read_error = |source| LayerError::Read { path: path.to_owned(), source };
-        let mut file = None;
-        let mut capability = None;
         let link;
         let target = link_to.map(|target| prefix.join(target));
         let name = prefix.join(path);
         let kind = match metadata.kind {
             FileKind::Socket => return Ok(()),
-            FileKind::File => {
-                if target.is_none() {
-                    file = Some(tree.open_file(path).map_err(read_error)?);
-                }
-                EntryKind::File(metadata.size)
-            }
+            FileKind::File => EntryKind::File(metadata.size),
             FileKind::Directory => EntryKind::Directory,
             FileKind::Symlink => {
                 link = tree.read_link(path).map_err(read_error)?;
@@ -330,13 +382,13 @@ impl<S: Sink> TarWriter<S> {
             FileKind::CharDevice => EntryKind::CharDevice(metadata.device.0, metadata.device.1),
             FileKind::BlockDevice => EntryKind::BlockDevice(metadata.device.0, metadata.device.1),
         };
-        if metadata.kind == FileKind::File {
-            let open = match &file {
-                Some(Opened::File(file)) => Some(file),
-                _ => None,
-            };
-            capability = tree.capability(path, open).map_err(read_error)?.map(portable_capability);
-        }
+        let (capability, content) = match ready {
+            Some(Ready { capability, content }) => (capability, Some(content)),
+            None if metadata.kind == FileKind::File => {
+                (tree.capability(path).map_err(read_error)?.map(portable_capability), None)
+            }
+            None => (None, None),
+        };
         let kind = match &target {
             Some(target) => EntryKind::HardLink(target.as_os_str().as_bytes()),
             None => kind,
@@ -350,20 +402,28 @@ impl<S: Sink> TarWriter<S> {
             mtime: self.times.apply(metadata.mtime.0),
             capability: capability.as_deref(),
         };
-        self.note(&entry, file.is_some().then_some((path, tree)));
+        let whole = match &content {
+            Some(Content::Whole(bytes)) => Some(&**bytes),
+            _ => None,
+        };
+        self.note(&entry, whole);
         self.header(&entry)?;
-        match file {
-            Some(Opened::File(file)) => {
-                self.content(&file, metadata.size, path)?;
-                tree.check(path, &file).map_err(read_error)
+        match content {
+            Some(Content::Whole(bytes)) => {
+                self.sink.write(&bytes)?;
+                self.sink.zeros(padding(metadata.size) as u64)
             }
-            Some(Opened::Stream(mut stream)) => self.stream(&mut stream, metadata.size, path),
+            Some(Content::Open(Opened::File(file), of)) => {
+                self.content(&file, metadata.size, path)?;
+                of.check(&file).map_err(read_error)
+            }
+            Some(Content::Open(Opened::Stream(mut stream), _)) => self.stream(&mut stream, metadata.size, path),
             None => Ok(()),
         }
     }
 
-    /// Notes an entry, with the content of `file` if an index keeps it.
-    fn note(&mut self, entry: &Entry<'_>, file: Option<(&Path, &dyn Tree)>) {
+    /// Notes an entry, with its content if that is at hand and an index keeps it: such files are small.
+    fn note(&mut self, entry: &Entry<'_>, content: Option<&[u8]>) {
         let Some(index) = &mut self.index else { return };
         let (kind, link, size, device) = match entry.kind {
             EntryKind::File(size) => (TarKind::File, &[][..], size, (0, 0)),
@@ -387,16 +447,8 @@ impl<S: Sink> TarWriter<S> {
             capability: entry.capability.map(<[u8]>::to_vec),
             content: None,
         };
-        if let Some((path, tree)) = file
-            && noted.keeps_content()
-        {
-            let mut content = Vec::new();
-            let read = tree.open_file(path).and_then(|opened| match opened {
-                Opened::File(file) => file.take(size).read_to_end(&mut content),
-                Opened::Stream(stream) => stream.take(size).read_to_end(&mut content),
-            });
-            // If it cannot be read now, the layer will fail in a moment, or whoever wants it reads the layer.
-            noted.content = read.is_ok_and(|read| read as u64 == size).then_some(content);
+        if noted.keeps_content() {
+            noted.content = content.map(<[u8]>::to_vec);
         }
         index.add(&noted);
     }
@@ -415,7 +467,7 @@ impl<S: Sink> TarWriter<S> {
         let read_error = |source| LayerError::Read { path: path.to_owned(), source };
         let mut position = 0;
         // st_blocks counts 512 bytes whatever the file system's own blocks are (inode(7)).
-        let sparse = size > SPARSE_FROM && {
+        let sparse = {
             let status = rustix::fs::fstat(file).map_err(|error| read_error(error.into()))?;
             u64::try_from(status.st_blocks).unwrap_or(0) < size / 512
         };
@@ -453,9 +505,6 @@ impl<S: Sink> TarWriter<S> {
     }
 }
 
-/// Files up to this many bytes are read without a look for holes.
-const SPARSE_FROM: u64 = 64 * 1024;
-
 /// Copies `keep` bytes into the sink, reading up to `limit` of them; returns how many came. More than `keep` are
 /// counted but not kept.
 fn copy(sink: &mut impl Sink, from: &mut dyn Read, keep: u64, limit: u64, path: &Path) -> Result<u64, LayerError> {
@@ -479,7 +528,7 @@ fn copy(sink: &mut impl Sink, from: &mut dyn Read, keep: u64, limit: u64, path: 
 
 /// A capability as an image may carry it: revision 3 names the user namespace's root on this machine
 /// (capabilities(7), "Namespaced file capabilities"); without that it is revision 2.
-fn portable_capability(value: Vec<u8>) -> Vec<u8> {
+pub(super) fn portable_capability(value: Vec<u8>) -> Vec<u8> {
     const REVISION_MASK: u32 = 0xff00_0000;
     const REVISION_2: u32 = 0x0200_0000;
     const REVISION_3: u32 = 0x0300_0000;

@@ -12,35 +12,46 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::entry::{Entry, EntryKind};
-use super::tar::Tree;
 use super::*;
 use crate::rootfs::index::Opened;
 use crate::rootfs::{FileKind, Metadata};
 
 /// A tree that is a directory of the test.
-struct Plain(PathBuf);
+pub(super) struct Plain(PathBuf);
 
 impl Tree for Plain {
-    fn open_file(&self, path: &Path) -> io::Result<Opened> {
-        File::open(self.0.join(path)).map(Opened::File)
+    fn file<'a>(&'a self, path: &Path) -> io::Result<Box<dyn TreeFile + 'a>> {
+        Ok(Box::new(PlainFile(self.0.join(path))))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         fs::read_link(self.0.join(path))
     }
 
-    fn capability(&self, _path: &Path, _file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
+    fn capability(&self, _path: &Path) -> io::Result<Option<Vec<u8>>> {
         Ok(None)
     }
 }
 
-struct Fixture {
-    work: tempfile::TempDir,
-    store: Store,
-    tree: Plain,
+struct PlainFile(PathBuf);
+
+impl TreeFile for PlainFile {
+    fn open(&self) -> io::Result<Opened> {
+        File::open(&self.0).map(Opened::File)
+    }
+
+    fn capability(&self, _file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
 }
 
-fn fixture() -> Fixture {
+pub(super) struct Fixture {
+    work: tempfile::TempDir,
+    store: Store,
+    pub(super) tree: Plain,
+}
+
+pub(super) fn fixture() -> Fixture {
     let work = tempfile::tempdir().expect("a temporary directory");
     let store = Store::open(work.path()).expect("a store");
     let tree = Plain(work.path().join("tree"));
@@ -49,7 +60,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    fn file(&self, name: &str, content: &[u8]) -> Change {
+    pub(super) fn file(&self, name: &str, content: &[u8]) -> Change {
         fs::write(self.tree.0.join(name), content).expect("a file");
         self.listed(name)
     }

@@ -204,12 +204,13 @@ fn decide(
 }
 
 fn content(step: &IndexStep<'_>, path: &Path) -> io::Result<Content> {
-    match step.open(path)? {
+    let made = step.made_file(path)?;
+    match made.open()? {
         Opened::File(file) => {
-            let capability = step.capability(path, Some(&file))?;
+            let capability = made.capability(Some(&file))?;
             Ok((hash(&mut &file)?, capability))
         }
-        Opened::Stream(mut stream) => Ok((hash(&mut stream)?, step.capability(path, None)?)),
+        Opened::Stream(mut stream) => Ok((hash(&mut stream)?, made.capability(None)?)),
     }
 }
 

@@ -4,14 +4,13 @@
 //! brings the files tells them in order, as often as they are asked for, and a directory only says that its content is
 //! among them. The tree after such a step comes from the index of its layer.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::content::Content;
 use super::node::{Body, IndexNode, own};
-use super::step::{IndexStep, Opened, State};
+use super::step::{IndexStep, State};
 use super::walk::{borrowed, find, walk};
 use crate::rootfs::{Metadata, path_order};
 
@@ -116,33 +115,8 @@ impl<'c> IndexStep<'c> {
     pub fn brought(&self) -> Option<BulkFiles<'c>> {
         self.lock().brought.bulk.as_ref().map(|bulk| bulk.files())
     }
-
-    /// Opens the content of a file that is brought in bulk; `None` if it is not.
-    pub(super) fn open_brought(&self, path: &Path) -> io::Result<Option<Opened>> {
-        let content = match self.lock().brought_at(path)? {
-            Some(file) => file.content.clone(),
-            None => return Ok(None),
-        };
-        Ok(Some(match content {
-            Some(content) => Opened::File(content.open()?),
-            None => Opened::Stream(Box::new(io::empty())),
-        }))
-    }
-
-    /// The content of a file that is brought in bulk and has one.
-    pub(super) fn brought_content(&self, path: &Path) -> io::Result<Option<Arc<dyn Content + 'c>>> {
-        Ok(self.lock().brought_at(path)?.and_then(|file| file.content.clone()))
-    }
 }
 
 fn is_empty_directory(node: &IndexNode) -> bool {
     matches!(&node.body, Body::Directory(children) if children.is_empty())
-}
-
-/// Its `security.capability`, also if it is not open yet.
-pub(super) fn capability_of(content: &dyn Content, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
-    match file {
-        Some(file) => content.capability(file),
-        None => content.capability(&content.open()?),
-    }
 }

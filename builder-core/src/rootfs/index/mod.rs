@@ -21,6 +21,7 @@ mod content;
 mod extract;
 mod format;
 mod kept;
+mod made;
 mod node;
 mod replay;
 mod step;
@@ -34,9 +35,10 @@ pub use content::Content;
 pub use extract::{Places, Visit};
 pub use format::{IndexEntry, IndexReader, IndexWriter};
 pub use kept::{Indexes, Recorder};
+pub use made::{MadeFile, Opened};
 pub use node::{IndexNode, IndexTree};
 pub use replay::ReplayError;
-pub use step::{IndexStep, Opened, Unsuited};
+pub use step::{IndexStep, Unsuited};
 
 /// How much of trees may be in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::Bounds;
-use super::bulk::{Brought, capability_of};
+use super::bulk::Brought;
 use super::content::Content;
+use super::made::Opened;
 use super::node::{Body, IndexNode, IndexTree, Known, Origin, own};
 use super::walk::{borrowed, find, parent, walk};
 use crate::rootfs::resolve::join;
@@ -47,18 +48,18 @@ pub struct IndexStep<'c> {
 pub(super) struct State<'c> {
     pub(super) tree: IndexTree,
     /// Content of the regular files that the step made, by inode.
-    contents: BTreeMap<u64, Held<'c>>,
+    pub(super) contents: BTreeMap<u64, Held<'c>>,
     /// Names of files that got further ones in this step, by inode.
     linked: BTreeMap<u64, Vec<Vec<OsString>>>,
     /// Files of which there are too many for nodes.
     pub(super) brought: Brought<'c>,
     held_bytes: usize,
-    spill: Option<Spill>,
+    pub(super) spill: Option<Spill>,
     unsuited: Option<Unsuited>,
 }
 
 /// Content of a new file.
-enum Held<'c> {
+pub(super) enum Held<'c> {
     Bytes(Vec<u8>),
     /// A part of the spill file.
     Spilled {
@@ -70,19 +71,11 @@ enum Held<'c> {
 }
 
 /// Where content goes that has no other place.
-struct Spill {
+pub(super) struct Spill {
     temp: TempDir,
     file: File,
     end: u64,
     own: u64,
-}
-
-/// The content of a new file, opened.
-pub enum Opened {
-    /// A file that is the content.
-    File(File),
-    /// The content as a stream.
-    Stream(Box<dyn Read>),
 }
 
 impl std::fmt::Debug for IndexStep<'_> {
@@ -136,74 +129,6 @@ impl<'c> IndexStep<'c> {
         let known = Known { identity: content.identity(), ..Known::default() };
         let body = if known == Known::default() { Body::Plain } else { Body::File(Arc::new(known)) };
         self.file(path, size, body, Held::Elsewhere(content), attributes)
-    }
-
-    /// Opens the content of a regular file that the step made.
-    ///
-    /// # Errors
-    /// What the kernel says; `NotFound` if the step did not make it.
-    pub fn open(&self, path: &Path) -> io::Result<Opened> {
-        if let Some(opened) = self.open_brought(path)? {
-            return Ok(opened);
-        }
-        let state = self.lock();
-        let node = find(&state.tree.root, path, false)?;
-        let size = node.metadata.size;
-        match state.contents.get(&node.metadata.inode) {
-            Some(Held::Bytes(bytes)) => Ok(Opened::Stream(Box::new(io::Cursor::new(bytes.clone())))),
-            Some(Held::Spilled { offset }) => {
-                let spill = state.spill.as_ref().ok_or(io::ErrorKind::NotFound)?;
-                let mut file = File::open(spill.path())?;
-                file.seek(SeekFrom::Start(*offset))?;
-                Ok(Opened::Stream(Box::new(file.take(size))))
-            }
-            Some(Held::Own(place)) => Ok(Opened::File(File::open(place)?)),
-            Some(Held::Elsewhere(content)) => {
-                let content = Arc::clone(content);
-                // Opening may wait for a disk far away.
-                drop(state);
-                Ok(Opened::File(content.open()?))
-            }
-            None => Err(io::ErrorKind::NotFound.into()),
-        }
-    }
-
-    /// The `security.capability` of a regular file; `file` is its content if that is open.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn capability(&self, path: &Path, file: Option<&File>) -> io::Result<Option<Vec<u8>>> {
-        if let Some(content) = self.brought_content(path)? {
-            return capability_of(&*content, file);
-        }
-        let state = self.lock();
-        let node = find(&state.tree.root, path, false)?;
-        if let Some(Held::Elsewhere(content)) = state.contents.get(&node.metadata.inode) {
-            let content = Arc::clone(content);
-            drop(state);
-            return capability_of(&*content, file);
-        }
-        Ok(node.capability().map(<[u8]>::to_vec))
-    }
-
-    /// Whether a file is still what it was when it was opened, now that it was read.
-    ///
-    /// # Errors
-    /// That it is not.
-    pub fn check(&self, path: &Path, file: &File) -> io::Result<()> {
-        if let Some(content) = self.brought_content(path)? {
-            return content.check(file);
-        }
-        let state = self.lock();
-        let inode = find(&state.tree.root, path, false)?.metadata.inode;
-        match state.contents.get(&inode) {
-            Some(Held::Elsewhere(content)) => {
-                let content = Arc::clone(content);
-                drop(state);
-                content.check(file)
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Time of what is made without one: seconds since 1970 and nanoseconds.
@@ -289,7 +214,7 @@ impl<'c> IndexStep<'c> {
 
     fn read_content(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        match self.open(path)? {
+        match self.made_file(path)?.open()? {
             Opened::File(file) => file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?,
             Opened::Stream(stream) => stream.take(limit.saturating_add(1)).read_to_end(&mut bytes)?,
         };
@@ -335,7 +260,7 @@ impl<'c> IndexStep<'c> {
 }
 
 impl Spill {
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.temp.path().join("content")
     }
 }
