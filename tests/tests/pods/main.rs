@@ -7,6 +7,7 @@ use tests::pods::Pod;
 
 mod escapes;
 mod hostile;
+mod killed;
 mod table;
 mod volumes;
 
@@ -19,7 +20,8 @@ type Outcome = Result<Result<(), String>, String>;
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for (name, test) in table::TESTS.iter().chain(hostile::TESTS).chain(volumes::TESTS).chain(escapes::TESTS) {
+    let tests = table::TESTS.iter().chain(hostile::TESTS).chain(volumes::TESTS).chain(escapes::TESTS);
+    for (name, test) in tests.chain(killed::TESTS) {
         trials.push(Trial::ignorable_test(*name, move || judge(test)));
     }
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -22,6 +22,9 @@ use super::tree::Place;
 
 const HERE: i32 = libc::AT_FDCWD;
 
+/// renameat(2), which libc does not have for every C library.
+const RENAMEAT: libc::c_long = if cfg!(target_arch = "x86_64") { 264 } else { 38 };
+
 /// The marked calls.
 pub fn rules() -> Vec<Rule> {
     let here = |number, at| Rule::when(number, When::OneOf(at, vec![HERE.cast_unsigned()]), Action::Notify);
@@ -30,8 +33,7 @@ pub fn rules() -> Vec<Rule> {
         here(libc::SYS_unlinkat, 0),
         here(libc::SYS_symlinkat, 1),
         here(libc::SYS_renameat2, 0),
-        #[cfg(target_arch = "x86_64")]
-        here(libc::SYS_renameat, 0),
+        here(RENAMEAT, 0),
         Rule::always(libc::SYS_linkat, Action::Notify),
         Rule::always(libc::SYS_mknodat, Action::Notify),
     ];
@@ -83,8 +85,7 @@ impl Server<'_> {
             }
             // What follows links is a change of a file behind a descriptor.
             libc::SYS_linkat if e as i32 & libc::AT_SYMLINK_FOLLOW == 0 => ((at(a), b), Some((at(c), d)), Deed::Link),
-            #[cfg(target_arch = "x86_64")]
-            libc::SYS_renameat => ((at(a), b), Some((at(c), d)), Deed::Rename(RenameFlags::empty())),
+            RENAMEAT => ((at(a), b), Some((at(c), d)), Deed::Rename(RenameFlags::empty())),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_mkdir => ((HERE, a), None, Deed::Directory(b as u32)),
             #[cfg(target_arch = "x86_64")]
