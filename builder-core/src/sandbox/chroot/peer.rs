@@ -3,7 +3,7 @@
 //! A process that changes its user becomes one that nobody may look into before it executes something (prctl(2),
 //! `PR_SET_DUMPABLE`), and one whose real and effective user differ may be looked into by nobody at all without
 //! CAP_SYS_PTRACE. So calls that change users are answered here: before such a call the process's memory is opened, which holds
-//! for as long as it is that memory, and after it the process is made to say that it may be looked into ([`inject`]), which its
+//! for as long as it is that memory, and after it the process is made to say that it may be looked into (`inject`), which its
 //! children inherit.
 //!
 //! # Limitations
