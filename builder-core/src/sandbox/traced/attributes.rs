@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use rustix::fs::{AtFlags, CWD, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
 use super::calls::{Answer, DONE};
@@ -62,14 +62,17 @@ impl Caller<'_> {
             if file.mount.is_some_and(|mount| mount.kind == Kind::Device) {
                 return DONE;
             }
-            rustix::fs::chmod(own_path(file.fd.as_fd()), Mode::from_raw_mode(mode))?;
+            self.world.chmod(&file.fd, mode)?;
             return DONE;
         };
         let real = kept_mode(mode, file.kind() == libc::S_IFDIR, &me);
-        rustix::fs::chmod(own_path(file.fd.as_fd()), Mode::from_raw_mode(real))?;
+        self.world.chmod(&file.fd, real)?;
         // Who is not in the group of a file cannot set its setgid bit.
         let real = if real & SET_IDS == 0 { real } else { rustix::fs::fstat(&file.fd)?.st_mode & 0o7777 };
         owners.set_mode(key(&file.real), mode, real);
+        if mode & !u32::from(file.real.stx_mode) & 0o2000 != 0 && file.kind() == libc::S_IFDIR {
+            self.world.view.passes_group_on();
+        }
         DONE
     }
 
@@ -95,7 +98,7 @@ impl Caller<'_> {
             let cleared = mode & !0o4000 & if mode & 0o010 != 0 { !0o2000 } else { !0 };
             if cleared != mode {
                 let real = cleared | 0o600;
-                rustix::fs::chmod(own_path(file.fd.as_fd()), Mode::from_raw_mode(real))?;
+                self.world.chmod(&file.fd, real)?;
                 owners.set_mode(key, cleared, real);
             }
             owners.remove_xattr(key, OsStr::new("security.capability"));
@@ -184,11 +187,7 @@ impl Caller<'_> {
         if file.mount.is_some_and(|mount| mount.kind == Kind::Device) {
             return DONE;
         }
-        if file.kind() == libc::S_IFLNK {
-            rustix::fs::utimensat(&file.fd, "", &times, AtFlags::EMPTY_PATH)?;
-        } else {
-            rustix::fs::utimensat(CWD, own_path(file.fd.as_fd()), &times, AtFlags::empty())?;
-        }
+        rustix::fs::utimensat(&file.fd, "", &times, AtFlags::EMPTY_PATH)?;
         DONE
     }
 

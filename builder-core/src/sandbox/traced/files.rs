@@ -9,7 +9,7 @@ use super::calls::{Answer, DONE};
 use super::ids::{Credentials, capability};
 use super::tasks::lock;
 use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, read_link, reopen};
-use super::world::{Caller, HERE, Reached, SET_IDS, descriptor_path, kept_mode, may};
+use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode, may};
 use super::{layout, procfs};
 
 type Answered = Result<Answer, Errno>;
@@ -61,11 +61,7 @@ impl Caller<'_> {
     }
 
     pub fn fstat(&self, descriptor: i32, out: u64) -> Answered {
-        let path = descriptor_path(&self.task, descriptor)?;
-        let real = match rustix::fs::statx(CWD, path, AtFlags::empty(), STAT) {
-            Err(Errno::NOENT) => return Err(Errno::BADF),
-            real => real?,
-        };
+        let real = self.task.descriptors.stat(descriptor)?;
         let real = match self.world.stands.find(&real) {
             Some(file) => super::view::statx(&*file)?,
             None => real,
@@ -157,11 +153,10 @@ impl Caller<'_> {
                     b"exe" => Ok(Some(self.seen_from_root(&lock(&task.image).program.path))),
                     _ => {
                         let Some(number) = procfs::descriptor(below) else { return Ok(None) };
-                        let path = descriptor_path(&task, number)?;
-                        let mut host = rustix::fs::readlinkat(CWD, path, Vec::new())?.into_bytes();
+                        let mut host = task.descriptors.path(number)?;
                         if host.starts_with(b"/memfd:path") {
                             // Perhaps one that stands for a file.
-                            let file = world.open_descriptor(&task, number)?;
+                            let (file, _) = world.open_descriptor(&task, number)?;
                             host = rustix::fs::readlinkat(CWD, own_path(file.as_fd()), Vec::new())?.into_bytes();
                         }
                         if !host.starts_with(b"/") {
@@ -285,7 +280,7 @@ impl Caller<'_> {
                 }
                 let (real, told) = self.modes(mode, false);
                 let fd = place.open(flags, real)?;
-                let parent = place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+                let parent = place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?.into();
                 self.change(place.mount, &parent, None, &me)?;
                 self.made(place.mount, &parent, &fd, told)?;
                 return Ok(Answer::Give(fd, false));
@@ -455,6 +450,10 @@ impl Caller<'_> {
         match rustix::fs::openat(&parent, name, flags, real) {
             Ok(fd) => {
                 self.made(place.mount, &parent, &fd, told)?;
+                if place.mount.owners.is_some() {
+                    // It is mostly the next thing that owner, mode and time are given to it.
+                    self.met(&super::view::statx(&fd)?, place.mount);
+                }
                 Ok(Some(fd))
             }
             Err(Errno::EXIST) if !exclusive => Ok(None),

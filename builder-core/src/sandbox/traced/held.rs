@@ -3,14 +3,49 @@
 //! Only the supervisor changes the tree while a RUN is at work, so it is known when a directory is not any more where it was.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use super::view::statx;
+
 /// Most directories that are held, where the limit of descriptors (an eighth of which they may take) is higher.
 const MOST: usize = 512;
+
+/// A directory that is open, with `O_PATH`.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+    passes_group_on: OnceLock<bool>,
+}
+
+impl From<OwnedFd> for Directory {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, passes_group_on: OnceLock::new() }
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Directory {
+    /// Whether what is made in it gets its group: setgid, inode(7). Asked once; when that changes it is held no more.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn passes_group_on(&self) -> Result<bool, Errno> {
+        if let Some(known) = self.passes_group_on.get() {
+            return Ok(*known);
+        }
+        let passes = statx(&self.fd)?.stx_mode & 0o2000 != 0;
+        Ok(*self.passes_group_on.get_or_init(|| passes))
+    }
+}
 
 /// Directories by physical path.
 #[derive(Debug)]
@@ -21,7 +56,7 @@ pub struct Held {
 
 #[derive(Debug, Default)]
 struct Directories {
-    open: HashMap<Vec<u8>, Arc<OwnedFd>>,
+    open: HashMap<Vec<u8>, Arc<Directory>>,
     /// Counts what made an entry wrong, for what is being opened meanwhile.
     changes: u64,
 }
@@ -38,7 +73,7 @@ impl Held {
     ///
     /// # Errors
     /// Those of `open`.
-    pub fn get(&self, path: &[u8], open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Arc<OwnedFd>, Errno> {
+    pub fn get(&self, path: &[u8], open: impl FnOnce() -> Result<OwnedFd, Errno>) -> Result<Arc<Directory>, Errno> {
         let before = {
             let directories = self.directories.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(held) = directories.open.get(path) {
@@ -46,7 +81,7 @@ impl Held {
             }
             directories.changes
         };
-        let opened = Arc::new(open()?);
+        let opened = Arc::new(Directory::from(open()?));
         let mut directories = self.directories.write().unwrap_or_else(PoisonError::into_inner);
         // What was removed or renamed since may have been this.
         if directories.changes == before {
@@ -65,8 +100,8 @@ impl Held {
         directories.open.remove(path);
     }
 
-    /// Directories were renamed.
-    pub fn renamed(&self) {
+    /// Directories were renamed, or got setgid.
+    pub fn changed(&self) {
         let mut directories = self.directories.write().unwrap_or_else(PoisonError::into_inner);
         directories.changes += 1;
         directories.open.clear();
@@ -90,7 +125,7 @@ mod tests {
         held.removed(b"/a");
         assert_eq!(held.get(b"/a", || Err(Errno::NOENT)).err(), Some(Errno::NOENT));
         held.get(b"/a/b", null).expect("open");
-        held.renamed();
+        held.changed();
         assert_eq!(held.get(b"/a/b", || Err(Errno::NOENT)).err(), Some(Errno::NOENT));
     }
 
@@ -98,7 +133,7 @@ mod tests {
     fn what_moves_while_it_is_opened_is_not_held() {
         let held = Held { directories: RwLock::default(), most: 2 };
         held.get(b"/a", || {
-            held.renamed();
+            held.changed();
             null()
         })
         .expect("open");

@@ -30,6 +30,7 @@
 
 mod attributes;
 mod calls;
+mod descriptors;
 mod elf;
 mod exec;
 mod files;
@@ -42,6 +43,7 @@ mod loader;
 mod names;
 mod place;
 mod procfs;
+mod recent;
 mod serve;
 mod stands;
 mod tasks;
@@ -62,6 +64,8 @@ use super::sys::landlock::{self, Ruleset};
 use super::sys::notify::Listener;
 use super::sys::{self, Op, Program, ptrace};
 use super::{Environment, ExitStatus, RunSpec, SandboxError, setup};
+use rustix::fs::{Mode, OFlags};
+
 use crate::cancel::Cancel;
 use crate::event::Stream;
 use crate::rootfs::Owners;
@@ -229,7 +233,7 @@ fn trace(
     // The parent's ends of the pipes and of the socket: as long as they are open, none of them ends.
     drop(program);
     let listener = match sys::receive_descriptor(socket.as_fd()) {
-        Ok(Some(listener)) => Listener::new(listener),
+        Ok(Some(listener)) => Listener::of_awaited(listener),
         // The report says why.
         Ok(None) => return Ended::Status(child.wait().ok()),
         Err(error) => {
@@ -241,6 +245,14 @@ fn trace(
         child.end();
         return Ended::NotTraced(errno.into());
     }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let ourselves = match rustix::fs::open("/proc/self/fd", flags, Mode::empty()) {
+        Ok(ourselves) => ourselves,
+        Err(errno) => {
+            child.end();
+            return Ended::Failed("open /proc/self/fd", errno.into());
+        }
+    };
     let Places { view, cwd, directory, temporary, owners, .. } = places;
     let capabilities = if spec.insecure { (1 << 41) - 1 } else { CAPABILITIES.bits() };
     let user = &spec.user;
@@ -268,6 +280,8 @@ fn trace(
         blocked: Mutex::default(),
         programs: Mutex::default(),
         stands: stands::Stands::default(),
+        recent: recent::Recent::default(),
+        ourselves,
     };
     world.tasks.insert(Task {
         thread: child.pid,
@@ -276,6 +290,7 @@ fn trace(
         credentials: Mutex::new(Credentials::new(user.uid, user.gid, &user.groups, capabilities)),
         image: Mutex::new(Image { program: Arc::new(program), scratch: Arc::default() }),
         handed: Mutex::default(),
+        descriptors: descriptors::Descriptors::new(child.pid, Arc::default()),
     });
     let status = serve::serve(&world, complain, || {
         // Now everything is ready for its first call.

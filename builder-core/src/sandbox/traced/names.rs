@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::calls::{Answer, DONE};
+use super::held::Directory;
 use super::ids::capability;
 use super::tasks::lock;
 use super::view::{Base, Change, Kind, Mount, Place, STAT, key, own_path, reopen};
@@ -34,7 +35,7 @@ impl Caller<'_> {
         &self,
         descriptor: i32,
         path: &[u8],
-        mut act: impl FnMut(&Place<'_>, &OwnedFd, &OsStr) -> Result<T, Errno>,
+        mut act: impl FnMut(&Place<'_>, &Directory, &OsStr) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         self.at(descriptor, path, false, |place| {
             if place.mount.kind == Kind::Proc {
@@ -50,7 +51,7 @@ impl Caller<'_> {
         &self,
         descriptor: i32,
         path: &[u8],
-        mut act: impl FnMut(&Place<'_>, &OwnedFd, &OsStr) -> Result<T, Errno>,
+        mut act: impl FnMut(&Place<'_>, &Directory, &OsStr) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let me = self.me();
         let made = self.in_parent(descriptor, path, |place, parent, name| {

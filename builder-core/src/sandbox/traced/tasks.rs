@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::descriptors::Descriptors;
 use super::ids::Credentials;
 
 /// Working directory, root and umask, which threads share: clone(2), `CLONE_FS`.
@@ -46,6 +47,8 @@ pub struct Task {
     pub image: Mutex<Image>,
     /// The file that the next call of the loader opens.
     pub handed: Mutex<Option<OwnedFd>>,
+    /// What its descriptors stand for.
+    pub descriptors: Descriptors,
 }
 
 /// What exec(3) changes.
@@ -127,6 +130,7 @@ impl Task {
             credentials: Mutex::new(lock(&self.credentials).clone()),
             image: Mutex::new(image),
             handed: Mutex::default(),
+            descriptors: self.descriptors.of(thread),
         }
     }
 
@@ -139,6 +143,7 @@ impl Task {
             credentials: Mutex::new(lock(&self.credentials).clone()),
             image: Mutex::new(lock(&self.image).clone()),
             handed: Mutex::new(lock(&self.handed).take()),
+            descriptors: self.descriptors.of(thread),
         }
     }
 }

@@ -15,6 +15,7 @@ use super::super::sys::ptrace::{self, Registers, Stop};
 use super::calls::HANDED;
 use super::exec::{self, Loading, Plan, Started};
 use super::filter::Rewrite;
+use super::held::Directory;
 use super::tasks::{Task, lock};
 use super::view::own_path;
 use super::world::{Caller, World};
@@ -42,7 +43,7 @@ struct Rewriting {
     descriptor: i64,
     result: i64,
     /// For a socket that was made: its directory and name, to give it owner and mode.
-    made: Option<(OwnedFd, Vec<u8>, Vec<u8>)>,
+    made: Option<(Directory, Vec<u8>, Vec<u8>)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -276,7 +277,7 @@ impl<'a> Tracer<'a> {
         caller: &Caller<'_>,
         rewrite: Rewrite,
         registers: &Registers,
-    ) -> Result<Option<(OwnedFd, Change, Option<(OwnedFd, Vec<u8>, Vec<u8>)>)>, Errno> {
+    ) -> Result<Option<(OwnedFd, Change, Option<(Directory, Vec<u8>, Vec<u8>)>)>, Errno> {
         match rewrite {
             Rewrite::Watch => {
                 let path = caller.path(1)?;
@@ -305,7 +306,7 @@ impl<'a> Tracer<'a> {
                     .map_err(|errno| if errno == Errno::EXIST { Errno::ADDRINUSE } else { errno })?;
                 let again = super::view::reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?;
                 let change = Change::Address { pointer, length, name: name.clone() };
-                Ok(Some((directory, change, Some((again, name, mount)))))
+                Ok(Some((directory, change, Some((again.into(), name, mount)))))
             }
             Rewrite::Message => {
                 let many = registers.number() == libc::SYS_sendmmsg;
@@ -337,7 +338,7 @@ impl<'a> Tracer<'a> {
         caller: &Caller<'_>,
         path: &[u8],
         follow: bool,
-        check: impl Fn(&super::view::Place<'_>, &OwnedFd) -> Result<(), Errno>,
+        check: impl Fn(&super::view::Place<'_>, &Directory) -> Result<(), Errno>,
     ) -> Result<(OwnedFd, Vec<u8>, Vec<u8>), Errno> {
         caller.at(super::world::HERE, path, follow, |place| {
             if follow {
@@ -351,7 +352,7 @@ impl<'a> Tracer<'a> {
                     (parent, std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec())
                 }
                 Err(Errno::BUSY) => {
-                    (Arc::new(place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?), Vec::new())
+                    (Arc::new(place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?.into()), Vec::new())
                 }
                 Err(errno) => return Err(errno),
             };

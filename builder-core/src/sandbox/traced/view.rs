@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::held::Held;
+use super::held::{Directory, Held};
 use crate::rootfs::{FileKind, InodeKey, Owners};
 
 /// Links followed in one look-up: path_resolution(7).
@@ -88,6 +88,8 @@ impl Mount {
 #[derive(Debug)]
 pub struct View {
     mounts: Vec<Mount>,
+    /// First names of the targets of all but the tree: nothing covers a path that begins otherwise.
+    tops: Vec<Vec<u8>>,
     links: RwLock<HashMap<Vec<u8>, Vec<u8>>>,
     held: Held,
     /// Changes when paths of directories do.
@@ -162,11 +164,20 @@ pub trait Magic {
 impl View {
     /// With the image's tree alone.
     pub fn new(tree: Mount) -> Self {
-        Self { mounts: vec![tree], links: RwLock::default(), held: Held::new(), generation: AtomicU64::new(0) }
+        Self {
+            mounts: vec![tree],
+            tops: Vec::new(),
+            links: RwLock::default(), held: Held::new(),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// Covers a path; what is there with the same target is covered too.
     pub fn cover(&mut self, mount: Mount) {
+        let top = top(&mount.target);
+        if !self.tops.iter().any(|known| known == top) {
+            self.tops.push(top.to_owned());
+        }
         self.mounts.push(mount);
     }
 
@@ -175,8 +186,17 @@ impl View {
         &self.mounts
     }
 
+    /// Whether a physical path is surely in the tree, and nothing is mounted below it.
+    fn is_plain(&self, path: &[u8]) -> bool {
+        let top = top(path);
+        !top.is_empty() && !self.tops.iter().any(|known| known.is_empty() || known == top)
+    }
+
     /// The mount that a physical path is in.
     pub fn mount(&self, path: &[u8]) -> &Mount {
+        if self.is_plain(path) {
+            return &self.mounts[0];
+        }
         let inside = |mount: &&Mount| {
             let target = mount.target.as_slice();
             path.starts_with(target) && matches!(path.get(target.len()), None | Some(b'/'))
@@ -198,10 +218,8 @@ impl View {
 
     /// Whether something is mounted at or below a physical path.
     pub fn is_covered(&self, path: &[u8]) -> bool {
-        self.mounts
-            .iter()
-            .skip(1)
-            .any(|mount| mount.target.starts_with(path) && matches!(mount.target.get(path.len()), None | Some(b'/')))
+        !self.is_plain(path)
+            && self.mounts.iter().skip(1).any(|mount| mount.target.starts_with(path) && matches!(mount.target.get(path.len()), None | Some(b'/')))
     }
 
     /// The physical path of a path on the host; `None` if it is not in here.
@@ -231,7 +249,7 @@ impl View {
             }
             Change::MovedDirectories => {
                 self.generation.fetch_add(1, Ordering::AcqRel);
-                self.held.renamed();
+                self.held.changed();
             }
         }
         let directories = change == Change::MovedDirectories;
@@ -246,6 +264,11 @@ impl View {
         } else {
             known.remove(path);
         }
+    }
+
+    /// A directory got setgid.
+    pub fn passes_group_on(&self) {
+        self.held.changed();
     }
 
     /// Looks a path up and does something there; again when the kernel meets a link that was not known.
@@ -438,6 +461,12 @@ impl View {
     }
 }
 
+/// The first name of a physical path, with the slash before it.
+fn top(path: &[u8]) -> &[u8] {
+    let end = path.iter().skip(1).position(|&byte| byte == b'/').map_or(path.len(), |end| end + 1);
+    &path[..end]
+}
+
 fn request_base_length(request: &Request<'_>) -> usize {
     match request.base {
         Base::Path(base) if request.path.first() != Some(&b'/') => base.len(),
@@ -482,7 +511,7 @@ impl Place<'_> {
     ///
     /// # Errors
     /// `EBUSY` for what something is mounted on; what the kernel says.
-    pub fn parent(&self, view: &View) -> Result<(Arc<OwnedFd>, &OsStr), Errno> {
+    pub fn parent(&self, view: &View) -> Result<(Arc<Directory>, &OsStr), Errno> {
         if self.directory.is_none() && (self.path.len() == self.covered || view.is_covered(&self.path)) {
             return Err(Errno::BUSY);
         }
@@ -496,11 +525,11 @@ impl Place<'_> {
             Some(directory) => beneath(directory, &self.path[..slash], flags, Mode::empty())?,
             None => open_beneath(self.mount, &self.path[self.covered..slash], flags, Mode::empty())?,
         };
-        Ok((Arc::new(parent), name))
+        Ok((Arc::new(parent.into()), name))
     }
 
     /// The directory of the tree that it is in, held open, and its name there; `None` if it is in no such one.
-    fn held(&self, view: &View) -> Result<Option<(Arc<OwnedFd>, &OsStr)>, Errno> {
+    fn held(&self, view: &View) -> Result<Option<(Arc<Directory>, &OsStr)>, Errno> {
         if self.directory.is_some() || self.mount.kind != Kind::Tree || self.path.len() > MAX_PATH {
             return Ok(None);
         }

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, Weak};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
+use rustix::path::DecInt;
 
 use super::super::sys::memory;
 use super::super::sys::notify::{Listener, Notification};
 use super::ids::{Credentials, capability};
+use super::held::Directory;
 use super::procfs;
+use super::recent::Recent;
 use super::stands::Stands;
 use super::tasks::{Program, Task, Tasks, lock};
 use super::view::{
@@ -43,6 +46,10 @@ pub struct World {
     pub programs: Mutex<HashMap<InodeKey, Weak<Program>>>,
     /// Files that descriptors of the RUN stand for.
     pub stands: Stands,
+    /// Where files were met lately.
+    pub recent: Recent,
+    /// /proc/self/fd, `O_PATH`.
+    pub ourselves: OwnedFd,
 }
 
 /// A file that a call is about.
@@ -96,20 +103,16 @@ impl World {
         if descriptor == HERE {
             return Ok(self.cwd(task));
         }
-        let path = descriptor_path(task, descriptor)?;
-        let host = match rustix::fs::readlinkat(CWD, &path, Vec::new()) {
-            Ok(host) => host.into_bytes(),
+        let host = match task.descriptors.path(descriptor) {
             Err(Errno::NAMETOOLONG) => Vec::new(),
-            Err(Errno::NOENT) => return Err(Errno::BADF),
-            Err(errno) => return Err(errno),
+            host => host?,
         };
         let gone = host.ends_with(b" (deleted)");
         if host.starts_with(b"/") && !gone {
             // What is not in here is nothing to start from.
             return self.view.inside(&host).map(Base::Path).ok_or(Errno::ACCESS);
         }
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
+        let directory = task.descriptors.open(descriptor, OFlags::DIRECTORY)?;
         if rustix::fs::fstat(&directory)?.st_nlink == 0 {
             return Ok(Base::Gone);
         }
@@ -176,14 +179,6 @@ impl World {
             _ = reopen(pipe.as_fd(), flags, Mode::empty());
         }
     }
-}
-
-/// A path to what a descriptor of a thread stands for.
-///
-/// # Errors
-/// `EBADF` for what can be none.
-pub fn descriptor_path(task: &Task, descriptor: i32) -> Result<String, Errno> {
-    if descriptor < 0 { Err(Errno::BADF) } else { Ok(format!("/proc/{}/fd/{descriptor}", task.thread)) }
 }
 
 /// A call that is being answered.
@@ -400,7 +395,7 @@ impl Caller<'_> {
     pub fn change(
         &self,
         mount: &Mount,
-        parent: &OwnedFd,
+        parent: &Directory,
         victim: Option<&std::ffi::OsStr>,
         me: &Credentials,
     ) -> Result<(), Errno> {
@@ -433,13 +428,11 @@ impl Caller<'_> {
             }
             Ok((place.open(place.flags(follow), Mode::empty())?, world.view.known(place.mount)))
         })?;
+        let real = statx(&fd)?;
         match mount {
-            Some(_) => {
-                let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
-                Ok(Reached { fd, real, mount })
-            }
+            Some(_) => Ok(Reached { fd, real, mount }),
             // What /proc/self/fd/3 stands for.
-            None => self.behind(fd),
+            None => Ok(self.behind(fd, real)),
         }
     }
 
@@ -461,7 +454,8 @@ impl Caller<'_> {
         let view = &self.world.view;
         self.at(descriptor, path, follow, |place| {
             if let Some(fd) = self.magic(place, follow)? {
-                let file = self.behind(fd)?;
+                let real = statx(&fd)?;
+                let file = self.behind(fd, real);
                 return Ok((file.real, file.mount));
             }
             Ok((place.stat(view, follow)?, view.known(place.mount)))
@@ -473,19 +467,23 @@ impl Caller<'_> {
     /// # Errors
     /// `EBADF`
     pub fn reach_descriptor(&self, descriptor: i32) -> Result<Reached<'_>, Errno> {
-        let fd = if descriptor == HERE {
+        let (fd, real) = if descriptor == HERE {
             let directory = Arc::clone(&lock(&self.task.surroundings).directory);
-            reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?
+            let fd = reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?;
+            let real = statx(&fd)?;
+            (fd, real)
         } else {
             self.world.open_descriptor(&self.task, descriptor)?
         };
-        self.behind(fd)
+        Ok(self.behind(fd, real))
     }
 
     /// The file behind a descriptor of ours: the mount that it is in is found out.
-    fn behind(&self, fd: OwnedFd) -> Result<Reached<'_>, Errno> {
-        let real = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
+    fn behind(&self, fd: OwnedFd, real: Statx) -> Reached<'_> {
         let id = mount_id(&real);
+        if let Some(mount) = self.world.recent.mount(&real) {
+            return Reached { fd, real, mount: Some(&self.world.view.mounts()[mount]) };
+        }
         let mut mounts = self.world.view.mounts().iter().filter(|mount| mount.mount_id == id && mount.owners.is_some());
         let mount = match (mounts.next(), mounts.next()) {
             (Some(only), None) => Some(only),
@@ -494,10 +492,19 @@ impl Caller<'_> {
             (Some(first), Some(_)) => {
                 let host = rustix::fs::readlinkat(CWD, own_path(fd.as_fd()), Vec::new());
                 let path = host.ok().and_then(|host| self.world.view.inside(host.as_bytes()));
-                Some(path.map_or(first, |path| self.world.view.mount(&path)))
+                let mount = path.map_or(first, |path| self.world.view.mount(&path));
+                self.met(&real, mount);
+                Some(mount)
             }
         };
-        Ok(Reached { fd, real, mount })
+        Reached { fd, real, mount }
+    }
+
+    /// Remembers where a file is.
+    pub fn met(&self, real: &Statx, mount: &Mount) {
+        if let Some(index) = self.world.view.mounts().iter().position(|known| std::ptr::eq(known, mount)) {
+            self.world.recent.remember(real, index);
+        }
     }
 
     /// What a link in /proc stands for that has no path: a descriptor, or a program; `O_PATH`.
@@ -516,27 +523,26 @@ impl Caller<'_> {
         match procfs::descriptor(below) {
             Some(number) => match self.world.open_descriptor(&task, number) {
                 Err(Errno::BADF) => Err(Errno::NOENT),
-                result => result.map(Some),
+                result => result.map(|(fd, _)| Some(fd)),
             },
             None => Ok(None),
         }
     }
 
     /// Owner, mode and kind of a new file are recorded as far as they are not real. `mode` is what it shall show.
-    pub fn made(&self, mount: &Mount, parent: &OwnedFd, fd: &OwnedFd, mode: Option<u32>) -> Result<(), Errno> {
+    pub fn made(&self, mount: &Mount, parent: &Directory, fd: &OwnedFd, mode: Option<u32>) -> Result<(), Errno> {
         let Some(owners) = &mount.owners else { return Ok(()) };
         let (user, group) = {
             let me = lock(&self.task.credentials);
             (me.user.files, me.group.files)
         };
-        let directory = rustix::fs::statx(parent, "", AtFlags::EMPTY_PATH, STAT)?;
-        let passes_group_on = directory.stx_mode & 0o2000 != 0;
+        let passes_group_on = parent.passes_group_on()?;
         if (user, group) == (0, 0) && !passes_group_on && mode.is_none() {
             return Ok(());
         }
         let real = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, STAT)?;
         let group =
-            if passes_group_on { owners.facts(key(&directory)).owner.map_or(0, |(_, group)| group) } else { group };
+            if passes_group_on { owners.facts(key(&statx(parent)?)).owner.map_or(0, |(_, group)| group) } else { group };
         if (user, group) != (0, 0) {
             owners.set_owner(key(&real), (user, group));
         }
@@ -547,7 +553,7 @@ impl Caller<'_> {
             let kind = u32::from(real.stx_mode) & libc::S_IFMT;
             let wanted = kept_mode(mode, kind == libc::S_IFDIR, &self.me());
             if now != wanted {
-                rustix::fs::chmod(own_path(fd.as_fd()), Mode::from_raw_mode(wanted))?;
+                self.world.chmod(fd, wanted)?;
             }
             owners.set_mode(key(&real), mode, wanted);
         }
@@ -579,20 +585,29 @@ pub fn kept_mode(mode: u32, directory: bool, me: &Credentials) -> u32 {
 }
 
 impl World {
-    /// Opens what a descriptor of a thread stands for, with `O_PATH`.
+    /// Opens what a descriptor of a thread stands for, with `O_PATH`; what is known of it.
     ///
     /// # Errors
     /// `EBADF` if it has no such descriptor.
-    pub fn open_descriptor(&self, task: &Task, descriptor: i32) -> Result<OwnedFd, Errno> {
-        let path = descriptor_path(task, descriptor)?;
-        let fd = match rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
-            Err(Errno::NOENT) => return Err(Errno::BADF),
-            result => result?,
-        };
-        match self.stands.find(&statx(&fd)?) {
-            Some(file) => Ok(rustix::io::fcntl_dupfd_cloexec(&*file, 0)?),
-            None => Ok(fd),
+    pub fn open_descriptor(&self, task: &Task, descriptor: i32) -> Result<(OwnedFd, Statx), Errno> {
+        let fd = task.descriptors.open(descriptor, OFlags::empty())?;
+        let stat = statx(&fd)?;
+        match self.stands.find(&stat) {
+            Some(file) => {
+                let stat = statx(&*file)?;
+                Ok((rustix::io::fcntl_dupfd_cloexec(&*file, 0)?, stat))
+            }
+            None => Ok((fd, stat)),
         }
+    }
+
+    /// Changes the mode of a file behind a descriptor of ours, which may be one with `O_PATH`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn chmod(&self, fd: &OwnedFd, mode: u32) -> Result<(), Errno> {
+        let mode = Mode::from_raw_mode(mode);
+        rustix::fs::chmodat(&self.ourselves, DecInt::from_fd(fd).as_c_str(), mode, AtFlags::empty())
     }
 
     /// Notes that there are devices to be refused.

@@ -1,0 +1,52 @@
+//! In which mount files were met lately, so that what a descriptor stands for need not be asked for its path each time.
+
+use std::sync::Mutex;
+
+use rustix::fs::{Statx, StatxFlags};
+
+use super::tasks::lock;
+use super::view::{key, mount_id};
+use crate::rootfs::InodeKey;
+
+/// How many are remembered, each in the place that its number gives it.
+const PLACES: usize = 256;
+
+/// A file that was met.
+#[derive(Debug, Clone, Copy)]
+struct Met {
+    key: InodeKey,
+    /// The host's mount.
+    id: u64,
+    /// Index of the mount of the RUN.
+    mount: usize,
+}
+
+/// Files by inode. Nothing moves from one mount to another (rename(2), link(2): `EXDEV`), so what is remembered stays true; a
+/// number that is used again comes with another birth time, and where there are none nothing is remembered.
+#[derive(Debug)]
+pub struct Recent(Mutex<[Option<Met>; PLACES]>);
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self(Mutex::new([None; PLACES]))
+    }
+}
+
+fn place(real: &Statx) -> usize {
+    (real.stx_ino % PLACES as u64) as usize
+}
+
+impl Recent {
+    /// Index of the mount that a file is in, if it was met lately.
+    pub fn mount(&self, real: &Statx) -> Option<usize> {
+        let (key, id) = (key(real), mount_id(real));
+        lock(&self.0)[place(real)].filter(|met| met.key == key && met.id == id).map(|met| met.mount)
+    }
+
+    /// Remembers a file in the mount with this index.
+    pub fn remember(&self, real: &Statx, mount: usize) {
+        if real.stx_mask & StatxFlags::BTIME.bits() != 0 {
+            lock(&self.0)[place(real)] = Some(Met { key: key(real), id: mount_id(real), mount });
+        }
+    }
+}
