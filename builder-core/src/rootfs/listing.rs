@@ -122,6 +122,25 @@ impl Listing {
         self.raw().map(|entry| entry.map(|(_, stat)| stat))
     }
 
+    /// The first path of which two lists say different things, but for times at which directories changed, which nobody asks.
+    pub(super) fn difference(&self, other: &Self) -> Result<Option<PathBuf>, ListError> {
+        let asked = |(path, mut stat): (PathBuf, Stat)| {
+            if stat.kind == FileKind::Directory {
+                stat.ctime = (0, 0);
+            }
+            (path, stat)
+        };
+        let (mut ours, mut theirs) =
+            (self.raw().map(|entry| entry.map(asked)), other.raw().map(|entry| entry.map(asked)));
+        loop {
+            match (ours.next().transpose()?, theirs.next().transpose()?) {
+                (None, None) => return Ok(None),
+                (Some(one), Some(other)) if one == other => {}
+                (Some((path, _)), _) | (None, Some((path, _))) => return Ok(Some(path)),
+            }
+        }
+    }
+
     /// Notes what the disk has at a path of the list now, and which inode it has with how many names for the image.
     pub(super) fn replace(&mut self, path: &Path, stat: Stat, shared: (u64, u64)) -> Result<(), ListError> {
         if let Some(entry) = self.find(path)? {
@@ -230,19 +249,19 @@ impl Iterator for Entries<'_> {
 }
 
 /// Makes a list, in order.
-struct Writer {
+pub(super) struct Writer {
     packed: Packed,
     paths: Paths,
     record: Vec<u8>,
 }
 
 impl Writer {
-    fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place) -> Self {
         let packed = Packed { spool: Spool::new(place), ..Packed::default() };
         Self { packed, paths: Paths::default(), record: Vec::new() }
     }
 
-    fn push(&mut self, path: &Path, stat: &Stat) -> io::Result<()> {
+    pub(super) fn push(&mut self, path: &Path, stat: &Stat) -> io::Result<()> {
         let path = path.as_os_str().as_bytes();
         if self.packed.count.is_multiple_of(MARK_EVERY) {
             self.paths.restart();
@@ -253,6 +272,10 @@ impl Writer {
         stat.write(&mut self.record);
         self.packed.count += 1;
         self.packed.spool.append(&self.record)
+    }
+
+    pub(super) fn finish(self) -> Listing {
+        Listing { packed: Arc::new(self.packed), notes: BTreeMap::new() }
     }
 }
 
@@ -284,7 +307,7 @@ impl Rootfs {
         ordered::walk(self, Path::new(""), (), &Everywhere, &mut |Visited { path, stat, .. }| {
             writer.push(path, stat).map_err(|source| ListError { path: path.to_owned(), source })
         })?;
-        Ok(Listing { packed: Arc::new(writer.packed), notes: BTreeMap::new() })
+        Ok(writer.finish())
     }
 }
 

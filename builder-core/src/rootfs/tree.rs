@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -18,6 +19,7 @@ use super::remove::remove_entry;
 use super::resolve::{Dir, PLACE, Root};
 use super::sparse::write_sparse;
 use super::stat::Stat;
+use super::touched::Touched;
 use crate::disk::Disk;
 use crate::spool::Place;
 
@@ -108,6 +110,8 @@ pub struct Rootfs {
     pub(super) disk: Disk,
     /// Where long lists of its files go.
     lists: Place,
+    /// What a command touches, where somebody wants to know.
+    touched: Option<Arc<Touched>>,
 }
 
 impl Rootfs {
@@ -132,7 +136,7 @@ impl Rootfs {
 
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
-        Self { root: Root::new(fd), pretence: Pretence::Nothing, disk: Disk::default(), lists: None }
+        Self { root: Root::new(fd), pretence: Pretence::Nothing, disk: Disk::default(), lists: None, touched: None }
     }
 
     /// The same tree, with what cannot be made real here kept in another way.
@@ -144,6 +148,16 @@ impl Rootfs {
     /// memory.
     pub(crate) fn listing_in(self, directory: &Path) -> Self {
         Self { lists: Some(directory.into()), ..self }
+    }
+
+    /// The same tree, with a place to tell what a command touches.
+    pub fn telling(self, touched: Arc<Touched>) -> Self {
+        Self { touched: Some(touched), ..self }
+    }
+
+    /// Where a command that runs in the tree is to tell what it touches.
+    pub fn touched(&self) -> Option<&Arc<Touched>> {
+        self.touched.as_ref()
     }
 
     /// Where long lists of its files go.

@@ -30,6 +30,7 @@ impl Yard {
             pretence: Pretence::Nothing,
             disk: crate::disk::Disk::default(),
             lists: None,
+            touched: None,
         }
     }
 
@@ -187,6 +188,7 @@ fn magic_links_are_not_jumped_through() {
             pretence: Pretence::Nothing,
             disk: crate::disk::Disk::default(),
             lists: None,
+            touched: None,
         };
         for path in ["root/etc", "cwd/Cargo.toml", "fd/0/x"] {
             assert!(rootfs.stat(Path::new(path)).is_err(), "{path} by {resolver:?}");

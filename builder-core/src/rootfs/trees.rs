@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fetch::Stop;
@@ -13,10 +13,9 @@ use super::plain::PlainTree;
 use super::pretend::{Pretence, StandIn};
 use super::stack::{Claims, Stacks, Unnamed};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
-use super::{Attributes, ListError, Listing, Rootfs};
+use super::{Attributes, ListError, Listing, Rootfs, Touched, TreeError};
 use crate::cancel::Cancel;
 use crate::disk::Disk;
-use crate::hint::Hint;
 use crate::oci::{ChainId, Descriptor, DiffId};
 
 /// A layer of a stack: what it is in the tar and as a blob.
@@ -56,109 +55,6 @@ pub enum Ownership {
     RealFiles,
     /// Only one id exists: others, devices and privileged attributes are recorded beside the tree.
     Recorded,
-}
-
-/// Why a tree could not be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TreeError {
-    /// The layer's bytes could not be had.
-    #[error("cannot read layer {layer}")]
-    Fetch {
-        /// Which.
-        layer: DiffId,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The layer's tar is not what the config says.
-    #[error("layer {expected} unpacked to a tar with diff_id {actual}")]
-    WrongDiffId {
-        /// What the config says.
-        expected: DiffId,
-        /// What came.
-        actual: DiffId,
-    },
-    /// The tar cannot be applied.
-    #[error("layer {layer}, entry `{entry}`: {reason}")]
-    BadEntry {
-        /// Which.
-        layer: DiffId,
-        /// Name in the tar, lossy.
-        entry: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The disk or kernel refused.
-    #[error("cannot {action} `{}`", path.display())]
-    Io {
-        /// `unpack into`, `mount`, …
-        action: &'static str,
-        /// Which path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The layer's compressed form is damaged, or ends too early.
-    #[error("layer {layer} is damaged")]
-    Damaged {
-        /// Which.
-        layer: DiffId,
-        /// What the decoder says.
-        source: io::Error,
-    },
-    /// The layer inflates to more than it may.
-    #[error("layer {layer} inflates to more than {limit} bytes")]
-    TooLarge {
-        /// Which.
-        layer: DiffId,
-        /// Bytes that its tar may have.
-        limit: u64,
-    },
-    /// A file of the layer belongs to an id that does not exist here.
-    #[error("layer {layer}, entry `{entry}`: owner {uid}:{gid} does not exist in this user namespace")]
-    UnmappedId {
-        /// Which.
-        layer: DiffId,
-        /// Name in the tar, lossy.
-        entry: String,
-        /// Owner.
-        uid: u32,
-        /// Group.
-        gid: u32,
-    },
-    /// Overlay mode was demanded, but does not work.
-    #[error("overlayfs does not work in `{}`: {reason}", path.display())]
-    NoOverlay {
-        /// Where the trees are.
-        path: PathBuf,
-        /// What was refused.
-        reason: String,
-    },
-    /// A step in this tree failed, and with it the tree was lost (directory mode).
-    #[error("the tree was discarded when a step in it failed")]
-    Discarded,
-    /// Cancelled from outside.
-    #[error("cancelled")]
-    Cancelled,
-}
-
-impl Hint for TreeError {
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::UnmappedId { uid, gid, .. } => Some(format!(
-                "give the user enough subordinate ids in /etc/subuid and /etc/subgid, so that {uid}:{gid} can be mapped"
-            )),
-            Self::NoOverlay { .. } => Some(
-                "put the work dir on a file system such as ext4 or xfs, or leave the choice of the mode to slipway"
-                    .to_owned(),
-            ),
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("the volume of the work dir is full".to_owned())
-            }
-            Self::WrongDiffId { .. } => Some("the image's config does not belong to its layers".to_owned()),
-            _ => None,
-        }
-    }
 }
 
 /// All root filesystems of one work dir.
@@ -234,6 +130,7 @@ enum Work<'a> {
         tree: &'a mut PlainTree,
         /// A command was let at the tree.
         command: bool,
+        touched: Arc<Touched>,
     },
 }
 
@@ -468,12 +365,17 @@ impl WorkTree {
                 }
                 let rootfs = tree.rootfs()?;
                 begin_root(&rootfs, &rootfs)?;
+                let touched = Arc::new(Touched::default());
+                let rootfs = rootfs.telling(Arc::clone(&touched));
                 let before = match tree.take_listing() {
                     Some(listing) => listing,
                     None => Arc::new(rootfs.list().map_err(|error| io_error("list", &error.path)(error.source))?),
                 };
                 tree.dirty = true;
-                Ok(TreeStep { rootfs, work: Work::Directory { before, now: Mutex::new(None), tree, command: false } })
+                Ok(TreeStep {
+                    rootfs,
+                    work: Work::Directory { before, now: Mutex::new(None), tree, command: false, touched },
+                })
             }
         }
     }
@@ -552,8 +454,18 @@ impl TreeStep<'_> {
     /// # Errors
     /// The first path that could not be examined.
     pub fn scan(&self) -> Result<Arc<Listing>, ListError> {
-        let mut found = self.rootfs.list()?;
-        if let Work::Directory { before, now, tree, command } = &self.work {
+        if let Work::Directory { before, now, tree, command, touched } = &self.work {
+            let mut found = match self.rootfs.list_again(before, touched)? {
+                Some(found) => {
+                    debug_assert_eq!(
+                        found.difference(&self.rootfs.list()?)?,
+                        None,
+                        "the listing of what was touched is whole"
+                    );
+                    found
+                }
+                None => self.rootfs.list()?,
+            };
             tree.follow(&mut found)?;
             if let Some(owners) = tree.owners() {
                 if *command {
@@ -565,7 +477,7 @@ impl TreeStep<'_> {
             *now.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&found));
             return Ok(found);
         }
-        Ok(Arc::new(found))
+        Ok(Arc::new(self.rootfs.list()?))
     }
 
     /// Whether [`TreeStep::detach`] works here.

@@ -1,5 +1,8 @@
 //! Trees over time: steps, restarts, killed processes, recorded owners.
 #![expect(clippy::print_stderr, reason = "what cannot run says so")]
+
+use std::path::PathBuf;
+
 use super::tests::{assert_nothing_left, both, check, checkout};
 use super::*;
 use crate::oci::Sha256;

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::hint::Hint;
 use crate::oci::Sha256;
 use crate::rootfs::test_layers::*;
 

@@ -336,7 +336,7 @@ pub fn run(
     match environment.tier {
         Some(Tier::Namespaces) => namespaces::run(environment, rootfs, spec, output, cancel),
         Some(Tier::Chroot) => chroot::run(environment, rootfs, spec, output, cancel),
-        Some(Tier::Traced) => traced::run(environment, rootfs.root_fd(), rootfs.owners(), spec, output, cancel),
+        Some(Tier::Traced) => traced::run(environment, rootfs, spec, output, cancel),
         None => {
             environment.available()?;
             unreachable!("without a tier nothing is available")

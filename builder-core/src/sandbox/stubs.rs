@@ -211,6 +211,11 @@ impl Stubs {
         Ok(())
     }
 
+    /// What was made.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.made.iter().map(|stub| stub.path.as_path())
+    }
+
     /// Removes what is still empty, last made first.
     ///
     /// # Errors

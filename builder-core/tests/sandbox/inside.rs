@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use builder_core::cancel::Cancel;
 use builder_core::event::Stream;
-use builder_core::rootfs::Rootfs;
+use builder_core::rootfs::{Listing, Rootfs, Touched};
 use builder_core::sandbox::{self, Environment, ExitStatus, IdMapping, RunSpec, SandboxError, Tier, Wish};
 
 use crate::cases::CASES;
@@ -138,7 +138,8 @@ impl Context {
     pub fn tree(&self) -> Tree {
         let path = self.empty_directory();
         make_tree(&path);
-        Tree { rootfs: Rootfs::open(&path).expect("open"), path }
+        let rootfs = Rootfs::open(&path).expect("open").telling(Arc::new(Touched::default()));
+        Tree { rootfs, path }
     }
 
     /// A fresh directory, 0755.
@@ -175,7 +176,13 @@ impl Context {
                 Stream::Stderr => lines.1.push(line),
             }
         };
-        let status = sandbox::run(&self.environment, tree, spec, &output, cancel)?;
+        let before = tree.list().expect("list");
+        let ended = sandbox::run(&self.environment, tree, spec, &output, cancel);
+        if let Some(touched) = tree.touched() {
+            let said = lines.lock().expect("no panic").0.join("\n");
+            check_touched(tree, &before, touched, &said);
+        }
+        let status = ended?;
         let (stdout, stderr) = lines.into_inner().expect("no panic");
         Ok(Outcome { status, stdout, stderr })
     }
@@ -216,6 +223,20 @@ impl Context {
         match mount() {
             Ok(mount) => (mount, upper),
             Err(error) => std::panic::panic_any(Skip(format!("no overlayfs: {error}"))),
+        }
+    }
+}
+
+/// Whatever a command did: where it was told what it touched, looking there finds everything that changed.
+#[track_caller]
+fn check_touched(tree: &Rootfs, before: &Listing, touched: &Touched, said: &str) {
+    let Some(again) = tree.list_again(before, touched).expect("list") else { return };
+    let whole = tree.list().expect("list");
+    let (mut ours, mut all) = (again.iter(), whole.iter());
+    loop {
+        match (ours.next().transpose().expect("read"), all.next().transpose().expect("read")) {
+            (None, None) => return,
+            (ours, all) => assert_eq!(ours, all, "what was touched, and all that is there, after\n{said}"),
         }
     }
 }

@@ -11,8 +11,9 @@ use rustix::io::Errno;
 use super::calls::{Answer, DONE};
 use super::filter::late;
 use super::ids::capability;
+use super::permission::may;
 use super::view::{Kind, key, own_path};
-use super::world::{Caller, Reached, SET_IDS, kept_mode, may};
+use super::world::{Caller, Reached, SET_IDS, kept_mode};
 
 type Answered = Result<Answer, Errno>;
 
@@ -66,6 +67,7 @@ impl Caller<'_> {
             return DONE;
         };
         let real = kept_mode(mode, file.kind() == libc::S_IFDIR, &me);
+        self.tell_file(&file);
         self.world.chmod(&file.fd, real)?;
         // Who is not in the group of a file cannot set its setgid bit.
         let real = if real & SET_IDS == 0 { real } else { rustix::fs::fstat(&file.fd)?.st_mode & 0o7777 };
@@ -89,6 +91,7 @@ impl Caller<'_> {
         }
         let Some(owners) = file.mount.and_then(|mount| mount.owners.as_ref()) else { return DONE };
         self.still()?;
+        self.tell_file(&file);
         let key = key(&file.real);
         let take = |new: u32, now: u32| if new == SAME { now } else { new };
         owners.set_owner(key, (take(uid, shown.stx_uid), take(gid, shown.stx_gid)));
@@ -187,6 +190,7 @@ impl Caller<'_> {
         if file.mount.is_some_and(|mount| mount.kind == Kind::Device) {
             return DONE;
         }
+        self.tell_file(&file);
         rustix::fs::utimensat(&file.fd, "", &times, AtFlags::EMPTY_PATH)?;
         DONE
     }
@@ -354,6 +358,7 @@ impl Caller<'_> {
             return Err(Errno::NODATA);
         }
         self.still()?;
+        self.tell_file(file);
         let owners = file.mount.and_then(|mount| mount.owners.as_ref());
         if name.as_bytes().starts_with(b"user.") {
             match (rustix::fs::setxattr(own_path(file.fd.as_fd()), name, &value, XattrFlags::empty()), owners) {
@@ -368,7 +373,16 @@ impl Caller<'_> {
             }
         }
         owners.ok_or(Errno::OPNOTSUPP)?.set_xattr(key(&file.real), name, &value);
+        self.recorded(file);
         DONE
+    }
+
+    /// What is recorded of a file changed: so does its change time, by which that is found out later.
+    fn recorded(&self, file: &Reached<'_>) {
+        if file.kind() != libc::S_IFLNK {
+            // The mode that it has. Without a change time of its own it is found by the mode, owner and device alone.
+            _ = self.world.chmod(&file.fd, u32::from(file.real.stx_mode) & 0o7777);
+        }
     }
 
     fn remove_xattr(&self, file: &Reached<'_>, name: &OsStr) -> Answered {
@@ -380,12 +394,15 @@ impl Caller<'_> {
             None => return Err(Errno::NODATA),
             Some(None) => {
                 self.still()?;
+                self.tell_file(file);
                 rustix::fs::removexattr(own_path(file.fd.as_fd()), name)?;
             }
             Some(Some(_)) => {
                 self.still()?;
                 if let Some(owners) = file.mount.and_then(|mount| mount.owners.as_ref()) {
                     owners.remove_xattr(key(&file.real), name);
+                    self.tell_file(file);
+                    self.recorded(file);
                 }
             }
         }

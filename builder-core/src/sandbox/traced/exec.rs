@@ -17,9 +17,10 @@ use super::calls::HANDED;
 use super::elf::{self, Elf, Format};
 use super::ids::Credentials;
 use super::loader::{Call, Code, Value, assemble};
+use super::permission::may;
 use super::tasks::{Image, Program, SCRATCH_BYTES, SLOT_BYTES, Scratch, Task, lock};
 use super::view::{Kind, MAX_PATH, STAT, key, own_path, reopen};
-use super::world::{Caller, may};
+use super::world::Caller;
 
 /// Scripts that may be interpreted by scripts: linux/binfmts.h says 4 in a row and the program behind.
 const MAX_SCRIPTS: usize = 5;
@@ -192,7 +193,10 @@ impl Caller<'_> {
         {
             // The kernel asks the real owner's bit.
             let real_mode = mode & 0o7777 | 0o700;
-            rustix::fs::chmod(own_path(file.as_fd()), Mode::from_raw_mode(real_mode))?;
+            if mount.is_some_and(|mount| mount.kind == Kind::Tree) {
+                self.world.view.touched.entry(&path);
+            }
+            self.world.chmod(&file, real_mode)?;
             owners.set_mode(key(&real), u32::from(shown.stx_mode) & 0o7777, real_mode);
         }
         let shown_mode = u32::from(shown.stx_mode);

@@ -7,9 +7,10 @@ use rustix::io::Errno;
 
 use super::calls::{Answer, DONE};
 use super::ids::{Credentials, capability};
+use super::permission::may;
 use super::tasks::lock;
 use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, read_link, reopen};
-use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode, may};
+use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode};
 use super::{layout, procfs};
 
 type Answered = Result<Answer, Errno>;
@@ -257,6 +258,10 @@ impl Caller<'_> {
                     let real = super::view::statx(&file)?;
                     return self.hold(file, &real, None, &me, |file, flags| reopen(file, flags, Mode::empty()));
                 }
+                if writing {
+                    let real = super::view::statx(&file)?;
+                    self.tell_file(&self.behind(file.try_clone().map_err(|_| Errno::MFILE)?, real));
+                }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
                 return Ok(self.non_blocking(
                     reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?,
@@ -310,6 +315,9 @@ impl Caller<'_> {
             // What the kernel would take from the file with its bytes has to be looked at before.
             let empties = flags.contains(OFlags::TRUNC) && flags.intersects(OFlags::WRONLY | OFlags::RDWR);
             let flags = if empties { flags.difference(OFlags::TRUNC) } else { flags };
+            if writing {
+                place.tell(&self.world.view);
+            }
             match place.open(flags | OFlags::NONBLOCK, Mode::empty()) {
                 // Nobody reads the pipe yet.
                 Err(Errno::NXIO) if !flags.contains(OFlags::NONBLOCK) => {
@@ -449,10 +457,11 @@ impl Caller<'_> {
             flags.difference(OFlags::TRUNC) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match rustix::fs::openat(&parent, name, flags, real) {
             Ok(fd) => {
+                place.tell(&self.world.view);
                 self.made(place.mount, &parent, &fd, told)?;
-                if place.mount.owners.is_some() {
+                if place.mount.owners.is_some() && place.physical().is_some() {
                     // It is mostly the next thing that owner, mode and time are given to it.
-                    self.met(&super::view::statx(&fd)?, place.mount);
+                    self.met(&super::view::statx(&fd)?, place.mount, true);
                 }
                 Ok(Some(fd))
             }

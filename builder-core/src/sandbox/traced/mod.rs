@@ -40,7 +40,9 @@ mod identity;
 mod ids;
 mod layout;
 mod loader;
+mod located;
 mod names;
+mod permission;
 mod place;
 mod procfs;
 mod recent;
@@ -52,7 +54,7 @@ mod view;
 mod world;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -68,7 +70,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::cancel::Cancel;
 use crate::event::Stream;
-use crate::rootfs::Owners;
+use crate::rootfs::Rootfs;
 use ids::Credentials;
 use place::Places;
 use tasks::{Image, Surroundings, Task, Tasks};
@@ -86,8 +88,7 @@ struct Prepared {
 /// See [`super::run`].
 pub fn run(
     environment: &Environment,
-    root: BorrowedFd<'_>,
-    owners: Option<&Arc<Owners>>,
+    rootfs: &Rootfs,
     spec: &RunSpec,
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
@@ -95,8 +96,8 @@ pub fn run(
     if spec.no_network && !environment.own_network {
         return Err(SandboxError::NoNetworkNamespace);
     }
-    let owners = owners.cloned().unwrap_or_default();
-    let mut places = setup("arrange the image's tree", Places::new(root, &owners))?;
+    let root = rootfs.root_fd();
+    let mut places = setup("arrange the image's tree", Places::new(rootfs))?;
     let stubs = places.arrange(spec);
 
     match stubs {
@@ -233,7 +234,7 @@ fn trace(
     // The parent's ends of the pipes and of the socket: as long as they are open, none of them ends.
     drop(program);
     let listener = match sys::receive_descriptor(socket.as_fd()) {
-        Ok(Some(listener)) => Listener::of_awaited(listener),
+        Ok(Some(listener)) => Listener::new(listener),
         // The report says why.
         Ok(None) => return Ended::Status(child.wait().ok()),
         Err(error) => {

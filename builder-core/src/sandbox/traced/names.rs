@@ -12,9 +12,10 @@ use rustix::io::Errno;
 use super::calls::{Answer, DONE};
 use super::held::Directory;
 use super::ids::capability;
+use super::permission::may;
 use super::tasks::lock;
 use super::view::{Base, Change, Kind, Mount, Place, STAT, key, own_path, reopen};
-use super::world::{Caller, HERE, may};
+use super::world::{Caller, HERE};
 use crate::rootfs::FileKind;
 
 type Answered = Result<Answer, Errno>;
@@ -74,6 +75,7 @@ impl Caller<'_> {
         self.making(descriptor, &path, |place, parent, name| {
             let (real, told) = self.modes(mode & 0o1777, true);
             rustix::fs::mkdirat(parent, name, real)?;
+            place.tell_subtree(&self.world.view);
             let me = lock(&self.task.credentials).user.files;
             if told.is_some() || me != 0 || place.mount.owners.is_some() {
                 let made =
@@ -112,6 +114,7 @@ impl Caller<'_> {
                 return Err(Errno::PERM);
             }
             rustix::fs::mknodat(parent, name, real_kind, real, 0)?;
+            place.tell(&self.world.view);
             let made =
                 rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             self.made(place.mount, parent, &made, told)?;
@@ -137,6 +140,7 @@ impl Caller<'_> {
                 return Err(Errno::NOENT);
             }
             rustix::fs::symlinkat(OsStr::from_bytes(&text), parent, name)?;
+            place.tell(&self.world.view);
             let made =
                 rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
             self.made(place.mount, parent, &made, None)
@@ -167,8 +171,12 @@ impl Caller<'_> {
                 return Err(Errno::XDEV);
             }
             let path = own_path(file.fd.as_fd());
-            rustix::fs::linkat(CWD, path, parent, name, AtFlags::SYMLINK_FOLLOW)
+            rustix::fs::linkat(CWD, path, parent, name, AtFlags::SYMLINK_FOLLOW)?;
+            place.tell(&self.world.view);
+            Ok(())
         })?;
+        // Another number of links is a change of the file, too.
+        self.tell_file(&file);
         DONE
     }
 
@@ -200,6 +208,10 @@ impl Caller<'_> {
             }
             rustix::fs::unlinkat(parent, name, how)?;
             let change = if flags { Change::RemovedDirectory } else { Change::Name };
+            match flags {
+                true => place.tell_subtree(&self.world.view),
+                false => place.tell(&self.world.view),
+            }
             self.world.view.forget(&place.path, change);
             Ok(())
         })?;
@@ -251,6 +263,12 @@ impl Caller<'_> {
                 }
                 let other = exchange && there.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
                 let change = if directory || other { Change::MovedDirectories } else { Change::Name };
+                for place in [source, target] {
+                    match change {
+                        Change::MovedDirectories => place.tell_subtree(&self.world.view),
+                        _ => place.tell(&self.world.view),
+                    }
+                }
                 self.world.view.forget(&source.path, change);
                 self.world.view.forget(&target.path, Change::Name);
                 Ok(())

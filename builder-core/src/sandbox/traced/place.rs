@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::super::command::mounts_in_order;
 use super::super::stubs::{self, Stubs};
 use super::super::{MountSource, RunSpec, SandboxError, SandboxMount, dev, network, setup};
 use super::view::{Kind, Mount, View, key, own_path, statx};
-use crate::rootfs::Owners;
+use crate::rootfs::{Owners, Rootfs};
 
 /// What a RUN sees, ready.
 pub struct Places {
@@ -41,7 +41,10 @@ impl Places {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn new(root: BorrowedFd<'_>, owners: &Arc<Owners>) -> io::Result<Self> {
+    pub fn new(rootfs: &Rootfs) -> io::Result<Self> {
+        let root = rootfs.root_fd();
+        let owners = rootfs.owners().cloned().unwrap_or_default();
+        let touched = rootfs.touched().cloned().unwrap_or_default();
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let tree = super::view::reopen(root, flags, Mode::empty())?;
         let host = rustix::fs::readlinkat(CWD, own_path(root), Vec::new())?;
@@ -50,13 +53,13 @@ impl Places {
         let beside = host.parent().ok_or(io::ErrorKind::NotFound)?;
         let temporary = tempfile::Builder::new().prefix("run-").tempdir_in(beside)?;
         let directory = tree.try_clone()?;
-        let mount = Mount::new(b"", tree, Kind::Tree, false, Some(Arc::clone(owners)))?;
+        let mount = Mount::new(b"", tree, Kind::Tree, false, Some(Arc::clone(&owners)))?;
         Ok(Self {
-            view: View::new(mount),
+            view: View::new(mount, touched),
             cwd: Vec::new(),
             directory,
             temporary,
-            owners: Arc::clone(owners),
+            owners,
             played: Arc::default(),
             stubs: Stubs::default(),
             root: super::view::reopen(root, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?,
@@ -109,7 +112,24 @@ impl Places {
             setup(what, self.mount(mount))?;
         }
         let what = format!("enter the working directory `{}`", spec.cwd.display());
-        setup(what, self.working_directory(&spec.cwd, (spec.user.uid, spec.user.gid)))
+        setup(what, self.working_directory(&spec.cwd, (spec.user.uid, spec.user.gid)))?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Tells what has been made in the tree; from now on every change is told.
+    fn tell(&self) {
+        let touched = &self.view.touched;
+        touched.begin();
+        for path in stubs::STANDARD.into_iter().map(Path::new).chain(self.stubs.paths()) {
+            touched.entry(path.as_os_str().as_bytes());
+        }
+        touched.entry(&self.cwd);
+        let tree = &self.view.mounts()[0].host;
+        let within = |mount: &Mount| mount.host.starts_with(tree) && mount.host.get(tree.len()) == Some(&b'/');
+        if self.view.mounts().iter().any(within) {
+            touched.lost("a part of the tree is mounted elsewhere in it");
+        }
     }
 
     /// A directory of the host that the tree always has.

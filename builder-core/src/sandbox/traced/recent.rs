@@ -1,4 +1,5 @@
-//! In which mount files were met lately, so that what a descriptor stands for need not be asked for its path each time.
+//! In which mount files were met lately and whether it was told that they changed, so that what a descriptor stands for need
+//! not be asked for its path each time.
 
 use std::sync::Mutex;
 
@@ -19,6 +20,8 @@ struct Met {
     id: u64,
     /// Index of the mount of the RUN.
     mount: usize,
+    /// Whether it was told that it changed. Its further names are told by who makes them.
+    told: bool,
 }
 
 /// Files by inode. Nothing moves from one mount to another (rename(2), link(2): `EXDEV`), so what is remembered stays true; a
@@ -37,16 +40,17 @@ fn place(real: &Statx) -> usize {
 }
 
 impl Recent {
-    /// Index of the mount that a file is in, if it was met lately.
-    pub fn mount(&self, real: &Statx) -> Option<usize> {
+    /// Index of the mount that a file is in, and whether it was told that it changed, if it was met lately.
+    pub fn find(&self, real: &Statx) -> Option<(usize, bool)> {
         let (key, id) = (key(real), mount_id(real));
-        lock(&self.0)[place(real)].filter(|met| met.key == key && met.id == id).map(|met| met.mount)
+        let met = lock(&self.0)[place(real)].filter(|met| met.key == key && met.id == id);
+        met.map(|met| (met.mount, met.told))
     }
 
     /// Remembers a file in the mount with this index.
-    pub fn remember(&self, real: &Statx, mount: usize) {
+    pub fn remember(&self, real: &Statx, mount: usize, told: bool) {
         if real.stx_mask & StatxFlags::BTIME.bits() != 0 {
-            lock(&self.0)[place(real)] = Some(Met { key: key(real), id: mount_id(real), mount });
+            lock(&self.0)[place(real)] = Some(Met { key: key(real), id: mount_id(real), mount, told });
         }
     }
 }

@@ -25,7 +25,8 @@ pub fn serve<T>(world: &World, complain: &(dyn Fn(&str) + Sync), trace: impl FnO
             lock(&world.blocked).push(Arc::clone(&pipe));
             scope.spawn(move || open_pipe(world, id, &pipe, flags));
         };
-        serving::spawn(scope, &world.listener, &ended, false, move |call| {
+        // The tracer waits for every one of them.
+        serving::spawn(scope, &world.listener, &ended, true, move |call| {
             world.answer(call, &|line| complain(line), &wait)
         });
         let result = trace();

@@ -301,7 +301,9 @@ impl<'a> Tracer<'a> {
                         if place.mount.readonly {
                             return Err(Errno::ROFS);
                         }
-                        caller.change(place.mount, parent, None, &me)
+                        caller.change(place.mount, parent, None, &me)?;
+                        place.tell(&caller.world.view);
+                        Ok(())
                     })
                     .map_err(|errno| if errno == Errno::EXIST { Errno::ADDRINUSE } else { errno })?;
                 let again = super::view::reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?;
@@ -366,7 +368,7 @@ impl<'a> Tracer<'a> {
         let file = caller.reach(super::world::HERE, path, true, false)?;
         let me = caller.me();
         let shown = caller.world.shown(&file.real, file.mount, &me);
-        caller.allow(&shown, super::world::may::WRITE, &me)?;
+        caller.allow(&shown, super::permission::may::WRITE, &me)?;
         let mounted = file.mount.filter(|mount| !mount.directory);
         if let Some(mount) = mounted {
             // A socket that is mounted by itself, such as an agent's: its own directory on the host is given for the moment.

@@ -20,8 +20,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::held::{Directory, Held};
-use crate::rootfs::{FileKind, InodeKey, Owners};
+use super::held::Held;
+use crate::rootfs::{FileKind, InodeKey, Owners, Touched};
 
 /// Links followed in one look-up: path_resolution(7).
 const MAX_LINKS: u32 = 40;
@@ -91,9 +91,11 @@ pub struct View {
     /// First names of the targets of all but the tree: nothing covers a path that begins otherwise.
     tops: Vec<Vec<u8>>,
     links: RwLock<HashMap<Vec<u8>, Vec<u8>>>,
-    held: Held,
+    pub held: Held,
     /// Changes when paths of directories do.
     generation: AtomicU64,
+    /// Gets every change of the tree.
+    pub touched: Arc<Touched>,
 }
 
 /// What is looked up, for whom.
@@ -132,9 +134,9 @@ pub struct Place<'a> {
     /// Physical path; the part below `directory` if that is given.
     pub path: Vec<u8>,
     /// Length of the part of `path` that is the mount.
-    covered: usize,
+    pub covered: usize,
     /// From where instead of the mount.
-    directory: Option<BorrowedFd<'a>>,
+    pub directory: Option<BorrowedFd<'a>>,
     /// The path ended with `/` or a dot: it must be a directory.
     pub slash: bool,
     /// Directories that were passed on the way to links.
@@ -162,13 +164,15 @@ pub trait Magic {
 }
 
 impl View {
-    /// With the image's tree alone.
-    pub fn new(tree: Mount) -> Self {
+    /// With the image's tree alone; `touched` is told what changes in it.
+    pub fn new(tree: Mount, touched: Arc<Touched>) -> Self {
         Self {
             mounts: vec![tree],
             tops: Vec::new(),
-            links: RwLock::default(), held: Held::new(),
+            links: RwLock::default(),
+            held: Held::new(),
             generation: AtomicU64::new(0),
+            touched,
         }
     }
 
@@ -219,7 +223,9 @@ impl View {
     /// Whether something is mounted at or below a physical path.
     pub fn is_covered(&self, path: &[u8]) -> bool {
         !self.is_plain(path)
-            && self.mounts.iter().skip(1).any(|mount| mount.target.starts_with(path) && matches!(mount.target.get(path.len()), None | Some(b'/')))
+            && self.mounts.iter().skip(1).any(|mount| {
+                mount.target.starts_with(path) && matches!(mount.target.get(path.len()), None | Some(b'/'))
+            })
     }
 
     /// The physical path of a path on the host; `None` if it is not in here.
@@ -287,7 +293,7 @@ impl View {
             let place = self.locate(request, magic, &learned)?;
             match act(&place) {
                 Err(Errno::LOOP) if self.learn(&place, request.follow, &mut learned) => {}
-                Err(Errno::ACCESS) if !repaired && place.repair() => repaired = true,
+                Err(Errno::ACCESS) if !repaired && place.repair(&self.touched) => repaired = true,
                 Err(Errno::AGAIN) => {}
                 done => return done,
             }
@@ -490,128 +496,8 @@ fn normal(path: &[u8]) -> Result<Vec<u8>, Errno> {
     Ok(found)
 }
 
-impl Place<'_> {
-    /// Opens it. A link at its end is `ELOOP`, unless with `O_PATH` and `O_NOFOLLOW`.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn open(&self, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-        match self.directory {
-            Some(directory) => beneath(directory, &self.path, flags, mode),
-            None => open_beneath(self.mount, &self.path[self.covered..], flags, mode),
-        }
-    }
-
-    /// The physical path, if it is known.
-    pub fn physical(&self) -> Option<Vec<u8>> {
-        self.directory.is_none().then(|| self.path.clone())
-    }
-
-    /// Opens the directory that it is in, and says its name there.
-    ///
-    /// # Errors
-    /// `EBUSY` for what something is mounted on; what the kernel says.
-    pub fn parent(&self, view: &View) -> Result<(Arc<Directory>, &OsStr), Errno> {
-        if self.directory.is_none() && (self.path.len() == self.covered || view.is_covered(&self.path)) {
-            return Err(Errno::BUSY);
-        }
-        if let Some(held) = self.held(view)? {
-            return Ok(held);
-        }
-        let slash = self.path.iter().rposition(|&byte| byte == b'/').ok_or(Errno::EXIST)?;
-        let name = OsStr::from_bytes(&self.path[slash + 1..]);
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        let parent = match self.directory {
-            Some(directory) => beneath(directory, &self.path[..slash], flags, Mode::empty())?,
-            None => open_beneath(self.mount, &self.path[self.covered..slash], flags, Mode::empty())?,
-        };
-        Ok((Arc::new(parent.into()), name))
-    }
-
-    /// The directory of the tree that it is in, held open, and its name there; `None` if it is in no such one.
-    fn held(&self, view: &View) -> Result<Option<(Arc<Directory>, &OsStr)>, Errno> {
-        if self.directory.is_some() || self.mount.kind != Kind::Tree || self.path.len() > MAX_PATH {
-            return Ok(None);
-        }
-        let Some(slash) = self.path.iter().rposition(|&byte| byte == b'/') else { return Ok(None) };
-        let directory = &self.path[..slash];
-        let open = || open_beneath(self.mount, directory, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
-        Ok(Some((view.held.get(directory, open)?, OsStr::from_bytes(&self.path[slash + 1..]))))
-    }
-
-    /// With which it is opened to be looked at: a link that is to be followed must be an error, so that it is.
-    pub fn flags(&self, follow: bool) -> OFlags {
-        let mut flags = OFlags::PATH;
-        flags.set(OFlags::NOFOLLOW, !follow && !self.slash);
-        flags.set(OFlags::DIRECTORY, self.slash);
-        flags
-    }
-
-    /// What is known of it. A link at its end is `ELOOP` if it is to be followed.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn stat(&self, view: &View, follow: bool) -> Result<Statx, Errno> {
-        let Some((parent, name)) = self.held(view)? else {
-            return statx(self.open(self.flags(follow), Mode::empty())?);
-        };
-        let stat = rustix::fs::statx(&*parent, name, AtFlags::SYMLINK_NOFOLLOW, STAT)?;
-        match u32::from(stat.stx_mode) & libc::S_IFMT {
-            libc::S_IFLNK if follow || self.slash => Err(Errno::LOOP),
-            libc::S_IFDIR => Ok(stat),
-            _ if self.slash => Err(Errno::NOTDIR),
-            _ => Ok(stat),
-        }
-    }
-
-    /// The text of the link that it is.
-    ///
-    /// # Errors
-    /// `EINVAL` if it is none; what the kernel says.
-    pub fn read_link(&self, view: &View) -> Result<Vec<u8>, Errno> {
-        let text = match self.held(view)? {
-            Some((parent, name)) => rustix::fs::readlinkat(&*parent, name, Vec::new())?,
-            None => return read_link(&self.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?),
-        };
-        Ok(text.into_bytes())
-    }
-
-    /// Gives files of ours on the way the rights that root does not need; whether there was one without.
-    fn repair(&self) -> bool {
-        let Some(owners) = &self.mount.owners else { return false };
-        let mut ends: Vec<usize> = (self.covered + 1..self.path.len()).filter(|&at| self.path[at] == b'/').collect();
-        ends.push(self.path.len());
-        let mut repaired = false;
-        for end in ends {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW;
-            let Ok(fd) = open_beneath(self.mount, &self.path[self.covered.min(end)..end], flags, Mode::empty()) else {
-                break;
-            };
-            let Ok(stat) = statx(&fd) else { break };
-            let mode = u32::from(stat.stx_mode);
-            let needed = match mode & libc::S_IFMT {
-                libc::S_IFDIR => 0o700,
-                libc::S_IFLNK => continue,
-                _ => 0o600,
-            };
-            if mode & needed == needed {
-                continue;
-            }
-            let key = key(&stat);
-            let shown = owners.facts(key).mode(mode & 0o7777);
-            let real = mode & 0o7777 | needed;
-            if rustix::fs::chmod(own_path(fd.as_fd()), Mode::from_raw_mode(real)).is_err() {
-                break;
-            }
-            owners.set_mode(key, shown, real);
-            repaired = true;
-        }
-        repaired
-    }
-}
-
 /// Opens a path below a mount; empty for the mount itself, else it begins with `/`.
-fn open_beneath(mount: &Mount, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+pub fn open_beneath(mount: &Mount, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     if mount.directory {
         return beneath(mount.fd.as_fd(), path, flags, mode);
     }
@@ -629,7 +515,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags, mode: Mode) -> Result<OwnedFd, 
     rustix::fs::open(own_path(fd), flags | OFlags::CLOEXEC, mode)
 }
 
-fn beneath(directory: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+pub fn beneath(directory: BorrowedFd<'_>, path: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     let mut rest = path.strip_prefix(b"/").unwrap_or(path);
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let mut at: Option<OwnedFd> = None;

@@ -11,8 +11,10 @@ use rustix::path::DecInt;
 
 use super::super::sys::memory;
 use super::super::sys::notify::{Listener, Notification};
-use super::ids::{Credentials, capability};
+use super::descriptors::link_text;
 use super::held::Directory;
+use super::ids::{Credentials, capability};
+use super::located::LONG;
 use super::procfs;
 use super::recent::Recent;
 use super::stands::Stands;
@@ -60,6 +62,8 @@ pub struct Reached<'a> {
     pub real: Statx,
     /// Where it is; `None` for what has no path, such as pipes.
     pub mount: Option<&'a Mount>,
+    /// Physical path, if it was looked up by one.
+    pub path: Option<Vec<u8>>,
 }
 
 /// Parts of /sys that container runtimes hide too.
@@ -189,13 +193,6 @@ pub struct Caller<'a> {
     pub task: Arc<Task>,
     /// What.
     pub call: Notification,
-}
-
-/// Ways in which a file is accessed: access(2).
-pub mod may {
-    pub const EXECUTE: u32 = 1;
-    pub const WRITE: u32 = 2;
-    pub const READ: u32 = 4;
 }
 
 impl Caller<'_> {
@@ -330,89 +327,6 @@ impl Caller<'_> {
         })
     }
 
-    /// Whether every directory on the way may be searched.
-    fn check_way(&self, place: &Place<'_>, me: &Credentials) -> Result<(), Errno> {
-        let view = &self.world.view;
-        let way = std::iter::once(&place.path).map(|path| {
-            let end = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-            &path[..end]
-        });
-        for path in way.chain(place.passed.iter().map(Vec::as_slice)) {
-            let ends = std::iter::once(0).chain((1..path.len()).filter(|&at| path[at] == b'/')).chain([path.len()]);
-            for end in ends {
-                let path = &path[..end];
-                let mount = view.mount(path);
-                if matches!(mount.kind, Kind::Proc | Kind::Sys) {
-                    continue;
-                }
-                let Ok(fd) = view.open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW) else { break };
-                let stat = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, STAT)?;
-                self.allow(&self.world.shown(&stat, Some(mount), me), may::EXECUTE, me)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a file may be accessed so.
-    ///
-    /// # Errors
-    /// `EACCES`
-    pub fn allow(&self, shown: &Statx, wanted: u32, me: &Credentials) -> Result<(), Errno> {
-        let mode = u32::from(shown.stx_mode);
-        let directory = mode & libc::S_IFMT == libc::S_IFDIR;
-        let granted = if shown.stx_uid == me.user.files {
-            mode >> 6
-        } else if me.is_in(shown.stx_gid) {
-            mode >> 3
-        } else {
-            mode
-        };
-        let missing = wanted & !(granted & 7);
-        if missing == 0 {
-            return Ok(());
-        }
-        let overridden = if me.can(capability::DAC_OVERRIDE) {
-            // Executing needs one of the bits, whoever asks.
-            directory || missing & may::EXECUTE == 0 || mode & 0o111 != 0
-        } else {
-            me.can(capability::DAC_READ_SEARCH) && (directory && missing & may::WRITE == 0 || missing == may::READ)
-        };
-        if overridden { Ok(()) } else { Err(Errno::ACCESS) }
-    }
-
-    /// Whether the caller may change attributes of a file: it is the owner, or root.
-    ///
-    /// # Errors
-    /// `EPERM`
-    pub fn own(&self, shown: &Statx, me: &Credentials) -> Result<(), Errno> {
-        if shown.stx_uid == me.user.files || me.can(capability::FOWNER) { Ok(()) } else { Err(Errno::PERM) }
-    }
-
-    /// Whether entries of the directory `parent` may be made, or removed: `victim` is what is removed.
-    ///
-    /// # Errors
-    /// `EACCES`, `EPERM`, `EROFS`.
-    pub fn change(
-        &self,
-        mount: &Mount,
-        parent: &Directory,
-        victim: Option<&std::ffi::OsStr>,
-        me: &Credentials,
-    ) -> Result<(), Errno> {
-        if me.can(capability::DAC_OVERRIDE) && me.can(capability::FOWNER) {
-            return Ok(());
-        }
-        let real = rustix::fs::statx(parent, "", AtFlags::EMPTY_PATH, STAT)?;
-        let directory = self.world.shown(&real, Some(mount), me);
-        self.allow(&directory, may::WRITE | may::EXECUTE, me)?;
-        let sticky = u32::from(directory.stx_mode) & 0o1000 != 0;
-        if let Some(name) = victim.filter(|_| sticky && directory.stx_uid != me.user.files) {
-            let real = rustix::fs::statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, STAT)?;
-            self.own(&self.world.shown(&real, Some(mount), me), me)?;
-        }
-        Ok(())
-    }
-
     /// The file at a path, or for an empty one, if that is allowed, behind the descriptor.
     ///
     /// # Errors
@@ -422,15 +336,16 @@ impl Caller<'_> {
             return self.reach_descriptor(descriptor);
         }
         let world = self.world;
-        let (fd, mount) = self.at(descriptor, path, follow, |place| {
+        let (fd, mount, path) = self.at(descriptor, path, follow, |place| {
             if let Some(fd) = self.magic(place, follow)? {
-                return Ok((fd, None));
+                return Ok((fd, None, None));
             }
-            Ok((place.open(place.flags(follow), Mode::empty())?, world.view.known(place.mount)))
+            let fd = place.open(place.flags(follow), Mode::empty())?;
+            Ok((fd, world.view.known(place.mount), place.physical()))
         })?;
         let real = statx(&fd)?;
         match mount {
-            Some(_) => Ok(Reached { fd, real, mount }),
+            Some(_) => Ok(Reached { fd, real, mount, path }),
             // What /proc/self/fd/3 stands for.
             None => Ok(self.behind(fd, real)),
         }
@@ -479,10 +394,10 @@ impl Caller<'_> {
     }
 
     /// The file behind a descriptor of ours: the mount that it is in is found out.
-    fn behind(&self, fd: OwnedFd, real: Statx) -> Reached<'_> {
+    pub fn behind(&self, fd: OwnedFd, real: Statx) -> Reached<'_> {
         let id = mount_id(&real);
-        if let Some(mount) = self.world.recent.mount(&real) {
-            return Reached { fd, real, mount: Some(&self.world.view.mounts()[mount]) };
+        if let Some((mount, _)) = self.world.recent.find(&real) {
+            return Reached { fd, real, mount: Some(&self.world.view.mounts()[mount]), path: None };
         }
         let mut mounts = self.world.view.mounts().iter().filter(|mount| mount.mount_id == id && mount.owners.is_some());
         let mount = match (mounts.next(), mounts.next()) {
@@ -490,21 +405,39 @@ impl Caller<'_> {
             (None, _) => None,
             // Several in one place of the host: its path tells.
             (Some(first), Some(_)) => {
-                let host = rustix::fs::readlinkat(CWD, own_path(fd.as_fd()), Vec::new());
-                let path = host.ok().and_then(|host| self.world.view.inside(host.as_bytes()));
+                let host = self.world.host_path(&fd);
+                let path = host.ok().and_then(|host| self.world.view.inside(&host));
                 let mount = path.map_or(first, |path| self.world.view.mount(&path));
-                self.met(&real, mount);
+                self.met(&real, mount, false);
                 Some(mount)
             }
         };
-        Reached { fd, real, mount }
+        Reached { fd, real, mount, path: None }
     }
 
-    /// Remembers where a file is.
-    pub fn met(&self, real: &Statx, mount: &Mount) {
+    /// Remembers where a file is, and whether it was told that it changed.
+    pub fn met(&self, real: &Statx, mount: &Mount, told: bool) {
         if let Some(index) = self.world.view.mounts().iter().position(|known| std::ptr::eq(known, mount)) {
-            self.world.recent.remember(real, index);
+            self.world.recent.remember(real, index, told);
         }
+    }
+
+    /// Tells that a file changed, or is about to.
+    pub fn tell_file(&self, file: &Reached<'_>) {
+        let Some(mount) = file.mount.filter(|mount| mount.kind == Kind::Tree) else { return };
+        let view = &self.world.view;
+        if let Some(path) = &file.path {
+            return view.touched.entry(path);
+        }
+        // Whoever gives a file another name or moves it tells of that as well. One without a name is nowhere.
+        if file.real.stx_nlink == 0 || self.world.recent.find(&file.real).is_some_and(|(_, told)| told) {
+            return;
+        }
+        match self.world.host_path(&file.fd).ok().and_then(|host| view.inside(&host)) {
+            Some(path) => view.touched.entry(&path),
+            None => view.touched.lost(LONG),
+        }
+        self.met(&file.real, mount, true);
     }
 
     /// What a link in /proc stands for that has no path: a descriptor, or a program; `O_PATH`.
@@ -541,8 +474,11 @@ impl Caller<'_> {
             return Ok(());
         }
         let real = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, STAT)?;
-        let group =
-            if passes_group_on { owners.facts(key(&statx(parent)?)).owner.map_or(0, |(_, group)| group) } else { group };
+        let group = if passes_group_on {
+            owners.facts(key(&statx(parent)?)).owner.map_or(0, |(_, group)| group)
+        } else {
+            group
+        };
         if (user, group) != (0, 0) {
             owners.set_owner(key(&real), (user, group));
         }
@@ -599,6 +535,14 @@ impl World {
             }
             None => Ok((fd, stat)),
         }
+    }
+
+    /// The path on the host of what is behind a descriptor of ours.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG`
+    pub fn host_path(&self, fd: &OwnedFd) -> Result<Vec<u8>, Errno> {
+        link_text(&self.ourselves, DecInt::from_fd(fd).as_c_str())
     }
 
     /// Changes the mode of a file behind a descriptor of ours, which may be one with `O_PATH`.

@@ -91,6 +91,7 @@ cases![
     stress::longest,
     stress::killed,
     stress::users,
+    stress::changes,
 ];
 
 #[track_caller]
