@@ -159,6 +159,11 @@ impl Disk {
         }
     }
 
+    /// The most that one of those who wait for a measurement wants.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.inner.as_ref().map_or(0, |inner| inner.lock().wanted)
+    }
+
     /// A measurement begins.
     pub(crate) fn measuring(&self) {
         if let Some(inner) = &self.inner {

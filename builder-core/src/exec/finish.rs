@@ -107,7 +107,7 @@ pub(super) fn build_prepared(
     let stop = cancel.child();
     let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
     let disk = (request.limits.disk_bytes, prepared.reach.disk.clone());
-    let meter = Meter::new(&request.work_dir, disk, outputs, &cache, recorder, started);
+    let meter = Meter::new(&request.work_dir, disk, outputs, &cache, recorder, started).making_room_in(&trees);
     let build = || {
         let mut images = Vec::new();
         let mut roots = Vec::new();

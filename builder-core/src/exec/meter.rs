@@ -26,6 +26,7 @@ use super::trace::Sample;
 use crate::cancel::Cancel;
 use crate::disk::Disk;
 use crate::event::{Event, Observer as _};
+use crate::rootfs::Trees;
 
 /// Shortest and longest time between two looks.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -48,6 +49,9 @@ const MOST_SAMPLES: usize = 4096;
 /// Free space on the volume of the work dir below which a build tells so: this many bytes, or one part in fifty.
 const LITTLE_FREE_BYTES: u64 = 256 << 20;
 
+/// Free space on the volume of the work dir below which trees that nobody uses make room: this many bytes, or one part in ten.
+const ROOM_BYTES: u64 = 2 << 30;
+
 /// What a build took at most.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Peaks {
@@ -67,6 +71,8 @@ pub(super) struct Meter<'a> {
     outputs: Vec<PathBuf>,
     space: Space<'a>,
     disk: Disk,
+    /// What can make room.
+    trees: Option<&'a Trees>,
     recorder: &'a Recorder,
     begun: Instant,
     state: Mutex<State>,
@@ -104,11 +110,17 @@ impl<'a> Meter<'a> {
             work_dir,
             budget,
             disk,
+            trees: None,
             outputs: outputs.iter().map(|path| real(path)).collect(),
             recorder,
             begun,
             state: Mutex::new(State { stride: 1, ..State::default() }),
         }
+    }
+
+    /// Where little is left, trees that nobody uses go before anything is refused.
+    pub(super) fn making_room_in(self, trees: &'a Trees) -> Self {
+        Self { trees: Some(trees), ..self }
     }
 
     /// Measures while `build` runs, and ends it when it takes more than it may.
@@ -180,15 +192,20 @@ impl<'a> Meter<'a> {
 
     fn look(&self, stop: &Cancel) {
         self.disk.measuring();
-        let free = free_space(&self.work_dir);
         let (unnamed, elsewhere) = self.open_files();
-        let disk = self.space.measure().saturating_add(unnamed);
+        // What is written while the work dir is walked is gone from the volume afterwards.
+        let measure = || (free_space(&self.work_dir), self.space.measure().saturating_add(unnamed));
+        let (mut free, before) = measure();
+        let mut disk = before;
+        while self.is_tight(disk) && self.trees.is_some_and(Trees::make_room) {
+            (free, disk) = measure();
+        }
         let refused = self.disk.measured(disk);
         let anonymous = anonymous_memory();
         let running = self.recorder.running();
         let mut state = lock(&self.state);
         let state = &mut *state;
-        state.peaks.disk = state.peaks.disk.max(disk);
+        state.peaks.disk = state.peaks.disk.max(before);
         state.peaks.anonymous = state.peaks.anonymous.max(anonymous);
         state.peaks.elsewhere = state.peaks.elsewhere.max(elsewhere);
         if state.looks.is_multiple_of(state.stride) {
@@ -233,6 +250,13 @@ impl<'a> Meter<'a> {
                 "the work directory `{path}` may take {left} bytes more (--max-disk), but only {free} are free on its volume"
             ));
         }
+    }
+
+    /// Whether little is left where `used` bytes are in use. A command writes without asking, so a tenth counts as little.
+    fn is_tight(&self, used: u64) -> bool {
+        let wanted = used.saturating_add(self.disk.wanted());
+        let budget = self.budget.is_some_and(|budget| wanted > budget - budget / 10);
+        budget || free_space(&self.work_dir).is_some_and(|(free, total)| free < ROOM_BYTES.min(total / 10))
     }
 
     /// Space of the files without a name below the work dir, and of regular files that this process has open for writing where

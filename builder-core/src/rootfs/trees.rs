@@ -268,6 +268,14 @@ impl Trees {
         self.dir().disk()
     }
 
+    /// Removes what a build can make again and nobody uses, the oldest first; `false` if there is no more of it.
+    pub fn make_room(&self) -> bool {
+        self.dir().forget_oldest().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no room is made");
+            false
+        })
+    }
+
     /// Where long lists of files go.
     pub fn lists_in(&self) -> std::sync::Arc<Path> {
         self.dir().root().into()

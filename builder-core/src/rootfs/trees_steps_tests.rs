@@ -98,6 +98,30 @@ fn finished_trees_are_found_after_a_restart_and_unfinished_ones_removed() {
 }
 
 #[test]
+fn finished_trees_make_room_oldest_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let trees = Trees::open(dir.path(), Some(TreeMode::Directory), Ownership::Real).unwrap();
+    assert!(!trees.make_room());
+    let made = |content| Blobs::layers(&[vec![file("f", content)]]);
+    let (older, newer, used) = (made("older"), made("newer"), made("used"));
+    for (blobs, refs) in [&older, &newer] {
+        drop(trees.checkout(refs, blobs, &Cancel::default()).unwrap());
+        // Two names of one instant would have no order.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let in_use = trees.checkout(&used.1, &used.0, &Cancel::default()).unwrap();
+    assert!(trees.make_room());
+    assert!((trees.has(&newer.1), trees.has(&older.1)) == (true, false));
+    assert!(trees.make_room() && !trees.make_room());
+    assert_eq!(describe(&in_use.rootfs().unwrap()), ["f=used"]);
+    // What is gone can be made again.
+    let again = trees.checkout(&older.1, &older.0, &Cancel::default()).unwrap();
+    assert_eq!(describe(&again.rootfs().unwrap()), ["f=older"]);
+    drop((in_use, again));
+    assert_nothing_left(dir.path());
+}
+
+#[test]
 fn stages_with_one_base_may_start_together() {
     both(|trees, dir| {
         let layers: Vec<_> = (0..6).map(|n| vec![file(&format!("f{n}"), "x"), file(".wh.f0", "")]).collect();

@@ -19,6 +19,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -158,6 +159,28 @@ impl TreesDir {
         let lock = open_directory(&path).map_err(&fail)?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
         Ok(TempDir { path, _lock: lock })
+    }
+
+    /// Removes the finished tree that nobody uses (directory mode) for the longest time; `false` if there is none. Whoever
+    /// wants it again unpacks it from its layers.
+    pub(super) fn forget_oldest(&self) -> Result<bool, TreeError> {
+        let parent = self.root.join("plain");
+        let entries = std::fs::read_dir(&parent).map_err(io_error("read", &parent))?;
+        // What others take meanwhile is no error. A rename changes the ctime, so this is when the tree got its name.
+        let mut found: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| entry.metadata().ok().map(|of| ((of.ctime(), of.ctime_nsec()), entry.path())))
+            .collect();
+        found.sort_unstable();
+        for (_, path) in found {
+            let temp = self.temp()?;
+            // Whoever renames it first has it.
+            if rustix::fs::rename(&path, temp.path().join("tree")).is_ok() {
+                tracing::debug!(tree = %path.display(), "a tree that nobody uses makes room");
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn remove_abandoned(&self) -> Result<(), TreeError> {

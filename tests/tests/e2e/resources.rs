@@ -10,6 +10,7 @@ pub const TRIALS: &[Row] = &[
     ("resources::report-and-trace", report),
     ("resources::disk-budget", disk_budget),
     ("resources::disk-budget-of-own-writes", budget_of_own_writes),
+    ("resources::old-trees-make-room", old_trees_make_room),
     ("resources::memory-budget", memory_budget),
     ("resources::memory-of-the-control-group", control_group),
     ("resources::disk-full-at-any-byte", full_at_any_byte),
@@ -123,6 +124,20 @@ fn budget_of_own_writes(place: &Place) -> Outcome {
     let input = fs::read(project.path("context.tar")).map_err(|error| error.to_string())?;
     let ended = process::run_reading(&mut command, &input, LIMIT).map_err(|error| error.to_string())?;
     expect(ended, 5, &["fetching the context", "more than the 41943040"])?;
+    Ok(None)
+}
+
+/// Trees of earlier builds go before a build is refused what it needs.
+fn old_trees_make_room(place: &Place) -> Outcome {
+    let project = place.project("")?;
+    let arguments = ["--max-disk", "100m", "--trees", "directory"];
+    for content in ["first", "second", "third"] {
+        let run = format!("RUN dd if=/dev/zero of=/large bs=1M count=50 && echo {content} > /content");
+        project.write("Dockerfile", format!("FROM {}\n{run}\n", place.base()))?;
+        project.built(&arguments)?;
+        // Whatever went, what is done stays done.
+        expect(project.build(&arguments)?, 0, &["CACHED"])?;
+    }
     Ok(None)
 }
 
