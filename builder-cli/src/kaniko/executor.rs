@@ -18,14 +18,15 @@ use super::lines::{Lines, Shown};
 use super::log::Logger;
 use super::refusal::Refusal;
 use super::settings::{self, Task};
-use super::{complain, feature, flags, say, variables};
+use super::{complain, completion, feature, flags, say, variables};
 use crate::commands;
 use crate::request::{self, Ambient};
 
 const ABOUT: &str = "executor builds an image from a Dockerfile and pushes it, as Kaniko's executor does.";
 
 /// What `executor` has besides building.
-const COMMANDS: [(&str, &str); 3] = [
+const COMMANDS: [(&str, &str); 4] = [
+    ("completion", "Print a script that completes this command line in a shell"),
     ("login", "Keep user and password of a registry"),
     ("push", "Push an image that was saved"),
     ("version", "Print the version"),
@@ -52,6 +53,16 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
             // As Kaniko words it, blanks included.
             commands::result(&format!("Kaniko version :  {}\n", version()));
             return ExitCode::SUCCESS;
+        }
+        Some("completion") => {
+            let shell = parsed.positionals.get(1).map(String::as_str).unwrap_or_default();
+            return match completion::script(shell, &front.table, &COMMANDS) {
+                Some(script) => {
+                    commands::result(&script);
+                    ExitCode::SUCCESS
+                }
+                None => complain(&format!("Error: `executor completion` takes one of {}", completion::shells())),
+            };
         }
         Some("help") => {
             return match parsed.positionals.get(1).map(String::as_str) {

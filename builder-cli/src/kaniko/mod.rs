@@ -8,6 +8,7 @@
 //! What a command ends with is decided here: a command line that cannot be carried out is `Error: …` and the usage on
 //! standard error, a failure is one bare line there, both with exit code 1; a failing RUN passes on its own code.
 
+mod completion;
 mod executor;
 mod feature;
 mod files;

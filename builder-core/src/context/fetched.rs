@@ -209,6 +209,7 @@ impl Remote {
             true => Client::new(ClientOptions { skip_tls_verify: true, ..self.client.options().clone() }),
             false => self.client.clone(),
         };
+        let ssh = self.ssh_access(&context.url)?;
         let request = |reference: Option<&String>, commit: Option<&String>, depth| GitRequest {
             url: context.url.clone(),
             reference: reference.cloned(),
@@ -217,6 +218,7 @@ impl Remote {
             keep_git_dir: context.keep_git_dir,
             submodules: context.submodules,
             authorization: context.authorization.clone(),
+            ssh: ssh.clone(),
         };
         let fetch = |request: &GitRequest| -> Result<FetchedTree, RemoteError> {
             let temp = self.temporary_directory()?;

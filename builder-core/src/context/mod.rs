@@ -31,7 +31,7 @@ pub(crate) use hashes::FileHash;
 pub(crate) use ignore::clean;
 pub use ignore::{IgnoreError, IgnoreFile, IgnoreFileError, Patterns, find_ignore_file};
 pub(crate) use remote::{Checkout, Download, shown as shown_url};
-pub use remote::{Remote, RemoteError, SecretLookup};
+pub use remote::{Remote, RemoteError, SecretLookup, SshAgentSocket};
 pub(crate) use repository::login as git_login;
 pub use repository::{GitOptions, GitOptionsError, Repository, RepositoryError};
 pub(crate) use walk::{Selection, TreeEntries, TreeEntry};

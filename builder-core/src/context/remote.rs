@@ -25,7 +25,7 @@ use super::repository::GitOptions;
 use crate::cancel::Cancel;
 use crate::cloud::CloudError;
 use crate::disk::Disk;
-use crate::git::{self, Commit, GitError, GitRequest};
+use crate::git::{self, Commit, GitError, GitRequest, SshAccess};
 use crate::hint::Hint;
 use crate::http::{self, Client, ClientOptions, HttpError, Request, Secret, Url};
 use crate::oci::{Hasher, Sha256};
@@ -49,7 +49,14 @@ pub struct Remote {
     pub(super) disk: Disk,
     secrets: Arc<SecretLookup>,
     pub(super) git: Arc<GitAccess>,
+    agent: Option<Arc<SshAgentSocket>>,
 }
+
+/// Gives the socket of an agent for git over ssh; asked when the first repository of that kind is fetched.
+pub type SshAgentSocket = dyn Fn() -> io::Result<PathBuf> + Send + Sync;
+
+/// In the directory of answers: keys of the hosts that ssh met.
+const KNOWN_HOSTS: &str = "known_hosts";
 
 /// How git contexts are fetched.
 #[derive(Default)]
@@ -162,6 +169,12 @@ pub enum RemoteError {
         /// Why.
         source: super::ArchiveError,
     },
+    /// The agent of `--ssh default` cannot be offered to `ssh`.
+    #[error("cannot offer the ssh agent `default` to git")]
+    SshAgent {
+        /// Why.
+        source: io::Error,
+    },
     /// A context that is neither an archive nor text.
     #[error("{name} is neither an archive nor a Dockerfile")]
     NotAContext {
@@ -235,7 +248,7 @@ impl Remote {
     /// `HTTP_AUTH_HEADER`, `HTTP_AUTH_TOKEN`, `GIT_AUTH_HEADER` and `GIT_AUTH_TOKEN`, with and without a host name.
     pub fn new(client: Client, directory: &Path, temporary: &Path, secrets: Arc<SecretLookup>) -> Self {
         let (directory, temporary) = (directory.to_owned(), temporary.to_owned());
-        Self { client, directory, temporary, disk: Disk::default(), secrets, git: Arc::default() }
+        Self { client, directory, temporary, disk: Disk::default(), secrets, git: Arc::default(), agent: None }
     }
 
     /// The same; what is written counts.
@@ -253,6 +266,25 @@ impl Remote {
         }
         self.git = Arc::new(GitAccess { options, login });
         self
+    }
+
+    /// The same with an agent for git over ssh.
+    #[must_use]
+    pub fn with_agent(self, agent: Option<Arc<SshAgentSocket>>) -> Self {
+        Self { agent, ..self }
+    }
+
+    /// How `ssh` is called for `url`, if it is.
+    pub(super) fn ssh_access(&self, url: &str) -> Result<SshAccess, RemoteError> {
+        if !git::is_ssh(url) {
+            return Ok(SshAccess::default());
+        }
+        std::fs::create_dir_all(&self.directory).map_err(|source| self.io("create", source))?;
+        let agent = self.agent.as_ref().map(|agent| agent()).transpose();
+        Ok(SshAccess {
+            agent: agent.map_err(|source| RemoteError::SshAgent { source })?,
+            known_hosts: Some(self.directory.join(KNOWN_HOSTS)),
+        })
     }
 
     /// Asks for a URL; the bytes come only if they are not known from an earlier build. With a checksum that is known
@@ -413,6 +445,7 @@ impl Remote {
             authorization: host
                 .and_then(|host| self.authorization("GIT_AUTH", &host))
                 .or_else(|| self.git.login.clone()),
+            ssh: self.ssh_access(&reference.url)?,
         };
         let temp = self.temporary_directory()?;
         let root = temp.path().join("tree");

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::BuildError;
 use super::request::{BuildRequest, ContextSource, DockerfileSource, Fetched};
+use super::ssh::{SshAgent, SshForward};
 use crate::cancel::Cancel;
-use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, find_ignore_file};
+use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, SshAgentSocket, find_ignore_file};
 use crate::disk::Disk;
 use crate::dockerfile::{self, NotUtf8};
 use crate::hint::Hint;
@@ -122,7 +123,7 @@ pub enum InputError {
 impl Hint for InputError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoDockerfile { .. } => Some("name it with `-f FILE`; `-f -` reads it from standard input".to_owned()),
+            Self::NoDockerfile { .. } => Some("name it with `-f FILE`".to_owned()),
             Self::Context { .. } => Some("the last argument is the context: a directory, `-` or a URL".to_owned()),
             Self::IgnoreFile(error) => error.hint(),
             Self::Fetch(error) => error.hint(),
@@ -185,7 +186,14 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         (DockerfileSource::File(path), _) => read_dockerfile(path).map(|(text, path)| (text, Some(path)))?,
         (DockerfileSource::InContext(name), Root::Local(top) | Root::Fetched(top)) => {
             let path = inside(top, name)?;
-            read_dockerfile(&path).map(|(text, path)| (text, Some(path)))?
+            let (text, path) = read_dockerfile(&path).map_err(|error| match error {
+                // Where it was unpacked says nothing to anybody.
+                BuildError::Input(InputError::NoDockerfile { .. }) => {
+                    InputError::NoDockerfile { path: name.clone() }.into()
+                }
+                other => other,
+            })?;
+            (text, Some(path))
         }
         (DockerfileSource::InContext(name), Root::Nothing) => {
             return Err(InputError::NoDockerfile { path: name.clone() }.into());
@@ -308,7 +316,30 @@ pub(super) fn remote(request: &BuildRequest, reach: &Reach) -> Remote {
         Some(Secret::new(String::from_utf8_lossy(&value.bytes()).into_owned()))
     };
     let (answers, temporary) = (request.work_dir.join("urls"), request.work_dir.join("tmp"));
-    Remote::new(reach.client.clone(), &answers, &temporary, Arc::new(look_up)).within(reach.disk.clone())
+    let remote = Remote::new(reach.client.clone(), &answers, &temporary, Arc::new(look_up));
+    remote.within(reach.disk.clone()).with_agent(request.ssh.get("default").map(|agent| offered(agent, &temporary)))
+}
+
+/// `agent` behind a socket below `temporary`, made when git asks for it and gone with what is returned.
+fn offered(agent: &SshAgent, temporary: &Path) -> Arc<SshAgentSocket> {
+    let (agent, temporary) = (agent.clone(), temporary.to_owned());
+    let forward = Mutex::new(None);
+    Arc::new(move || {
+        let mut forward = forward.lock().unwrap_or_else(PoisonError::into_inner);
+        if forward.is_none() {
+            fs::create_dir_all(&temporary)?;
+            *forward = Some(SshForward::start(&agent, &temporary, 0o600, None)?);
+        }
+        let socket = forward.as_ref().map(|forward| forward.socket().to_owned()).unwrap_or_default();
+        // The address of a socket holds 107 bytes and a NUL (unix(7)); `ssh` has no way around it.
+        if socket.as_os_str().len() > 107 {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidFilename,
+                "the work directory's path is too long",
+            ));
+        }
+        Ok(socket)
+    })
 }
 
 /// Argument that keeps `.git` in a context (checklist D-10).

@@ -139,7 +139,7 @@ pub(super) fn prepare(
                 return Err(BuildError::SshMissing { id: id.clone() });
             }
             let forward = agent
-                .map(|agent| SshForward::start(agent, &shared.store.temp_dir(), *mode, (*uid, *gid)))
+                .map(|agent| SshForward::start(agent, &shared.store.temp_dir(), *mode, Some((*uid, *gid))))
                 .transpose()
                 .map_err(|source| BuildError::SshForward { id: id.clone(), source })?;
             let socket = forward.as_ref().map(|forward| forward.socket().to_owned());

@@ -41,11 +41,11 @@ pub(super) struct SshForward {
 }
 
 impl SshForward {
-    /// Offers `agent` in a new socket below `temp`.
+    /// Offers `agent` in a new socket below `temp`; without `owner` it belongs to this process's user.
     ///
     /// # Errors
     /// If there is no agent, or the socket cannot be made or given to its owner.
-    pub(super) fn start(agent: &SshAgent, temp: &Path, mode: u32, (uid, gid): (u32, u32)) -> io::Result<Self> {
+    pub(super) fn start(agent: &SshAgent, temp: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<Self> {
         if let SshAgent::Socket(path) = agent {
             // Whether somebody is there should be known before a command asks.
             UnixStream::connect(path)?;
@@ -56,7 +56,9 @@ impl SshForward {
         let short = Path::new("/proc/self/fd").join(open.as_raw_fd().to_string()).join(NAME);
         let listener = UnixListener::bind(&short)?;
         fs::set_permissions(&short, Permissions::from_mode(mode & 0o7777))?;
-        chown(&short, Some(uid), Some(gid))?;
+        if let Some((uid, gid)) = owner {
+            chown(&short, Some(uid), Some(gid))?;
+        }
         let ended = Arc::new(AtomicBool::new(false));
         let (flag, agent) = (Arc::clone(&ended), agent.clone());
         let acceptor = thread::spawn(move || accept(&listener, &agent, &flag));
@@ -148,7 +150,7 @@ mod tests {
         });
         let deep = temp.path().join("d".repeat(120));
         fs::create_dir(&deep).expect("a directory");
-        let forward = SshForward::start(&SshAgent::Socket(agent), &deep, 0o640, (0, 0)).expect("it starts");
+        let forward = SshForward::start(&SshAgent::Socket(agent), &deep, 0o640, Some((0, 0))).expect("it starts");
         let metadata = fs::metadata(forward.socket()).expect("the socket");
         assert_eq!(metadata.mode() & 0o7777, 0o640);
         let mut stream = UnixStream::connect(&forward.short).expect("a connection");
@@ -166,6 +168,6 @@ mod tests {
     fn no_agent_is_an_error() {
         let temp = tempfile::tempdir().expect("a temporary directory");
         let none = SshAgent::Socket(temp.path().join("none"));
-        assert!(SshForward::start(&none, temp.path(), 0o600, (0, 0)).is_err());
+        assert!(SshForward::start(&none, temp.path(), 0o600, Some((0, 0))).is_err());
     }
 }

@@ -85,6 +85,14 @@ impl Hint for GitError {
             Self::Fetch { reason, .. } if reason.contains("401") || reason.contains("403") => {
                 Some("give a token with `--secret id=GIT_AUTH_TOKEN,env=NAME`".to_owned())
             }
+            Self::Fetch { reason, .. } if reason.contains("Permission denied (publickey") => {
+                Some("give a key or an agent with `--ssh default=FILE` or `--ssh default`".to_owned())
+            }
+            Self::Fetch { reason, .. } if reason.contains("Host key verification failed") => Some(
+                "the host has another key than when it was met first: if that is right, remove the old one from \
+                 ~/.ssh/known_hosts, or `urls/known_hosts` of the work directory"
+                    .to_owned(),
+            ),
             // A name in SHA-256 has 64 digits.
             Self::Fetch { reason, .. } if reason.contains("sized 64 hexadecimal") => Some(
                 "the repository names its objects by SHA-256, which cannot be read yet; clone it with git, and give the \

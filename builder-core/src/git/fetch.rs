@@ -37,8 +37,9 @@ pub(super) fn fetch(
     let kind = if request.keep_git_dir { gix::create::Kind::WithWorktree } else { gix::create::Kind::Bare };
     let directory = if request.keep_git_dir { git_dir.parent().unwrap_or(git_dir) } else { git_dir };
     // Nothing of the user's or the system's configuration applies: the same commit is the same everywhere.
-    let options =
-        gix::open::Options::isolated().config_overrides(["protocol.version=2", "fetch.negotiationAlgorithm=noop"]);
+    let ssh = format!("core.sshCommand={}", request.ssh.command());
+    let settings = ["protocol.version=2", "fetch.negotiationAlgorithm=noop", "ssh.variant=ssh", &ssh];
+    let options = gix::open::Options::isolated().config_overrides(settings);
     let repository: gix::Repository =
         gix::ThreadSafeRepository::init_opts(directory, kind, gix::create::Options::default(), options)
             .map_err(|error| failed(&error))?

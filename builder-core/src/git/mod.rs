@@ -3,7 +3,7 @@
 //! A shallow fetch into a bare repository below a temporary directory, then the files are written from the objects: no
 //! `git` program, no hooks, no configuration of the user or the system, no filters and no line-end conversion, as in
 //! BuildKit (checklist C-60). `http(s)` goes through [`crate::http`]; `git://` and local paths are spoken by gix itself;
-//! `ssh://` needs an `ssh` program.
+//! `ssh://` needs an `ssh` program, with the user's configuration of it.
 //!
 //! # Limitations
 //! - A blob is in memory once while its file is written, and gix keeps the index of the fetched pack in memory: a
@@ -14,10 +14,14 @@
 
 mod error;
 mod fetch;
+mod ssh;
 mod transport;
 mod write;
 
 pub use error::GitError;
+pub use ssh::SshAccess;
+
+pub(crate) use ssh::is_ssh;
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -44,6 +48,8 @@ pub struct GitRequest {
     pub submodules: bool,
     /// Value of the `Authorization` header for the repository's host (http and https only).
     pub authorization: Option<http::Secret>,
+    /// How `ssh` is called (ssh only).
+    pub ssh: SshAccess,
 }
 
 /// What was fetched.
@@ -125,6 +131,7 @@ fn checkout_at(
                 keep_git_dir: false,
                 submodules: true,
                 authorization: same_host(&request.url, url).then(|| request.authorization.clone()).flatten(),
+                ssh: request.ssh.clone(),
             };
             checkout_at(&inner, &directory.join(&link.path), client, disk, cancel, depth + 1)?;
         }

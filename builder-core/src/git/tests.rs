@@ -48,6 +48,7 @@ fn repository(top: &Path) -> std::path::PathBuf {
 
 fn request(url: &str, reference: Option<&str>) -> GitRequest {
     GitRequest {
+        ssh: SshAccess::default(),
         url: url.to_owned(),
         reference: reference.map(str::to_owned),
         commit: None,

@@ -32,6 +32,7 @@ mod hazards;
 mod real;
 mod resources;
 mod sources;
+mod ssh;
 mod steps;
 
 /// How long one program may take, on a machine that is busy with others.
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         resources::TRIALS,
         cli::TRIALS,
         sources::TRIALS,
+        ssh::TRIALS,
         steps::TRIALS,
     ];
     let table = suites.into_iter().flatten();

@@ -187,6 +187,37 @@ fn named(place: &Place) -> Outcome {
     Ok(None)
 }
 
+/// The repository `x.git` below `top`: branch `main` with `Dockerfile`, `f` and `sub/`, tag `v1` one commit before it. Gives
+/// the commit of `main`.
+pub fn repository(top: &Path) -> Result<String, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let repository = top.join("x.git");
+    fs::create_dir_all(repository.join("sub")).map_err(text)?;
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command
+            .current_dir(&repository)
+            .args(["-c", "user.name=a", "-c", "user.email=a@b"])
+            .args(arguments)
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("HOME", top)
+            .env("GIT_COMMITTER_DATE", "1400000000 +0000");
+        process::output(&mut command, LIMIT)
+    };
+    git(&["init", "-q", "-b", "main"])?;
+    let dockerfile = "FROM scratch\nCOPY . /\n";
+    for (name, content) in [("Dockerfile", dockerfile), ("f", "first"), ("sub/Dockerfile", dockerfile), ("sub/g", "g")]
+    {
+        fs::write(repository.join(name), content).map_err(text)?;
+    }
+    git(&["add", "-A"])?;
+    git(&["commit", "-q", "-m", "first"])?;
+    git(&["tag", "v1"])?;
+    fs::write(repository.join("f"), "second").map_err(text)?;
+    git(&["commit", "-q", "-a", "-m", "second"])?;
+    git(&["rev-parse", "HEAD"])
+}
+
 /// `git daemon` with one repository; ended with this value.
 struct Git {
     daemon: Child,
@@ -203,37 +234,11 @@ impl Drop for Git {
 }
 
 impl Git {
-    /// Branch `main` with `Dockerfile`, `f` and `sub/`, tag `v1` one commit before it.
     fn start() -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
         let top = tempfile::tempdir().map_err(text)?;
-        let repository = top.path().join("x.git");
-        fs::create_dir_all(repository.join("sub")).map_err(text)?;
-        let git = |arguments: &[&str]| {
-            let mut command = Command::new("git");
-            command
-                .current_dir(&repository)
-                .args(["-c", "user.name=a", "-c", "user.email=a@b"])
-                .args(arguments)
-                .env("GIT_CONFIG_NOSYSTEM", "1")
-                .env("HOME", top.path())
-                .env("GIT_COMMITTER_DATE", "1400000000 +0000");
-            process::output(&mut command, LIMIT)
-        };
-        git(&["init", "-q", "-b", "main"])?;
-        let dockerfile = "FROM scratch\nCOPY . /\n";
-        for (name, content) in
-            [("Dockerfile", dockerfile), ("f", "first"), ("sub/Dockerfile", dockerfile), ("sub/g", "g")]
-        {
-            fs::write(repository.join(name), content).map_err(text)?;
-        }
-        git(&["add", "-A"])?;
-        git(&["commit", "-q", "-m", "first"])?;
-        git(&["tag", "v1"])?;
-        fs::write(repository.join("f"), "second").map_err(text)?;
-        git(&["commit", "-q", "-a", "-m", "second"])?;
-        let head = git(&["rev-parse", "HEAD"])?;
-        let programs = git(&["--exec-path"])?;
+        let head = repository(top.path())?;
+        let programs = process::output(Command::new("git").arg("--exec-path"), LIMIT)?;
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).map_err(text)?.port();
         // Not through `git`, which would leave the daemon behind when it is killed.
         let daemon = Command::new(Path::new(&programs).join("git-daemon"))
