@@ -6,7 +6,8 @@
 //! descriptor then (fstat(2), readlinkat(2), fchownat(2), `/proc/self/fd/3`, …) is asked of that file.
 //!
 //! # Limitations
-//! So many are remembered as the supervisor has descriptors for; the oldest is forgotten first, and is an empty file then.
+//! A quarter of the descriptors that the builder may have (RLIMIT_NOFILE) are remembered at a time; beyond that the oldest is
+//! forgotten, and is an empty file then.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,16 +16,16 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, Statx};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use super::tasks::lock;
 use super::view::{reopen, statx};
 
-/// How many are remembered: a quarter of the descriptors that a process has by default.
-const MOST: usize = 256;
-
 /// What descriptors stand for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stands {
+    /// How many are remembered.
+    most: usize,
     /// Whether there was ever one.
     any: AtomicBool,
     known: Mutex<Known>,
@@ -39,6 +40,17 @@ struct Known {
     device: (u32, u32),
 }
 
+impl Default for Stands {
+    fn default() -> Self {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Self {
+            most: usize::try_from(limit / 4).unwrap_or(usize::MAX),
+            any: AtomicBool::new(false),
+            known: Mutex::default(),
+        }
+    }
+}
+
 impl Stands {
     /// A descriptor that stands for `file`, which is one with `O_PATH`.
     ///
@@ -50,7 +62,7 @@ impl Stands {
         let stat = statx(&memory)?;
         let given = reopen(memory.as_fd(), OFlags::WRONLY, Mode::empty())?;
         let mut known = lock(&self.known);
-        if known.order.len() >= MOST
+        if known.order.len() >= self.most
             && let Some(oldest) = known.order.pop_front()
         {
             known.files.remove(&oldest);
@@ -85,7 +97,8 @@ mod tests {
         let path = directory.path().join("link");
         std::os::unix::fs::symlink("somewhere", &path).expect("link");
         let open = || rustix::fs::open(&path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
-        let stands = Stands::default();
+        const MOST: usize = 20;
+        let stands = Stands { most: MOST, ..Stands::default() };
         let plain = statx(std::fs::File::open("/dev/null").expect("open")).expect("statx");
         assert!(stands.find(&plain).is_none());
         let given = stands.for_file(open().expect("open")).expect("a descriptor");
