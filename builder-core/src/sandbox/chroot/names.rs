@@ -6,7 +6,7 @@
 //! its directories, as rm(1) and tar(1) do, names nothing in /proc, and costs nothing.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
@@ -219,12 +219,10 @@ impl Server<'_> {
     }
 
     fn go_to(&self, call: &Notification, inner: &Path, identity: Identity) -> Result<Answer, Errno> {
+        // With the caller's rights: it may get hold of the descriptor. One with O_PATH could not be given away.
         let user = AsUser::new(identity)?;
-        let place = self.files.tree.open(inner, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)?;
+        let directory = self.files.tree.open(inner, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, 0)?;
         drop(user);
-        // A descriptor with O_PATH cannot be given away. Whether the caller may go there is asked of the caller.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty())?;
         let number = self.listener.put(call.id, directory.as_fd())?;
         let number = u64::from(number.cast_unsigned());
         let _user = AsUser::new(identity)?;
