@@ -30,7 +30,7 @@
 //! kernel and the disk allow it; one plain directory a tree elsewhere. Everything that touches a path of an image goes
 //! through [`rootfs::Rootfs`], which resolves it inside the root. What a layer holds is known without a directory from its
 //! [`rootfs::index`], and COPY, ADD and WORKDIR change either through [`rootfs::View`]. *Invariant: nothing is mounted in any
-//! mount namespace but a RUN's own, so a builder that is killed leaves no mount behind.*
+//! mount namespace but the builder's and a RUN's own, so a builder that is killed leaves no mount behind.*
 //!
 //! **Steps.** [`sandbox`] runs a command in a tree, [`copy`] writes files from a [`context`] or another tree into it.
 //! [`snapshot`] lists what changed, [`layer`] writes that as a deterministic tar through the compressor into the [`store`].

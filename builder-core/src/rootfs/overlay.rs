@@ -1,7 +1,8 @@
-//! overlayfs: mounted without a trace in any mount namespace, and its marks in a layer's directory.
+//! overlayfs: mounted without a trace in any mount namespace but this process's own, and its marks in a layer's directory.
 //!
 //! Mounts are made with the new mount API and stay detached: they exist as long as a descriptor of them is open, so a
-//! killed process leaves nothing mounted. `redirect_dir`, `metacopy` and `index` are off, so that an upper directory says
+//! killed process leaves nothing mounted. Where a kernel lets nobody copy such a mount ([`Attached`]) it is in the process's
+//! own mount namespace, with which it goes. `redirect_dir`, `metacopy` and `index` are off, so that an upper directory says
 //! by itself what changed; renaming a directory of a lower layer is `EXDEV`, which programs answer by copying.
 //! Upper directories are `volatile` where the kernel knows that: fsync in a step does not wait for the disk.
 //!
@@ -14,13 +15,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::attributes::{Handle, Target};
-use super::{FileKind, Rootfs};
+use super::workdir::{TempDir, io_error};
+use super::{FileKind, Rootfs, TreeError};
 
 /// Layers in one mount (`OVL_MAX_STACK` of the kernel).
 pub(super) const MAX_LOWER: usize = 500;
@@ -30,6 +33,10 @@ const FSCONFIG_BYTES: usize = 255;
 
 /// Longest options of mount(2), without their NUL: a page.
 const MOUNT_DATA_BYTES: usize = 4095;
+
+/// Whether this kernel was found to take options of overlayfs in one string only. It logs what it does not know, so that it is
+/// asked once.
+static WHOLE_OPTIONS: AtomicBool = AtomicBool::new(false);
 
 /// `OVERLAYFS_SUPER_MAGIC` (statfs(2)).
 const OVERLAYFS_MAGIC: rustix::fs::FsWord = 0x794c_7630;
@@ -86,12 +93,18 @@ pub(super) struct MountError {
 impl Stack<'_> {
     /// Mounts the stack and gives its root.
     pub(super) fn mount(&self) -> Result<OwnedFd, MountError> {
-        match self.mount_by_parts(true) {
-            Err(error) if error.call == "volatile" => self.mount_by_parts(false),
-            // Before Linux 6.8 layers cannot be given one by one.
-            Err(error) if error.call == "lowerdir+" => self.mount_by_string(),
-            other => other,
+        if !WHOLE_OPTIONS.load(Ordering::Relaxed) {
+            match self.mount_by_parts(true) {
+                Err(error) if error.call == "volatile" => return self.mount_by_parts(false),
+                // Before Linux 6.8 layers cannot be given one by one; before 6.5 options are looked at when all are there, and
+                // what is wrong with them is not told to us.
+                Err(error) if error.call == "lowerdir+" || error.call == "mount" && error.messages.is_empty() => {}
+                other => return other,
+            }
         }
+        let mounted = self.mount_by_string(true).or_else(|_| self.mount_by_string(false))?;
+        WHOLE_OPTIONS.store(true, Ordering::Relaxed);
+        Ok(mounted)
     }
 
     fn mount_by_parts(&self, volatile: bool) -> Result<OwnedFd, MountError> {
@@ -131,9 +144,9 @@ impl Stack<'_> {
     }
 
     /// By mount(2), whose options fit a page; then detached. The mount is visible in this namespace for a moment.
-    fn mount_by_string(&self) -> Result<OwnedFd, MountError> {
+    fn mount_by_string(&self, volatile: bool) -> Result<OwnedFd, MountError> {
         let fail = |call, error: Errno| MountError { call, messages: String::new(), source: error.into() };
-        let mut data = self.options(|path| escape(path.as_os_str().as_bytes()));
+        let mut data = self.options(volatile, |path| escape(path.as_os_str().as_bytes()));
         // Kept open until the kernel has looked up its paths.
         let mut short = Vec::new();
         if data.len() > MOUNT_DATA_BYTES {
@@ -141,7 +154,7 @@ impl Stack<'_> {
                 short.push(open_directory(directory).map_err(|error| fail("lowerdir", error))?);
             }
             let mut fds = short.iter();
-            data = self.options(|path| match fds.next() {
+            data = self.options(volatile, |path| match fds.next() {
                 Some(fd) => format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes(),
                 None => escape(path.as_os_str().as_bytes()),
             });
@@ -167,7 +180,7 @@ impl Stack<'_> {
     }
 
     /// Options of mount(2); `lower` gives the text of lower directories.
-    fn options(&self, mut lower: impl FnMut(&Path) -> Vec<u8>) -> Vec<u8> {
+    fn options(&self, volatile: bool, mut lower: impl FnMut(&Path) -> Vec<u8>) -> Vec<u8> {
         let directories: Vec<Vec<u8>> = self.lower.iter().map(|path| lower(path)).collect();
         let mut data = b"lowerdir=".to_vec();
         data.extend(directories.join(&b':'));
@@ -176,6 +189,9 @@ impl Stack<'_> {
             data.extend(escape(upper.as_os_str().as_bytes()));
             data.extend(b",workdir=");
             data.extend(escape(work.as_os_str().as_bytes()));
+            if volatile {
+                data.extend(b",volatile");
+            }
         }
         for (option, value) in OPTIONS {
             data.extend(format!(",{option}={value}").into_bytes());
@@ -184,6 +200,45 @@ impl Stack<'_> {
             data.extend(b",userxattr");
         }
         data
+    }
+}
+
+/// Keeps a mount in this process's mount namespace, so that it can be copied for a RUN: before Linux 6.15 open_tree(2) copies
+/// nothing that was never attached. Unmounted with this; who has a descriptor of it by then still reads it.
+#[derive(Debug)]
+pub(super) struct Attached {
+    /// The directory it is mounted on; `None` once it is gone.
+    point: Option<TempDir>,
+}
+
+impl Attached {
+    /// Attaches a mount that was just made to a directory that `temp` gives; `None` if it can be copied as it is.
+    pub(super) fn if_needed(
+        mount: &OwnedFd,
+        temp: impl FnOnce() -> Result<TempDir, TreeError>,
+    ) -> Result<Option<Self>, TreeError> {
+        use rustix::mount::{MoveMountFlags, move_mount, open_tree};
+        let copy = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        match open_tree(mount, c"", copy) {
+            Err(Errno::INVAL) => {}
+            // What else is wrong shows where the copy is needed.
+            Ok(_) | Err(_) => return Ok(None),
+        }
+        let point = temp()?;
+        move_mount(mount, c"", rustix::fs::CWD, point.path(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(|error| io_error("mount on", point.path())(error.into()))?;
+        Ok(Some(Self { point: Some(point) }))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let Some(point) = self.point.take() else { return };
+        if let Err(error) = rustix::mount::unmount(point.path(), UnmountFlags::DETACH) {
+            tracing::debug!(path = %point.path().display(), %error, "left mounted");
+            // Removing what it is mounted on would remove what is mounted there.
+            std::mem::forget(point);
+        }
     }
 }
 
@@ -345,7 +400,7 @@ mod tests {
         let ways: [(&str, Mount); 3] = [
             ("by parts", |stack| stack.mount_by_parts(true)),
             ("by parts, not volatile", |stack| stack.mount_by_parts(false)),
-            ("by string", |stack| stack.mount_by_string()),
+            ("by string", |stack| stack.mount_by_string(true)),
         ];
         // Short options; more than a page of them; a path that no single option takes; bytes that separate options.
         for (number, (prefix, count, length)) in

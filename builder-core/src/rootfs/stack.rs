@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::fetch::{Stop, describe, open, unpack_blob};
 use super::fixup::{copy_tree, fix_up};
-use super::overlay::{MAX_LOWER, Marks, Stack};
+use super::overlay::{Attached, MAX_LOWER, Marks, Stack};
 use super::pretend::Pretence;
 use super::unpack::{Pending, Whiteouts};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
@@ -265,7 +265,9 @@ impl Stacks {
         let place = upper.map_or(self.dir.root(), |(upper, _)| upper).to_owned();
         let stack = Stack { lower, upper, marks: self.marks };
         let fd = stack.mount().map_err(|error| io_error("mount", &place)(std::io::Error::other(error)))?;
-        Ok(Rootfs::from_fd(fd).pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
+        let attached = Attached::if_needed(&fd, || self.dir.temp())?;
+        let rootfs = Rootfs::from_fd(fd).attached(attached);
+        Ok(rootfs.pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
     }
 
     /// Opens the raw directory of a layer.

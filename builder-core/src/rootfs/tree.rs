@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attributes::{Handle, Target, is_internal};
+use super::overlay::Attached;
 use super::owners::{Key, Owners};
 use super::pretend::{Existing, Pretence};
 use super::remove::remove_entry;
@@ -112,6 +113,8 @@ pub struct Rootfs {
     lists: Place,
     /// What a command touches, where somebody wants to know.
     touched: Option<Arc<Touched>>,
+    /// Keeps a mount where it can be copied.
+    _attached: Option<Attached>,
 }
 
 impl Rootfs {
@@ -136,7 +139,19 @@ impl Rootfs {
 
     /// Takes a directory or detached mount that is open already.
     pub(super) fn from_fd(fd: OwnedFd) -> Self {
-        Self { root: Root::new(fd), pretence: Pretence::Nothing, disk: Disk::default(), lists: None, touched: None }
+        Self {
+            root: Root::new(fd),
+            pretence: Pretence::Nothing,
+            disk: Disk::default(),
+            lists: None,
+            touched: None,
+            _attached: None,
+        }
+    }
+
+    /// The same tree, which is a mount that is kept where it can be copied.
+    pub(super) fn attached(self, attached: Option<Attached>) -> Self {
+        Self { _attached: attached, ..self }
     }
 
     /// The same tree, with what cannot be made real here kept in another way.
@@ -165,8 +180,8 @@ impl Rootfs {
         self.lists.clone()
     }
 
-    /// The root directory itself, for `sandbox` to mount. In overlay mode it is a detached mount (fsmount(2)), which
-    /// kernels before 6.15 let nobody copy, only move (move_mount(2)).
+    /// The root directory itself, for `sandbox` to mount. In overlay mode it is a mount that can be copied (open_tree(2)) while
+    /// this lives.
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.fd()
     }

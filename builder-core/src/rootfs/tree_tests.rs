@@ -31,6 +31,7 @@ impl Yard {
             disk: crate::disk::Disk::default(),
             lists: None,
             touched: None,
+            _attached: None,
         }
     }
 
@@ -189,6 +190,7 @@ fn magic_links_are_not_jumped_through() {
             disk: crate::disk::Disk::default(),
             lists: None,
             touched: None,
+            _attached: None,
         };
         for path in ["root/etc", "cwd/Cargo.toml", "fd/0/x"] {
             assert!(rootfs.stat(Path::new(path)).is_err(), "{path} by {resolver:?}");

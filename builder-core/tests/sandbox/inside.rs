@@ -220,7 +220,14 @@ impl Context {
             rustix::mount::fsconfig_create(context.as_fd())?;
             rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         };
+        use rustix::mount::{OpenTreeFlags, open_tree};
         match mount() {
+            // `rootfs` attaches its mounts on such kernels; here nobody does.
+            Ok(mount)
+                if open_tree(&mount, c"", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH).is_err() =>
+            {
+                std::panic::panic_any(Skip("before Linux 6.15 a mount that was never attached cannot be copied".into()))
+            }
             Ok(mount) => (mount, upper),
             Err(error) => std::panic::panic_any(Skip(format!("no overlayfs: {error}"))),
         }
