@@ -3,7 +3,7 @@
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup build static images demo test lint doc bench bench-codecs bench-e2e bench-sandbox bench-growth bench-memory fuzz clean
+.PHONY: help setup build static images demo test test-machines lint doc bench bench-codecs bench-e2e bench-sandbox bench-growth bench-memory fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: setup ## Build, export and push an image, then build it again from the cac
 
 test: setup ## Everything: format, lints, docs, unit, property, conformance, end-to-end and fuzz tests
 	@CARGO=$(CARGO) FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/test
+
+test-machines: ## Other kernels and aarch64, in virtual machines (Debian, as root; FILTER=6.1-x86_64::yama for one)
+	@CARGO=$(CARGO) scripts/machines $(FILTER)
 
 lint: ## Format and clippy
 	$(CARGO) fmt --all --check

@@ -9,6 +9,7 @@ pub mod debian;
 pub mod environment;
 pub mod layers;
 pub mod listing;
+pub mod machine;
 pub mod pods;
 pub mod process;
 pub mod registry;

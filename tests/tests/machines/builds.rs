@@ -1,0 +1,89 @@
+//! The same images, the same behaviour and no way out, in every tier.
+
+use tests::machine::{Done, Kernel, Machine};
+
+use crate::inside::{LIMIT, all, machine, same, says, step, text};
+
+/// Name, user, and the sandbox that is asked for.
+const WAYS: &[(&str, &str, &str)] = &[
+    ("root-auto", "root", "auto"),
+    ("root-chroot", "root", "chroot"),
+    ("root-traced", "root", "traced"),
+    ("subids-auto", "subids", "auto"),
+    ("plain-auto", "plain", "auto"),
+];
+
+/// Builds as root, as users with and without subordinate ids, and without user namespaces.
+pub fn same_everywhere(kernel: Kernel) -> Result<(), String> {
+    let mut machine = machine(kernel)?;
+    for (name, user, sandbox) in WAYS {
+        machine.step(name, &format!("build {user} {sandbox} /var/tmp/{name} 2>&1")).map_err(text)?;
+    }
+    // Trees as directories, which is what a kernel without overlayfs leaves.
+    machine.step("directory", "build root auto /var/tmp/directory --trees directory 2>&1").map_err(text)?;
+    let none = "echo 0 >/proc/sys/user/max_user_namespaces; ";
+    for user in ["subids", "plain"] {
+        let build = format!("{none} build {user} auto /var/tmp/{user}-without 2>&1");
+        machine.step(&format!("{user}-without-namespaces"), &build).map_err(text)?;
+    }
+    let info = "slipway info; echo 15000 >/proc/sys/user/max_user_namespaces; \
+                HOME=/home/subids setpriv --reuid=subids --regid=subids --init-groups slipway info";
+    machine.step("info", info).map_err(text)?;
+    let steps = machine.run(LIMIT)?;
+    let info = step(&steps, "info")?;
+    let overlays = info.output.lines().filter(|line| line.starts_with("trees") && line.contains("overlayfs: ")).count();
+    all([
+        same(steps.iter().filter(|step| step.name != "info")),
+        says(info, 0, &["tier namespaces  possible, used", "tier chroot      possible", "tier traced      possible"]),
+        // Of root, and of a user with subordinate ids.
+        if overlays == 2 { Ok(()) } else { Err(format!("overlayfs is not used:\n{}", info.output)) },
+    ])
+}
+
+/// `builder-core`'s test `sandbox`: every case in every environment.
+pub fn cases_of_the_sandbox(kernel: Kernel) -> Result<(), String> {
+    let mut machine = machine(kernel)?;
+    machine.step("sandbox", "STRESS_PROGRAM=/job/bin/stress sandbox --test-threads 2").map_err(text)?;
+    let steps = machine.run(LIMIT)?;
+    says(step(&steps, "sandbox")?, 0, &["test result: ok"])
+}
+
+/// What nobody inside may see.
+const WORD: &str = "must-not-be-seen";
+
+/// Each attempt of `fixtures/escapes` in each tier.
+pub fn escapes(kernel: Kernel) -> Result<(), String> {
+    let mut machine = machine(kernel)?;
+    let names = prepare_escapes(&machine)?;
+    for (name, user, sandbox) in WAYS {
+        let build = format!(
+            "CONTEXT=/job/escapes BUILDER_SECRET={WORD} build {user} {sandbox} /var/tmp/{name} 2>&1 || exit; \
+             test \"$(cat /job/canary)\" = {WORD}"
+        );
+        machine.step(name, &build).map_err(text)?;
+    }
+    let steps = machine.run(LIMIT)?;
+    all(steps.iter().map(|done| all_refused(done, &names)))
+}
+
+/// Puts the attempts into `/job/escapes`, and what they are after beside it; gives their names.
+pub fn prepare_escapes(machine: &Machine) -> Result<Vec<String>, String> {
+    let dockerfile = "FROM scratch\nCOPY escapes /escapes\nENV CANARY=/job/canary\nRUN [\"/escapes/run-all\"]\n";
+    let programs = machine.tree().join("bin/escapes");
+    machine.add(&programs, "escapes/escapes").map_err(text)?;
+    std::fs::write(machine.tree().join("escapes/Dockerfile"), dockerfile).map_err(text)?;
+    std::fs::write(machine.tree().join("canary"), WORD).map_err(text)?;
+    let mut names = Vec::new();
+    for program in std::fs::read_dir(programs).map_err(text)? {
+        names.push(program.map_err(text)?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| name != "run-all");
+    Ok(names)
+}
+
+fn all_refused(done: &Done, names: &[String]) -> Result<(), String> {
+    let refused = |name: &String| done.output.lines().any(|line| line.ends_with(&format!("refused {name}")));
+    let escaped: Vec<&String> = names.iter().filter(|name| !refused(name)).collect();
+    says(done, 0, &[])?;
+    if escaped.is_empty() { Ok(()) } else { Err(format!("{}: not refused: {escaped:?}\n{}", done.name, done.output)) }
+}

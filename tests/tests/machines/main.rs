@@ -1,0 +1,50 @@
+//! slipway on kernels and processors that are not this machine's, in virtual machines: `make test-machines`.
+//!
+//! One trial is one boot. Without what `scripts/machines` fetches and compiles all of them are skipped.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use tests::machine::Kernel;
+
+mod builds;
+mod inside;
+mod yama;
+
+/// What every test is.
+type Test = fn(Kernel) -> Result<(), String>;
+
+const fn kernel(version: &'static str, architecture: &'static str) -> Kernel {
+    Kernel { version, architecture }
+}
+
+/// Debian 12's.
+const BOOKWORM: Kernel = kernel("6.1", "x86_64");
+/// Debian 13's.
+const TRIXIE: Kernel = kernel("6.12", "x86_64");
+/// Debian 12's for another processor.
+const ARM: Kernel = kernel("6.1", "aarch64");
+
+/// Tests, and the kernels that they are for.
+const TESTS: &[(&str, &[Kernel], Test)] = &[
+    ("yama", &[BOOKWORM], yama::ptrace_scope),
+    ("builds", &[BOOKWORM, TRIXIE, ARM], builds::same_everywhere),
+    ("sandbox", &[BOOKWORM, TRIXIE, ARM], builds::cases_of_the_sandbox),
+    ("escapes", &[BOOKWORM, TRIXIE, ARM], builds::escapes),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // A machine has two processors of its own, which may be emulated.
+    arguments.test_threads.get_or_insert(1);
+    let mut trials = Vec::new();
+    for (name, kernels, test) in TESTS {
+        for kernel in *kernels {
+            trials.push(Trial::ignorable_test(format!("{}::{name}", kernel.name()), move || match kernel.possible() {
+                Ok(()) => Ok(test(*kernel).map(|()| Completion::Completed)?),
+                Err(reason) => Ok(Completion::ignored_with(format!("skipped: {reason}"))),
+            }));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
