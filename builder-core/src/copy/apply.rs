@@ -19,7 +19,7 @@ use crate::context::{self, ArchiveError, Files, FilesError, Found, TreeEntry, cl
 use crate::oci::Sha256;
 use crate::plan::{CopyAction, CopySource, WorkdirAction};
 use crate::rootfs::index::Content;
-use crate::rootfs::{Attributes, FileKind, NewFile, View};
+use crate::rootfs::{Attributes, FileKind, NewFile, Original, View};
 
 /// Writes resolved sources into `target`.
 ///
@@ -156,6 +156,9 @@ impl Content for FetchedFile {
         None
     }
 }
+
+/// Files of so many bytes share their blocks with the original where they can; smaller ones are read sooner than asked for.
+const SHARED_FROM: u64 = 64 * 1024;
 
 /// Entries of a tree that are copied at one time.
 const FILES_AT_ONCE: usize = 8192;
@@ -381,11 +384,21 @@ impl<'c> Copy<'_, 'c> {
                 }
                 let file = self.files.open(path, found)?;
                 attributes.xattrs = self.files.xattrs(path, Some(&file));
-                let mut content = Watched { inner: &file, cancel: self.target.cancel, bytes: 0 };
-                self.target.write(target, NewFile::File(&mut content), &attributes)?;
-                if content.bytes != found.metadata.size {
-                    return Err(FilesError::Changed { path: Path::new("/").join(path) }.into());
+                if found.metadata.size >= SHARED_FROM {
+                    let go_on = || match self.target.cancel.is_cancelled() {
+                        true => Err(std::io::Error::other("cancelled")),
+                        false => Ok(()),
+                    };
+                    let original = Original { file: &file, go_on: &go_on };
+                    self.target.write(target, NewFile::Copy(original), &attributes)?;
+                } else {
+                    let mut content = Watched { inner: &file, cancel: self.target.cancel, bytes: 0 };
+                    self.target.write(target, NewFile::File(&mut content), &attributes)?;
+                    if content.bytes != found.metadata.size {
+                        return Err(FilesError::Changed { path: Path::new("/").join(path) }.into());
+                    }
                 }
+                // Size and times are still those that were listed, so all of it was copied.
                 Ok(self.files.check(&file, path, found)?)
             }
             FileKind::Symlink => {

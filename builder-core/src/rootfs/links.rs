@@ -25,7 +25,7 @@ use super::attributes::Target;
 use super::owners::Key;
 use super::pretend::Existing;
 use super::remove::remove_entry;
-use super::sparse::write_sparse;
+use super::sparse::Original;
 use super::stat::Stat;
 use super::tree::new_file;
 use super::{Attributes, FileKind, ListError, Listing, NewFile, Rootfs};
@@ -162,14 +162,12 @@ impl Rootfs {
         };
         match metadata.kind {
             FileKind::File => {
-                let mut data = self.open_file(original)?;
+                let data = self.open_file(original)?;
                 let Some((dir, name)) = self.parent_of(path)? else { return Err(Errno::ISDIR.into()) };
                 remove_entry(&dir, &name)?;
                 let copy = File::from(new_file(&dir, &name)?);
                 self.is_new(&copy)?;
-                if rustix::fs::ioctl_ficlone(&copy, &data).is_err() {
-                    write_sparse(&mut data, &copy, &self.disk)?;
-                }
+                Original { file: &data, go_on: &|| Ok(()) }.copy_to(&copy, &self.disk)?;
                 self.apply(Target::Open(copy.as_fd()), metadata.kind, &attributes, Existing::New)
             }
             FileKind::Symlink => {

@@ -44,6 +44,7 @@ pub(crate) use ordered::Guide;
 pub use owners::{Facts, Key as InodeKey, Owners};
 pub use recall::{Recall, Recalled};
 pub use resolve::clean;
+pub use sparse::Original;
 pub use touched::Touched;
 pub use tree::*;
 pub use tree_error::TreeError;

@@ -1,4 +1,4 @@
-//! Writing a stream into a file, with holes for long runs of zeros.
+//! Writing a stream into a file, with holes for long runs of zeros; copying a file, which shares its blocks where it can.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,6 +25,89 @@ pub(super) fn write_sparse(data: &mut dyn Read, file: &File, disk: &Disk) -> io:
     let result = copy(data, SparseWriter::new(file, disk), &mut buffer);
     BUFFER.set(buffer);
     result
+}
+
+/// A regular file that another one is to be made from: by sharing its blocks where the file system can (ioctl_ficlone(2)), in
+/// the kernel where both are on file systems that allow it (copy_file_range(2)), else by reading it.
+pub struct Original<'a> {
+    /// Read from its beginning.
+    pub file: &'a File,
+    /// Asked now and then; an error ends the copy.
+    pub go_on: &'a dyn Fn() -> io::Result<()>,
+}
+
+/// Bytes that the kernel is asked to copy at once: a few hundredths of a second.
+const KERNEL_COPY_BYTES: u64 = 32 << 20;
+
+impl Original<'_> {
+    /// Makes the empty file `to` have the same bytes, holes included.
+    pub(super) fn copy_to(&self, to: &File, disk: &Disk) -> io::Result<()> {
+        (self.go_on)()?;
+        // Shared blocks take no room.
+        if rustix::fs::ioctl_ficlone(to, self.file).is_ok() || self.copy_in_kernel(to, disk)? {
+            return Ok(());
+        }
+        let mut file = self.file;
+        rustix::fs::seek(file, SeekFrom::Start(0))?;
+        rustix::fs::ftruncate(to, 0)?;
+        rustix::fs::seek(to, SeekFrom::Start(0))?;
+        write_sparse(&mut Asking { file: &mut file, go_on: self.go_on }, to, disk)
+    }
+
+    /// Whether the kernel did it. If not, `to` may have some bytes.
+    fn copy_in_kernel(&self, to: &File, disk: &Disk) -> io::Result<bool> {
+        let status = rustix::fs::fstat(self.file)?;
+        let size = u64::try_from(status.st_size).unwrap_or(0);
+        if size == 0 {
+            // Or one that does not say how long it is, as in procfs.
+            return Ok(false);
+        }
+        let mut position = 0;
+        while position < size {
+            let data = match rustix::fs::seek(self.file, SeekFrom::Data(position)) {
+                Ok(data) => data,
+                Err(rustix::io::Errno::NXIO) => break, // only a hole is left
+                Err(_) => return Ok(false),
+            };
+            let Ok(hole) = rustix::fs::seek(self.file, SeekFrom::Hole(data)) else { return Ok(false) };
+            position = data;
+            while position < hole.min(size) {
+                (self.go_on)()?;
+                let piece = KERNEL_COPY_BYTES.min(hole.min(size) - position);
+                disk.take(piece)?;
+                let (mut from_offset, mut to_offset) = (position, position);
+                let length = usize::try_from(piece).expect("a few megabytes");
+                match rustix::fs::copy_file_range(self.file, Some(&mut from_offset), to, Some(&mut to_offset), length) {
+                    // Some file systems say so although there is more.
+                    Ok(0) => return Ok(false),
+                    Ok(count) => position += count as u64,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error @ (rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT | rustix::io::Errno::IO)) => {
+                        return Err(error.into());
+                    }
+                    Err(error) => {
+                        tracing::trace!(%error, "the kernel does not copy between these file systems");
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        rustix::fs::ftruncate(to, size)?;
+        Ok(true)
+    }
+}
+
+/// Asks before each read.
+struct Asking<'a> {
+    file: &'a mut dyn Read,
+    go_on: &'a dyn Fn() -> io::Result<()>,
+}
+
+impl Read for Asking<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        (self.go_on)()?;
+        self.file.read(buf)
+    }
 }
 
 fn copy(data: &mut dyn Read, mut writer: SparseWriter<'_>, buffer: &mut [u8]) -> io::Result<()> {
@@ -112,4 +195,54 @@ impl<'a> SparseWriter<'a> {
 fn is_zero(block: &[u8]) -> bool {
     // The first bytes decide nearly always; the rest is compared in words by the compiler.
     block.first() == Some(&0) && block.iter().fold(0, |all, byte| all | byte) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+    /// Copies a file with holes at its beginning, in its middle and at its end.
+    #[test]
+    fn a_copy_has_the_bytes_and_holes() {
+        let work = tempfile::tempdir().unwrap();
+        let (from, to) = (work.path().join("from"), work.path().join("to"));
+        let file = File::create_new(&from).unwrap();
+        for (offset, byte) in [(3 << 20, 1_u8), (9 << 20, 2)] {
+            file.write_all_at(&vec![byte; 300_000], offset).unwrap();
+        }
+        file.set_len(64 << 20).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            Ok(())
+        };
+        let copied = File::create_new(&to).unwrap();
+        Original { file: &File::open(&from).unwrap(), go_on: &go_on }.copy_to(&copied, &Disk::default()).unwrap();
+        assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
+        assert!(copied.metadata().unwrap().blocks() < 8 << 11, "holes are not written");
+        assert!(asked.get() > 0);
+        assert_eq!(from.metadata().unwrap().len(), to.metadata().unwrap().len());
+    }
+
+    /// Procfs has files that only reading shows.
+    #[test]
+    fn what_the_kernel_does_not_copy_is_read() {
+        let to = tempfile::tempfile().unwrap();
+        let from = File::open("/proc/self/status").unwrap();
+        Original { file: &from, go_on: &|| Ok(()) }.copy_to(&to, &Disk::default()).unwrap();
+        // Its length is said to be 0, so the kernel would have copied nothing.
+        assert_eq!(from.metadata().unwrap().len(), 0);
+        assert!(to.metadata().unwrap().len() > 100);
+    }
+
+    #[test]
+    fn an_end_is_heeded() {
+        let work = tempfile::tempdir().unwrap();
+        std::fs::write(work.path().join("from"), vec![1; 100_000]).unwrap();
+        let from = File::open(work.path().join("from")).unwrap();
+        let go_on = || Err(io::ErrorKind::Interrupted.into());
+        let copied = Original { file: &from, go_on: &go_on }.copy_to(&tempfile::tempfile().unwrap(), &Disk::default());
+        assert_eq!(copied.unwrap_err().kind(), io::ErrorKind::Interrupted);
+    }
 }

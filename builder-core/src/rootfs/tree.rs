@@ -18,7 +18,7 @@ use super::owners::{Key, Owners};
 use super::pretend::{Existing, Pretence};
 use super::remove::remove_entry;
 use super::resolve::{Dir, PLACE, Root};
-use super::sparse::write_sparse;
+use super::sparse::{Original, write_sparse};
 use super::stat::Stat;
 use super::touched::Touched;
 use crate::disk::Disk;
@@ -84,6 +84,8 @@ pub struct Attributes {
 pub enum NewFile<'a> {
     /// A regular file with these bytes.
     File(&'a mut dyn Read),
+    /// A regular file with the bytes of another one, shared with it where the file system can.
+    Copy(Original<'a>),
     /// A directory.
     Directory,
     /// A symbolic link with this text.
@@ -391,15 +393,10 @@ impl Rootfs {
         let kind = file.kind();
         match file {
             NewFile::File(data) => {
-                let file = File::from(replacing(dir, name, || new_file(dir, name))?);
-                self.is_new(&file)?;
-                let written = write_sparse(data, &file, &self.disk)
-                    .and_then(|()| self.apply(Target::Open(file.as_fd()), kind, attributes, Existing::New));
-                if written.is_err() {
-                    // Half a file is worse than none. If even this fails, the first error says more.
-                    _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
-                }
-                return written;
+                return self.create_regular(dir, name, attributes, &mut |to| write_sparse(data, to, &self.disk));
+            }
+            NewFile::Copy(original) => {
+                return self.create_regular(dir, name, attributes, &mut |to| original.copy_to(to, &self.disk));
             }
             NewFile::Directory => match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) => {}
@@ -423,6 +420,25 @@ impl Rootfs {
         }
         let handle = Handle::entry(dir, name, kind)?;
         self.apply(handle.target(), kind, attributes, Existing::New)
+    }
+
+    /// A regular file in an open directory, with what `fill` writes.
+    fn create_regular(
+        &self,
+        dir: &impl AsFd,
+        name: &OsStr,
+        attributes: &Attributes,
+        fill: &mut dyn FnMut(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let file = File::from(replacing(dir, name, || new_file(dir, name))?);
+        self.is_new(&file)?;
+        let written = fill(&file)
+            .and_then(|()| self.apply(Target::Open(file.as_fd()), FileKind::File, attributes, Existing::New));
+        if written.is_err() {
+            // Half a file is worse than none. If even this fails, the first error says more.
+            _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        }
+        written
     }
 
     /// Opens the regular file `path` for writing from its beginning without replacing it (same inode), following a
@@ -545,7 +561,7 @@ impl Rootfs {
 impl NewFile<'_> {
     fn kind(&self) -> FileKind {
         match self {
-            Self::File(_) => FileKind::File,
+            Self::File(_) | Self::Copy(_) => FileKind::File,
             Self::Directory => FileKind::Directory,
             Self::Symlink(_) => FileKind::Symlink,
             Self::Fifo => FileKind::Fifo,

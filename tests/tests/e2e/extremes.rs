@@ -7,6 +7,7 @@ pub const TRIALS: &[Row] = &[
     ("extremes::a-base-of-a-hundred-layers", many_layers),
     ("extremes::a-thousand-stages", many_stages),
     ("extremes::a-full-file-system", full_file_system),
+    ("extremes::a-copy-shares-its-blocks", shared_blocks),
 ];
 
 /// Layers of the base: more than one mount takes, on any kernel.
@@ -84,14 +85,18 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// The inner error says why there is none.
+    /// An ext4. The inner error says why there is none.
     pub fn make(image: &Path, at: &Path, mebibytes: u64) -> Result<Result<Self, String>, String> {
+        Self::formatted(image, at, mebibytes, &["mkfs.ext4", "-q", "-F", "-m", "0"])
+    }
+
+    /// What the command makes of the file.
+    fn formatted(image: &Path, at: &Path, mebibytes: u64, mkfs: &[&str]) -> Result<Result<Self, String>, String> {
         let file = fs::File::create(image).map_err(|error| error.to_string())?;
         file.set_len(mebibytes << 20).map_err(|error| error.to_string())?;
-        let Some(mkfs) = process::find("mkfs.ext4") else {
-            return Ok(Err("mkfs.ext4 is not installed".to_owned()));
-        };
-        process::output(Command::new(mkfs).args(["-q", "-F", "-m", "0"]).arg(image), LIMIT)?;
+        let (name, arguments) = mkfs.split_first().expect("a command");
+        let Some(program) = process::find(name) else { return Ok(Err(format!("{name} is not installed"))) };
+        process::output(Command::new(program).args(arguments).arg(image), LIMIT)?;
         let mount = match Mount::image(image, at)? {
             Ok(mount) => mount,
             Err(reason) => return Ok(Err(reason)),
@@ -154,6 +159,35 @@ fn full_file_system(place: &Place) -> Outcome {
     }
     if failures < 5 {
         return Err(format!("only {failures} builds failed: the sizes do not fit the build"));
+    }
+    Ok(None)
+}
+
+/// Bytes of the file that is copied.
+const SHARED_BYTES: u64 = 32 << 20;
+
+/// In directory mode a `COPY --from` gives a second tree what a first one has: on a file system that can, the disk keeps it once.
+fn shared_blocks(place: &Place) -> Outcome {
+    let project = place.project(&format!(
+        "FROM BASE AS made\nRUN head -c {SHARED_BYTES} /dev/urandom > /big && sha256sum < /big > /sum\nFROM BASE\nRUN echo x > \
+         /x\nCOPY --from=made /big /sum /copied/\nRUN sha256sum < /copied/big | cmp - /copied/sum\n"
+    ))?;
+    let work = project.path("work");
+    let mkfs = ["mkfs.xfs", "-q", "-m", "reflink=1"];
+    let _volume = match Volume::formatted(&project.path("volume"), &work, 400, &mkfs)? {
+        Ok(volume) => volume,
+        Err(reason) => return Ok(Some(reason)),
+    };
+    let Some(filefrag) = process::find("filefrag") else { return Ok(Some("filefrag is not installed".to_owned())) };
+    project.built(&["--trees", "directory", "-o", "type=oci,dest=image.tar"])?;
+    let size = format!("{SHARED_BYTES}c");
+    let mut find = Command::new("find");
+    find.arg(work.join("trees")).args(["-type", "f", "-size", &size, "-exec"]).arg(filefrag).args(["-v", "{}", ";"]);
+    let found = process::output(&mut find, LIMIT)?;
+    let shared = found.lines().filter(|line| line.contains("shared")).count();
+    let last = found.lines().filter(|line| line.contains("last,")).count();
+    if last != 2 || shared < 2 {
+        return Err(format!("two trees with one file were expected:\n{found}"));
     }
     Ok(None)
 }

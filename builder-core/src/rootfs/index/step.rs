@@ -431,6 +431,10 @@ impl<'c> View<'c> for IndexStep<'c> {
                 let (held, size) = self.take(data)?;
                 return self.file(path, size, Body::Plain, held, attributes);
             }
+            NewFile::Copy(mut original) => {
+                let (held, size) = self.take(&mut original.file)?;
+                return self.file(path, size, Body::Plain, held, attributes);
+            }
             NewFile::Directory => {
                 let mut state = self.lock();
                 let there = match parent(&state.tree.root, path)? {
