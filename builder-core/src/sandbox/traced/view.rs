@@ -290,7 +290,11 @@ impl View {
         let mut learned = HashMap::new();
         let mut repaired = false;
         for _ in 0..=MAX_LINKS {
-            let place = self.locate(request, magic, &learned)?;
+            let place = match self.locate(request, magic, &mut learned) {
+                // Another link is known now.
+                Err(Errno::AGAIN) => continue,
+                place => place?,
+            };
             match act(&place) {
                 Err(Errno::LOOP) if self.learn(&place, request.follow, &mut learned) => {}
                 Err(Errno::ACCESS) if !repaired && place.repair(&self.touched) => repaired = true,
@@ -305,7 +309,7 @@ impl View {
         &'a self,
         request: Request<'a>,
         magic: &dyn Magic,
-        learned: &HashMap<Vec<u8>, Vec<u8>>,
+        learned: &mut HashMap<Vec<u8>, Vec<u8>>,
     ) -> Result<Place<'a>, Errno> {
         let mut at: Vec<u8> = Vec::with_capacity(128);
         let absolute = request.path.first() == Some(&b'/');
@@ -350,7 +354,7 @@ impl View {
                     if at.len() > root.len() {
                         // What is left must be there and be a directory.
                         if at.len() > request_base_length(&request) {
-                            self.check_directory(&at)?;
+                            self.check_directory(&at, learned)?;
                         }
                         at.truncate(at.iter().rposition(|&byte| byte == b'/').unwrap_or(0));
                     } else if request.resolve.contains(ResolveFlags::BENEATH) {
@@ -428,9 +432,18 @@ impl View {
         open_beneath(mount, &path[mount.target.len()..], flags, Mode::empty())
     }
 
-    fn check_directory(&self, path: &[u8]) -> Result<(), Errno> {
+    /// Whether a directory is there; `EAGAIN` if a link on the way was not known before.
+    fn check_directory(&self, path: &[u8], learned: &mut HashMap<Vec<u8>, Vec<u8>>) -> Result<(), Errno> {
         let mount = self.mount(path);
-        open_beneath(mount, &path[mount.target.len()..], OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).map(drop)
+        let covered = mount.target.len();
+        match open_beneath(mount, &path[covered..], OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) {
+            Err(Errno::LOOP) => {
+                let path = path.to_vec();
+                let place = Place { mount, path, covered, directory: None, slash: true, passed: Vec::new() };
+                Err(if self.learn(&place, true, learned) { Errno::AGAIN } else { Errno::LOOP })
+            }
+            opened => opened.map(drop),
+        }
     }
 
     fn link(&self, path: &[u8], learned: &HashMap<Vec<u8>, Vec<u8>>) -> Option<Vec<u8>> {

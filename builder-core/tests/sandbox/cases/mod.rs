@@ -78,6 +78,7 @@ cases![
     mounts::secrets_are_on_no_disk,
     mounts::one_directory_twice,
     mounts::mounts_leave_no_trace,
+    mounts::up_behind_a_link,
     mounts::targets_stay_inside,
     processes::cancelling,
     confinement::no_descriptors_leak,

@@ -312,6 +312,22 @@ pub(super) fn targets_stay_inside(context: &Context) {
     }
 }
 
+/// What lies above where a link leads, met in a path for the first time.
+pub(super) fn up_behind_a_link(context: &Context) {
+    let tree = context.tree();
+    fs::create_dir_all(tree.path.join("a/b/c")).expect("directories");
+    for (text, name) in [("a/b/c", "link"), ("/link", "again"), ("loop", "a/loop")] {
+        symlink(text, tree.path.join(name)).expect("link");
+    }
+    fs::write(tree.path.join("a/b/f"), "found\n").expect("a file");
+    assert_eq!(context.sh(&tree, "cat /again/../f; cat /a/loop/../f 2>/dev/null || echo no"), ["found", "no"]);
+    assert_eq!(context.sh(&tree, "cd /a && cat ../link/../f && ls /link/../.."), ["found", "b", "loop"]);
+    assert_eq!(
+        context.sh(&tree, "echo x > /link/../new && mv /again/../new /link/../moved; ls /a/b"),
+        ["c", "f", "moved"]
+    );
+}
+
 pub(super) fn overlays(context: &Context) {
     let tree = context.tree();
     context.sh(&tree, "true"); // the lower layer has /dev, /proc and /sys
