@@ -71,6 +71,8 @@ pub struct Pod {
     kind: Kind,
     /// The volume, at the same path inside and outside.
     pub volume: PathBuf,
+    /// What its process 1 waits for.
+    waiting: PathBuf,
     settings: PathBuf,
     _image: TempDir,
 }
@@ -147,14 +149,14 @@ impl Pod {
                 .args(["--user", ARBITRARY, "--read-only", "--read-only-tmpfs=false"])
                 .args(["--tmpfs", "/tmp:size=16m,mode=1777"]),
         };
-        // Something has to be process 1. A build whose Dockerfile never comes is as good as any program that waits.
-        let waiting = volume.join("never");
+        // Something has to be process 1. A build whose Dockerfile never comes is as good as any program that waits. Pods that
+        // share a volume wait for one each: the first that ends takes its own away.
+        let waiting = volume.join(image.path().file_name().ok_or("a temporary directory without a name")?);
         rustix::fs::mkfifoat(rustix::fs::CWD, &waiting, rustix::fs::Mode::from_raw_mode(0o666))
-            .or_else(|errno| if errno == rustix::io::Errno::EXIST { Ok(()) } else { Err(errno) })
             .map_err(|errno| errno.to_string())?;
         command.arg("--rootfs").arg(&root).args([SLIPWAY, "build", "--check", "--file"]).arg(&waiting).arg(volume);
         let id = process::output(&mut command, LIMIT)?;
-        Ok(Self { id, kind, volume: volume.to_owned(), settings, _image: image })
+        Ok(Self { id, kind, volume: volume.to_owned(), waiting, settings, _image: image })
     }
 
     /// Makes everything below `directory` belong to the container's user.
@@ -192,7 +194,7 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         _ = podman(&self.settings).args(["rm", "--force", "--time", "0", &self.id]).output();
-        _ = fs::remove_file(self.volume.join("never"));
+        _ = fs::remove_file(&self.waiting);
     }
 }
 
