@@ -197,7 +197,7 @@ impl<'a> Meter<'a> {
         let measure = || (free_space(&self.work_dir), self.space.measure().saturating_add(unnamed));
         let (mut free, before) = measure();
         let mut disk = before;
-        while self.is_tight(disk) && self.trees.is_some_and(Trees::make_room) {
+        while self.is_tight(disk, free) && self.trees.is_some_and(Trees::make_room) {
             (free, disk) = measure();
         }
         let refused = self.disk.measured(disk);
@@ -252,11 +252,12 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Whether little is left where `used` bytes are in use. A command writes without asking, so a tenth counts as little.
-    fn is_tight(&self, used: u64) -> bool {
+    /// Whether little is left where `used` bytes are in use, and `free` of so many on the volume are free. A command writes without
+    /// asking, so a tenth counts as little.
+    fn is_tight(&self, used: u64, free: Option<(u64, u64)>) -> bool {
         let wanted = used.saturating_add(self.disk.wanted());
         let budget = self.budget.is_some_and(|budget| wanted > budget - budget / 10);
-        budget || free_space(&self.work_dir).is_some_and(|(free, total)| free < ROOM_BYTES.min(total / 10))
+        budget || free.is_some_and(|(free, total)| free < ROOM_BYTES.min(total / 10))
     }
 
     /// Space of the files without a name below the work dir, and of regular files that this process has open for writing where
