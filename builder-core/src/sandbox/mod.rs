@@ -51,6 +51,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod nodes;
+mod numbers;
 mod output;
 mod remedies;
 mod serving;

@@ -106,9 +106,19 @@ pub fn open_directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errn
 }
 
 fn open_in(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    open_again(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// openat2(2), until the kernel is sure.
+pub fn open_again(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
     loop {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(root, path, flags, mode, resolve) {
             // Somewhere on this machine something was renamed or mounted meanwhile: openat2(2).
             Err(Errno::AGAIN | Errno::INTR) => {}
             result => return result,

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::super::numbers::late;
 use super::super::sys::bpf::{Action, Rule, When};
 use super::super::sys::notify::{Notification, Reply};
 use super::files::AsUser;
@@ -18,9 +19,6 @@ use super::tree::Place;
 
 /// Largest value of an extended attribute, and largest list of names, in bytes: xattr(7).
 const XATTR_BYTES: usize = 64 * 1024;
-
-/// fchmodat2(2), which libc does not have for every C library; equal on all machines.
-const FCHMODAT2: libc::c_long = 452;
 
 /// "Leave it" for chown(2).
 const SAME: u32 = u32::MAX;
@@ -32,7 +30,7 @@ pub fn rules() -> Vec<Rule> {
     let nofollow = libc::AT_SYMLINK_NOFOLLOW as u32;
     let rules = [
         notify(libc::SYS_fchmodat),
-        some(FCHMODAT2, When::Lacks(3, nofollow)),
+        some(late::FCHMODAT2, When::Lacks(3, nofollow)),
         some(libc::SYS_fchownat, When::Lacks(4, nofollow)),
         // Without a path it is the descriptor's own file: futimens(3).
         some(libc::SYS_utimensat, When::NotZero(1)),
@@ -76,7 +74,7 @@ impl Server<'_> {
         let number = libc::c_long::from(call.number);
         let follows = |flags: u64| flags as i32 & libc::AT_SYMLINK_NOFOLLOW == 0;
         let (at, path) = match number {
-            libc::SYS_fchmodat | FCHMODAT2 | libc::SYS_linkat => (a as i32, b),
+            libc::SYS_fchmodat | late::FCHMODAT2 | libc::SYS_linkat => (a as i32, b),
             libc::SYS_fchownat if follows(e) => (a as i32, b),
             libc::SYS_utimensat if follows(d) => (a as i32, b),
             libc::SYS_fchownat | libc::SYS_utimensat => return Some(CONTINUE),
@@ -97,13 +95,12 @@ impl Server<'_> {
             Place::Served(path) if !path.starts_with("/dev") => path,
             _ => {
                 let looks = matches!(number, libc::SYS_getxattr | libc::SYS_listxattr);
-                let path = if looks { None } else { self.files.tree.absolute(call.thread, at, &text) };
-                let refused = path.and_then(|path| self.files.tree.refuses(&path, false));
+                let refused = if looks { None } else { self.files.tree.refuses(call.thread, at, &text, false) };
                 return Some(refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno))));
             }
         };
         let change = match number {
-            libc::SYS_fchmodat | FCHMODAT2 => Ok(Change::Mode(c as u32)),
+            libc::SYS_fchmodat | late::FCHMODAT2 => Ok(Change::Mode(c as u32)),
             libc::SYS_fchownat => Ok(Change::Owner(c as u32, d as u32)),
             libc::SYS_utimensat => self.timespecs(call.thread, c).map(Change::Times),
             libc::SYS_linkat => Ok(Change::Link(c as i32, d)),

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::super::stubs::open_again;
+
 /// Where a directory is that may be in a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whereabouts {
@@ -82,13 +84,10 @@ pub fn bring_home(home: &Path) -> io::Result<Whereabouts> {
 fn find(home: &Path, place: &Path) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     let start = rustix::fs::open(around(home), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = |path: &Path| loop {
-        let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match rustix::fs::openat2(start.as_fd(), path, flags, Mode::empty(), how) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
-            result => return result.map(Some),
-        }
+    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let open = |path: &Path| match open_again(start.as_fd(), path, flags, Mode::empty(), how) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        result => result.map(Some),
     };
     let parent = place.parent().ok_or(Errno::INVAL)?;
     Ok(open(parent)?.zip(open(place)?))

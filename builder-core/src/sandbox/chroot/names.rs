@@ -13,6 +13,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::super::numbers::RENAMEAT;
 use super::super::sys::bpf::{Action, Rule, When};
 use super::super::sys::notify::{Notification, Reply};
 use super::files::AsUser;
@@ -21,9 +22,6 @@ use super::serve::{Answer, CONTINUE, Server};
 use super::tree::Place;
 
 const HERE: i32 = libc::AT_FDCWD;
-
-/// renameat(2), which libc does not have for every C library.
-const RENAMEAT: libc::c_long = if cfg!(target_arch = "x86_64") { 264 } else { 38 };
 
 /// The marked calls.
 pub fn rules() -> Vec<Rule> {
@@ -119,10 +117,10 @@ impl Server<'_> {
         let served = |place: &Place| matches!(place, Place::Served(path) if !path.starts_with("/dev"));
         if !served(&first.0) && !second.as_ref().is_some_and(|second| served(&second.0)) {
             let goes = matches!(deed, Deed::Remove(_) | Deed::Rename(_));
-            let refused = [Some(&first), second.as_ref()].into_iter().flatten().find_map(|(_, directory, text)| {
-                let path = self.files.tree.absolute(call.thread, *directory, text)?;
-                self.files.tree.refuses(&path, goes)
-            });
+            let refused = [Some(&first), second.as_ref()]
+                .into_iter()
+                .flatten()
+                .find_map(|(_, directory, text)| self.files.tree.refuses(call.thread, *directory, text, goes));
             return Some(refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno))));
         }
         let done = Identity::of(call.thread).ok_or(Errno::SRCH).and_then(|identity| {

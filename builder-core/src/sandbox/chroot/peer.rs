@@ -19,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use super::super::numbers::CHANGE_USER;
 use super::super::sys::bpf::{Action, Rule};
 use super::super::sys::memory;
 use super::super::sys::notify::{Notification, Reply};
@@ -38,19 +39,8 @@ const DUMPABLE: [u64; 2] = [libc::PR_SET_DUMPABLE as u64, 1];
 
 /// Calls that change users.
 pub fn rules() -> Vec<Rule> {
-    USERS.into_iter().map(|number| Rule::always(number, Action::Notify)).collect()
+    CHANGE_USER.into_iter().map(|number| Rule::always(number, Action::Notify)).collect()
 }
-
-const USERS: [libc::c_long; 8] = [
-    libc::SYS_setuid,
-    libc::SYS_setgid,
-    libc::SYS_setreuid,
-    libc::SYS_setregid,
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_setfsuid,
-    libc::SYS_setfsgid,
-];
 
 /// Memories that were opened before their processes changed users, by process.
 #[derive(Debug, Default)]
@@ -139,7 +129,7 @@ impl Server<'_> {
 
     /// One of [`rules`]; `None` if the call is none of them.
     pub fn change_user(&self, call: &Notification) -> Option<Answer> {
-        if !USERS.contains(&libc::c_long::from(call.number)) {
+        if !CHANGE_USER.contains(&libc::c_long::from(call.number)) {
             return None;
         }
         let _changing = self.memories.changing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -227,8 +227,7 @@ impl Server<'_> {
         let tree = &self.files.tree;
         let Place::Served(path) = tree.place(call.thread, at, &text, !flags.contains(OFlags::NOFOLLOW)) else {
             let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC);
-            let path = if writes { tree.absolute(call.thread, at, &text) } else { None };
-            let refused = path.and_then(|path| tree.refuses(&path, false));
+            let refused = if writes { tree.refuses(call.thread, at, &text, false) } else { None };
             return refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno)));
         };
         let Some(identity) = Identity::of(call.thread) else { return CONTINUE };

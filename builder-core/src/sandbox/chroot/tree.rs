@@ -100,14 +100,14 @@ impl Tree {
         if path.has_root() { Some(path.to_owned()) } else { Some(self.base(thread, directory)?.join(path)) }
     }
 
-    /// What a call is refused that would change a path which is, or lies in, something that a mount would show read-only:
-    /// `EBUSY` for the mount itself if its name is to go. By its text alone: it keeps nobody from anything that matters,
-    /// as these are copies.
-    pub fn refuses(&self, path: &Path, name_goes: bool) -> Option<Errno> {
+    /// What a call of `thread` is refused that would change a path which is, or lies in, something that a mount would show
+    /// read-only: `EBUSY` for the mount itself if its name is to go. By its text alone: it keeps nobody from anything that
+    /// matters, as these are copies.
+    pub fn refuses(&self, thread: i32, directory: i32, path: &[u8], name_goes: bool) -> Option<Errno> {
         if self.read_only.is_empty() {
             return None;
         }
-        let path = normal(path);
+        let path = normal(&self.absolute(thread, directory, path)?);
         let top = self.read_only.iter().find(|top| path.starts_with(top))?;
         Some(if name_goes && *top == path { Errno::BUSY } else { Errno::ROFS })
     }
@@ -231,13 +231,8 @@ impl Tree {
     /// What the kernel says.
     pub fn open(&self, path: &Path, flags: OFlags, mode: u32) -> Result<OwnedFd, Errno> {
         let mode = if flags.intersects(OFlags::CREATE | OFlags::TMPFILE) { mode & 0o7777 } else { 0 };
-        loop {
-            let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            match rustix::fs::openat2(&self.root, path, flags, Mode::from_raw_mode(mode), how) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                result => return result,
-            }
-        }
+        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        stubs::open_again(self.root.as_fd(), path, flags, Mode::from_raw_mode(mode), how)
     }
 
     /// A new directory of the tree in which the names of `directory` are going to be shown.

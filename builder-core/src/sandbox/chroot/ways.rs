@@ -7,7 +7,6 @@
 //! of it. The kernel looks the path up itself then, within the tree as always.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -16,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+
+use super::super::stubs::open_again;
 
 /// How long a directory is taken for what it was: as long as a compiler runs, not as long as a script does.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -127,13 +128,8 @@ impl Ways {
 
 /// Opens a path of the tree; a link on the way is `ELOOP`.
 fn open_plain(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let below = path.strip_prefix("/").unwrap_or(path).as_os_str();
-    let below = if below.is_empty() { OsStr::new(".") } else { below };
-    loop {
-        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-        match rustix::fs::openat2(root.as_fd(), below, flags, Mode::empty(), how) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            result => return result,
-        }
-    }
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    open_again(root.as_fd(), below, flags, Mode::empty(), how)
 }

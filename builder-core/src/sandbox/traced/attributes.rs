@@ -8,8 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
+use super::super::numbers::late;
 use super::calls::{Answer, DONE};
-use super::filter::late;
 use super::ids::capability;
 use super::permission::may;
 use super::view::{Kind, key, own_path};

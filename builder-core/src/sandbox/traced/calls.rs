@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
+use super::super::numbers::{RENAMEAT, late};
 use super::super::sys::bpf;
 use super::super::sys::notify::{Notification, Reply};
-use super::filter::late;
 use super::tasks::lock;
 use super::world::{Caller, World};
 
@@ -159,10 +159,3 @@ impl Caller<'_> {
         })
     }
 }
-
-/// libc does not have it for every C library.
-#[cfg(target_arch = "x86_64")]
-pub const RENAMEAT: libc::c_long = 264;
-/// libc does not have it for every C library.
-#[cfg(not(target_arch = "x86_64"))]
-pub const RENAMEAT: libc::c_long = 38;

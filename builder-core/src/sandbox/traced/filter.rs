@@ -6,6 +6,7 @@
 
 use libc::{EOPNOTSUPP, EPERM};
 
+use super::super::numbers::{CHANGE_USER, RENAMEAT, late};
 use super::super::sys::bpf::{Action, Rule, When};
 
 /// Why a thread is stopped: message of the filter's `SECCOMP_RET_TRACE`.
@@ -33,24 +34,6 @@ impl Rewrite {
     }
 }
 
-/// Numbers that libc lacks; equal on all machines.
-pub mod late {
-    use libc::c_long;
-
-    pub const OPEN_TREE: c_long = 428;
-    pub const MOVE_MOUNT: c_long = 429;
-    pub const FSOPEN: c_long = 430;
-    pub const FSPICK: c_long = 433;
-    pub const MOUNT_SETATTR: c_long = 442;
-    pub const FCHMODAT2: c_long = 452;
-    pub const STATMOUNT: c_long = 457;
-    pub const LISTMOUNT: c_long = 458;
-    pub const SETXATTRAT: c_long = 463;
-    pub const GETXATTRAT: c_long = 464;
-    pub const LISTXATTRAT: c_long = 465;
-    pub const REMOVEXATTRAT: c_long = 466;
-}
-
 /// Answered calls that every machine has.
 const ANSWERED: &[libc::c_long] = &[
     libc::SYS_openat,
@@ -63,7 +46,7 @@ const ANSWERED: &[libc::c_long] = &[
     libc::SYS_readlinkat,
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,
-    super::calls::RENAMEAT,
+    RENAMEAT,
     libc::SYS_renameat2,
     libc::SYS_linkat,
     libc::SYS_symlinkat,
@@ -101,14 +84,6 @@ const ANSWERED: &[libc::c_long] = &[
     libc::SYS_getresuid,
     libc::SYS_getresgid,
     libc::SYS_getgroups,
-    libc::SYS_setuid,
-    libc::SYS_setgid,
-    libc::SYS_setreuid,
-    libc::SYS_setregid,
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_setfsuid,
-    libc::SYS_setfsgid,
     libc::SYS_setgroups,
     libc::SYS_capget,
     libc::SYS_capset,
@@ -203,8 +178,12 @@ const PLAYED_PRCTL: [u32; 10] = [
 
 /// The filter with the listener. It allows sendmsg(2), over which the listener is sent.
 pub fn first() -> Vec<libc::sock_filter> {
-    let mut rules: Vec<Rule> =
-        ANSWERED.iter().chain(ANSWERED_OLD).map(|&number| Rule::always(number, Action::Notify)).collect();
+    let mut rules: Vec<Rule> = ANSWERED
+        .iter()
+        .chain(ANSWERED_OLD)
+        .chain(&CHANGE_USER)
+        .map(|&number| Rule::always(number, Action::Notify))
+        .collect();
     rules.extend(
         [late::SETXATTRAT, late::GETXATTRAT, late::LISTXATTRAT, late::REMOVEXATTRAT]
             .map(|number| Rule::always(number, Action::Notify)),
