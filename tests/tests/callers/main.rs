@@ -228,7 +228,9 @@ fn play((name, container, pushed, says): &Row, place: &Place) -> Result<(), Stri
     }
     is_confined(place, &full)?;
     nothing_outside(place, &full)?;
-    output(place.podman().args(["pod", "rm", "--force", "--time", "0", &pod]), LIMIT).map(drop)
+    // Not judged: podman 4.3 crashes at times when several pods with volumes go at once. What stays goes with the place.
+    _ = place.podman().args(["pod", "rm", "--force", "--time", "0", &pod]).output();
+    Ok(())
 }
 
 /// As Skaffold does it: a tar on standard input of a command in the init container.
