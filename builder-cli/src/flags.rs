@@ -366,6 +366,10 @@ pub struct BuildFlags {
     /// Check the Dockerfile and build nothing
     #[arg(long, conflicts_with = "plan", help_heading = "What is shown")]
     pub check: bool,
+    /// What to do with the Dockerfile: build it, check it, list its targets, or outline what the target takes (build
+    /// arguments, secrets, ssh): build|check|targets|outline[,format=text|json][,ignorestatus=true|false]
+    #[arg(long, value_name = "METHOD", conflicts_with_all = ["plan", "check"], help_heading = "What is shown")]
+    pub call: Option<String>,
     /// Show what would be done and do nothing of it
     #[arg(long, help_heading = "What is shown")]
     pub plan: bool,

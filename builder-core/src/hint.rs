@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+pub mod suggest;
+
 /// Advice that belongs to an error; rendered under it by the binary.
 pub trait Hint {
     /// One sentence that names what can be changed; `None` if nothing useful is known.

@@ -7,21 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use builder_core::cancel::Cancel;
-use builder_core::dockerfile::lint::Rule;
-use builder_core::dockerfile::{Dockerfile, Finding, LineRange};
 use builder_core::event::Observer;
 use builder_core::exec::{self, BuildError, BuildResult, ErrorClass};
 use builder_core::hint::{self, Hint as _};
-use builder_core::plan::Checked;
 use builder_core::sandbox;
+use serde::Serialize;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::result;
+use super::{call, result};
 use crate::diagnostics;
 use crate::exit::Exit;
 use crate::flags::BuildFlags;
-use crate::request::{self, Ambient, Build, BuildMode, Shown};
+use crate::request::{self, Ambient, Build, BuildMode};
 use crate::ui;
 
 /// The signal that ended the build; 0 for none.
@@ -58,8 +56,10 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     request::size_pool(&build.request.limits);
     let observer = ui::observer(build.shown);
     let outcome = match build.mode {
-        BuildMode::Check => check(&build, &*observer, &cancel),
+        BuildMode::Check => call::check(&build, &*observer, &cancel),
         BuildMode::Plan => plan(&build, &*observer, &cancel),
+        BuildMode::Outline => call::outline(&build, &*observer, &cancel),
+        BuildMode::Targets => call::targets(&build, &*observer, &cancel),
         BuildMode::Build => full(&build, Arc::clone(&observer), &cancel),
     };
     // The live lines go before an error is shown.
@@ -130,7 +130,8 @@ fn full(build: &Build, observer: Arc<dyn Observer>, cancel: &Cancel) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn pretty(value: &Value) -> String {
+/// JSON as a text of several lines.
+pub(super) fn pretty(value: &impl Serialize) -> String {
     // Values made of plain data always serialise.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
@@ -179,69 +180,10 @@ fn metadata(build: &Build, made: &BuildResult, config: &str) -> Value {
 fn plan(build: &Build, observer: &dyn Observer, cancel: &Cancel) -> Result<ExitCode, BuildError> {
     let prepared = exec::prepare(&build.request, observer, cancel)?;
     for planned in &prepared.plans {
-        match build.shown {
-            Shown::Json => result(&pretty(&json!(planned.plan))),
-            _ => result(&planned.plan.render()),
+        match build.json {
+            true => result(&pretty(&json!(planned.plan))),
+            false => result(&planned.plan.render()),
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn check(build: &Build, observer: &dyn Observer, cancel: &Cancel) -> Result<ExitCode, BuildError> {
-    let (dockerfile, checked) = exec::check(&build.request, observer, cancel)?;
-    match build.shown {
-        Shown::Json => result(&pretty(&checks_json(&dockerfile, &checked))),
-        _ if checked.findings.is_empty() && checked.error.is_none() => result("Check complete, no warnings found.\n"),
-        _ => result(&checks_text(&dockerfile, &checked.findings)),
-    }
-    if let Some(error) = checked.error {
-        return Err(BuildError::Plan(error));
-    }
-    // As `docker build --check`: findings are a result, and a reason to stop a pipeline.
-    Ok(if checked.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
-}
-
-fn checks_text(dockerfile: &Dockerfile, findings: &[Finding]) -> String {
-    let mut text = format!(
-        "Check complete, {} found.\n",
-        match findings.len() {
-            1 => "1 warning".to_owned(),
-            count => format!("{count} warnings"),
-        }
-    );
-    for finding in findings {
-        let lines = dockerfile.source.lines(&finding.span);
-        text.push_str(&format!("\nWARNING: {} (line {})\n{}\n", finding.rule, lines.first, finding.message));
-        for number in lines.first..=lines.last {
-            if let Some(line) = dockerfile.source.line(number) {
-                text.push_str(&format!("{number:4} | >>> {line}\n"));
-            }
-        }
-    }
-    text
-}
-
-/// The form of `docker build --call=check,format=json`.
-fn checks_json(dockerfile: &Dockerfile, checked: &Checked) -> Value {
-    let location = |ranges: &[LineRange]| {
-        let range = |lines: &LineRange| json!({ "start": { "line": lines.first }, "end": { "line": lines.last } });
-        json!({ "ranges": ranges.iter().map(range).collect::<Vec<_>>() })
-    };
-    let warnings: Vec<Value> = checked
-        .findings
-        .iter()
-        .map(|finding| {
-            json!({
-                "ruleName": finding.rule,
-                "description": Rule::from_name(finding.rule).map(Rule::description),
-                "detail": finding.message,
-                "location": location(&[dockerfile.source.lines(&finding.span)]),
-            })
-        })
-        .collect();
-    let mut value = json!({ "version": 1, "warnings": warnings });
-    if let Some(error) = &checked.error {
-        value["buildError"] = json!({ "message": hint::chain(error), "location": location(&error.lines) });
-    }
-    value
 }

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod cache;
+pub mod call;
 pub mod completions;
 pub mod info;
 pub mod inspect;

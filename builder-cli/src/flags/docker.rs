@@ -17,7 +17,7 @@ const DAEMON: &str = "there is no daemon and no builder to choose: leave it out"
 const NOTHING: &str = "it has no meaning here: leave it out";
 
 /// Each flag with what to do.
-const ELSEWHERE: [(&str, &str); 26] = [
+const ELSEWHERE: [(&str, &str); 25] = [
     ("--load", "there is no daemon to load into: `-o type=docker,dest=-` writes what `docker load` reads"),
     ("--attest", "no attestations are made: leave it out, or make them for the pushed image"),
     ("--builder", DAEMON),
@@ -37,8 +37,7 @@ const ELSEWHERE: [(&str, &str); 26] = [
     ("--memory", "--max-memory bounds the builder itself; RUN has the limits of the cgroup that slipway runs in"),
     ("-m", "--max-memory bounds the builder itself; RUN has the limits of the cgroup that slipway runs in"),
     ("--memory-swap", AROUND),
-    ("--call", "of its methods there is `check`: write --check"),
-    ("--print", "of its methods there is `check`: write --check"),
+    ("--print", "its name is --call now"),
     ("--policy", "policies are not read: check the Dockerfile with --check"),
     ("--debug", "SLIPWAY_LOG=debug shows what the library notes for itself"),
     ("-D", "SLIPWAY_LOG=debug shows what the library notes for itself"),

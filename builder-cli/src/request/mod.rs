@@ -33,6 +33,10 @@ pub struct Build {
     pub request: BuildRequest,
     /// What happens with it.
     pub mode: BuildMode,
+    /// What is found is told as JSON, not as text.
+    pub json: bool,
+    /// Findings of a check do not make it fail.
+    pub ignore_findings: bool,
     /// Where the digest of the config goes.
     pub iidfile: Option<PathBuf>,
     /// Where docker's metadata goes.
@@ -45,7 +49,7 @@ pub struct Build {
     pub shown: Shown,
 }
 
-/// `--check`, `--plan` or neither.
+/// `--call`, `--check`, `--plan` or none of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BuildMode {
     /// Build.
@@ -54,6 +58,10 @@ pub enum BuildMode {
     Check,
     /// Plan only.
     Plan,
+    /// Tell what the target can be given.
+    Outline,
+    /// Tell which targets there are.
+    Targets,
 }
 
 /// How progress is shown.
@@ -131,19 +139,62 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
         annotations: inputs::annotations(&flags.annotation)?,
         ..BuildRequest::new(&ambient.cwd, state.work_dir, environment)
     };
+    let call = call(flags)?;
+    let shown = shown(flags, ambient);
     Ok(Build {
         request,
-        mode: match (flags.check, flags.plan) {
-            (true, _) => BuildMode::Check,
-            (_, true) => BuildMode::Plan,
-            _ => BuildMode::Build,
-        },
+        mode: call.mode,
+        json: call.json.unwrap_or(shown == Shown::Json),
+        ignore_findings: call.ignore_findings,
         iidfile: flags.iidfile.as_ref().map(|path| ambient.cwd.join(path)),
         metadata_file: flags.metadata_file.as_ref().map(|path| ambient.cwd.join(path)),
         report: flags.report.as_ref().map(|path| ambient.cwd.join(path)),
         report_trace: flags.report_trace.as_ref().map(|path| ambient.cwd.join(path)),
-        shown: shown(flags, ambient),
+        shown,
     })
+}
+
+/// What is done instead of a build, and how it is told; `json` is `None` where `--progress` decides.
+struct Call {
+    mode: BuildMode,
+    json: Option<bool>,
+    ignore_findings: bool,
+}
+
+/// Reads `--call`, in docker's form, with `--check` and `--plan`, which exclude it.
+fn call(flags: &BuildFlags) -> Result<Call, UsageError> {
+    let mode = match (flags.check, flags.plan) {
+        (true, _) => BuildMode::Check,
+        (_, true) => BuildMode::Plan,
+        _ => BuildMode::Build,
+    };
+    let mut call = Call { mode, json: None, ignore_findings: false };
+    let Some(text) = &flags.call else { return Ok(call) };
+    let invalid = |reason: &str| UsageError::value("--call", text, reason);
+    let mut method = None;
+    for field in text.split(',') {
+        match field.split_once('=') {
+            Some(("format", "json")) => call.json = Some(true),
+            Some(("format", "text" | "")) => call.json = Some(false),
+            Some(("format", _)) => return Err(invalid("the formats are text and json")),
+            Some(("ignorestatus", value)) => {
+                call.ignore_findings = value.parse().map_err(|_| invalid("ignorestatus is true or false"))?;
+            }
+            Some(_) => return Err(invalid("the keys are format and ignorestatus")),
+            None if method.is_some() => return Err(invalid("it names more than one method")),
+            None => {
+                method = Some(match field {
+                    "build" | "" => BuildMode::Build,
+                    "check" | "lint" => BuildMode::Check,
+                    "outline" => BuildMode::Outline,
+                    "targets" => BuildMode::Targets,
+                    _ => return Err(invalid("the methods are build, check, outline and targets")),
+                });
+            }
+        }
+    }
+    call.mode = method.unwrap_or(mode);
+    Ok(call)
 }
 
 fn tag(text: &str) -> Result<Reference, UsageError> {
@@ -371,6 +422,33 @@ mod tests {
         let chunk = |text| read(&[text], &[]).map(|build| build.request.registry.upload_chunk_bytes);
         assert_eq!(chunk("--max-chunk=90m").expect("fine"), Some(90 << 20));
         assert!(chunk("--max-chunk=1k").is_err() && limits(&["--max-memory=1m"]).is_err());
+    }
+
+    #[test]
+    fn calls_are_read_as_docker_reads_them() {
+        let called =
+            |text: &str| read(&["--call", text], &[]).map(|build| (build.mode, build.json, build.ignore_findings));
+        for (text, expected) in [
+            ("build", (BuildMode::Build, false, false)),
+            ("check,format=json", (BuildMode::Check, true, false)),
+            ("lint,ignorestatus=true", (BuildMode::Check, false, true)),
+            ("format=json,outline", (BuildMode::Outline, true, false)),
+            ("targets,format=text", (BuildMode::Targets, false, false)),
+        ] {
+            assert_eq!(called(text).expect(text), expected, "{text}");
+        }
+        for (text, reason) in [
+            ("outlin", "the methods are"),
+            ("outline,targets", "more than one"),
+            ("outline,format=yaml", "the formats are"),
+            ("check,ignorestatus=perhaps", "true or false"),
+            ("check,x=y", "the keys are"),
+        ] {
+            let error = called(text).expect_err(text).to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+        let json = read(&["--check", "--progress=json"], &[]).expect("fine").json;
+        assert!(json && !read(&["--call=check,format=text", "--progress=json"], &[]).expect("fine").json);
     }
 
     #[test]

@@ -28,8 +28,8 @@ pub enum FetchedContext {
     Tree(FetchedTree),
     /// Text that is the Dockerfile itself; there are no files.
     Dockerfile {
-        /// The text.
-        text: String,
+        /// The text, which need not be UTF-8 everywhere.
+        text: Vec<u8>,
         /// When the server says it was changed, in seconds since 1970.
         last_modified: Option<i64>,
     },
@@ -110,8 +110,9 @@ impl Remote {
         if !archive::is_prefix_of_archive(&prefix) {
             let mut text = prefix;
             stream.take(DOCKERFILE_BYTES + 1).read_to_end(&mut text).map_err(broken)?;
-            let text = (text.len() as u64 <= DOCKERFILE_BYTES).then(|| String::from_utf8(text).ok()).flatten();
-            let text = text.ok_or_else(|| RemoteError::NotAContext { name: name.to_owned() })?;
+            if text.len() as u64 > DOCKERFILE_BYTES || !is_text(&text) {
+                return Err(RemoteError::NotAContext { name: name.to_owned() });
+            }
             return Ok(FetchedContext::Dockerfile { text, last_modified: None });
         }
         let temp = self.temporary_directory()?;
@@ -271,6 +272,13 @@ impl Remote {
     }
 }
 
+/// Whether bytes look like lines of some text, in whatever encoding that holds ASCII.
+fn is_text(bytes: &[u8]) -> bool {
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    bytes.is_empty()
+        || !bytes.contains(&0) && lines.any(|line| str::from_utf8(line).is_ok_and(|line| !line.trim().is_empty()))
+}
+
 /// Gives all files of a tree one time, in seconds since 1970.
 fn date(tree: &Path, seconds: i64) -> io::Result<()> {
     let rootfs = Rootfs::open(tree)?;
@@ -295,8 +303,13 @@ mod tests {
         let remote = Remote::new(client, work.path(), work.path(), Arc::new(|_: &str| None));
         let cancel = Cancel::default();
         match remote.stream_context("FROM scratch\n".as_bytes(), "text", &cancel).expect("text") {
-            FetchedContext::Dockerfile { text, .. } => assert_eq!(text, "FROM scratch\n"),
+            FetchedContext::Dockerfile { text, .. } => assert_eq!(text, b"FROM scratch\n"),
             FetchedContext::Tree(_) => panic!("it is no archive"),
+        }
+        for (text, expected) in
+            [(&b"# caf\xe9\nFROM scratch\n"[..], true), (b"FROM\0scratch\n", false), (b" \n\xe9", false)]
+        {
+            assert_eq!(remote.stream_context(text, "text", &cancel).is_ok(), expected, "{text:?}");
         }
         let tar = tar("Dockerfile=FROM d/f@600#7:8=f d/../up=u l->/etc");
         for (name, bytes) in compressed(&tar).into_iter().chain([("plain", tar.clone())]) {

@@ -312,6 +312,11 @@ impl Files {
         Some((line, pattern.to_owned()))
     }
 
+    /// Whether something is at `path`, hidden or not.
+    pub(super) fn is_there(&self, path: &Path) -> bool {
+        self.tree.as_ref().is_some_and(|tree| tree.examine(path).is_ok())
+    }
+
     /// Follows every link in `path`, the last component's included, inside the tree (checklist C-11).
     pub(crate) fn follow(&self, path: &Path) -> Result<Followed, FilesError> {
         let mut pending: VecDeque<OsString> = components(path).map(OsStr::to_owned).collect();

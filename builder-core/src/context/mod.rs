@@ -11,6 +11,7 @@
 //! Architecture invariant: stages are not known here, and nothing here changes a file that it did not make.
 
 mod archive;
+mod clue;
 mod fetched;
 mod files;
 pub mod git;
@@ -23,6 +24,7 @@ mod walk;
 
 pub use archive::ArchiveError;
 pub(crate) use archive::{detect, make_directories, unpack};
+pub use clue::Clue;
 pub use fetched::{FetchedContext, FetchedTree};
 pub(crate) use files::Found;
 pub use files::{Files, FilesError, HashCounts};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::mode::ModeError;
-use crate::context::{ArchiveError, BadPattern, FilesError, IgnoreError, RemoteError};
+use crate::context::{ArchiveError, BadPattern, Clue, FilesError, IgnoreError, RemoteError};
 use crate::hint::Hint;
 use crate::rootfs::Attributes;
 
@@ -19,14 +19,16 @@ pub enum CopyError {
     Missing {
         /// The source as written, cleaned.
         path: PathBuf,
-        /// Line and pattern of the ignore file that hide it.
-        hidden_by: Option<(usize, String)>,
+        /// Why that is, if something speaks for it.
+        clue: Option<Clue>,
     },
     /// The directory before the first wildcard does not exist.
     #[error("lstat {}: no such file or directory", path.display())]
     NoDirectory {
         /// The directory.
         path: PathBuf,
+        /// Why that is, if something speaks for it.
+        clue: Option<Clue>,
     },
     /// A wildcard that is none.
     #[error("syntax error in pattern `{pattern}`")]
@@ -145,9 +147,7 @@ impl From<RemoteError> for CopyError {
 impl Hint for CopyError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Missing { hidden_by: Some((line, pattern)), .. } => {
-                Some(format!("line {line} (`{pattern}`) of the ignore file excludes it"))
-            }
+            Self::Missing { clue, .. } | Self::NoDirectory { clue, .. } => clue.as_ref()?.hint(),
             Self::NoUsers { spec } => {
                 Some(format!("write numbers instead of `{spec}`: there is no /etc/passwd yet to look names up in"))
             }

@@ -184,7 +184,7 @@ fn a_url_may_be_a_context() {
     let server = Server::new(|_, _| answer("200 OK", "", "FROM scratch\n"));
     let work = tempfile::tempdir().expect("a temporary directory");
     match remote(work.path()).url_context(&server.url, &Cancel::default()).expect("text") {
-        FetchedContext::Dockerfile { text, .. } => assert_eq!(text, "FROM scratch\n"),
+        FetchedContext::Dockerfile { text, .. } => assert_eq!(text, b"FROM scratch\n"),
         FetchedContext::Tree(_) => panic!("it is no archive"),
     }
 }

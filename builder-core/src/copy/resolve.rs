@@ -125,7 +125,7 @@ fn plain(action: &CopyAction, source: &str, files: &Files, cancel: &Cancel) -> R
     let mut matches = Vec::new();
     for named in expand(source, files)? {
         let followed = files.follow(&named)?;
-        let found = followed.found.ok_or_else(|| missing(&named, files))?;
+        let found = followed.found.ok_or_else(|| missing(source, &named, files))?;
         let is_directory = found.metadata.kind == FileKind::Directory;
         let entries =
             if is_directory { files.walk(&followed.path, &selection, cancel)? } else { TreeEntries::default() };
@@ -139,7 +139,7 @@ fn with_parents(action: &CopyAction, source: &str, files: &Files, cancel: &Cance
     let (pivot, pattern) = source.split_once("/./").unwrap_or(("", source));
     let pattern = rooted(pattern);
     if pattern.is_empty() {
-        return Err(CopyError::Missing { path: "/".into(), hidden_by: None });
+        return Err(CopyError::Missing { path: "/".into(), clue: None });
     }
     let include =
         Patterns::new([&*pattern]).map_err(|error| CopyError::Exclude { pattern: source.to_owned(), source: error })?;
@@ -148,13 +148,13 @@ fn with_parents(action: &CopyAction, source: &str, files: &Files, cancel: &Cance
     for named in expand(pivot, files)? {
         let followed = files.follow(&named)?;
         let directory = followed.found.filter(|found| found.metadata.kind == FileKind::Directory);
-        let found = directory.ok_or_else(|| missing(&named, files))?;
+        let found = directory.ok_or_else(|| missing(source, &named, files))?;
         let entries = files.walk(&followed.path, &selection, cancel)?;
         if entries.is_empty() && !has_wildcards(&pattern) {
             // Excluded is not missing.
             selection.exclude = Patterns::default();
             if files.walk(&followed.path, &selection, cancel)?.is_empty() {
-                return Err(missing(&named.join(&pattern), files));
+                return Err(missing(source, &named.join(&pattern), files));
             }
         }
         matches.push(Match { named, path: followed.path, found, entries, parents: true, mtime: None });
@@ -168,8 +168,8 @@ fn rooted(source: &str) -> String {
 }
 
 /// The paths that a source means: itself, or what its wildcards match, in order (checklist C-07, C-08).
-fn expand(source: &str, files: &Files) -> Result<Vec<PathBuf>, CopyError> {
-    let source = rooted(source);
+fn expand(written: &str, files: &Files) -> Result<Vec<PathBuf>, CopyError> {
+    let source = rooted(written);
     let components: Vec<&str> = source.split('/').collect();
     let Some(first) = components.iter().position(|component| has_wildcards(component)) else {
         return Ok(vec![source.into()]);
@@ -179,7 +179,8 @@ fn expand(source: &str, files: &Files) -> Result<Vec<PathBuf>, CopyError> {
     let glob = Glob::new(&wildcard(&pattern).map_err(bad)?);
     let base = files.follow(Path::new(&literal))?;
     let Some(found) = base.found else {
-        return Err(CopyError::NoDirectory { path: Path::new("/").join(base.path) });
+        let clue = files.clue(written, Path::new(&literal));
+        return Err(CopyError::NoDirectory { path: Path::new("/").join(base.path), clue });
     };
     let mut matched = Vec::new();
     if found.metadata.kind != FileKind::Directory {
@@ -206,8 +207,8 @@ fn expand(source: &str, files: &Files) -> Result<Vec<PathBuf>, CopyError> {
     Ok(matched)
 }
 
-fn missing(path: &Path, files: &Files) -> CopyError {
-    CopyError::Missing { path: Path::new("/").join(path), hidden_by: files.hidden_by(path) }
+fn missing(written: &str, path: &Path, files: &Files) -> CopyError {
+    CopyError::Missing { path: Path::new("/").join(path), clue: files.clue(written, path) }
 }
 
 /// Hashes all matches; the whole and the items.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::{CsvProblem, ParseErrorKind};
-use super::suggest;
+use crate::hint::suggest;
 
 /// Blanks between words where quotes do not count.
 const WORD_BLANKS: [char; 5] = ['\t', '\u{b}', '\u{c}', '\r', ' '];

@@ -13,7 +13,6 @@
 
 pub mod instruction;
 pub mod lint;
-pub mod suggest;
 pub mod words;
 
 mod decode;

@@ -12,8 +12,8 @@ use super::instruction::{
 };
 use super::lines::JoinedLine;
 use super::source::Span;
-use super::suggest;
 use super::syntax::{Arguments, Command, Keyword};
+use crate::hint::suggest;
 
 const HEALTHCHECK_FLAGS: [(&str, FlagType); 5] = [
     ("interval", FlagType::Text),

@@ -180,8 +180,9 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         None => root,
     };
     let (dockerfile, path) = match (&request.dockerfile, &root) {
-        (DockerfileSource::Text(text), _) | (DockerfileSource::InContext(_), Root::Dockerfile(text)) => {
-            (text.clone(), None)
+        (DockerfileSource::Text(text), _) => (text.clone(), None),
+        (DockerfileSource::InContext(_), Root::Dockerfile(bytes)) => {
+            (decode(bytes.clone(), Path::new(&request.context.to_string()))?, None)
         }
         (DockerfileSource::File(path), _) => read_dockerfile(path).map(|(text, path)| (text, Some(path)))?,
         (DockerfileSource::InContext(name), Root::Local(top) | Root::Fetched(top)) => {
@@ -267,7 +268,7 @@ enum Root {
     /// A directory that we filled.
     Fetched(PathBuf),
     /// There is nothing but a Dockerfile (a URL of one).
-    Dockerfile(String),
+    Dockerfile(Vec<u8>),
     /// There is nothing.
     Nothing,
 }
@@ -387,10 +388,14 @@ fn read_dockerfile(path: &Path) -> Result<(String, PathBuf), BuildError> {
     if bytes.len() as u64 > MAX_DOCKERFILE_BYTES {
         return Err(InputError::TooLong { path: path.to_owned(), limit: MAX_DOCKERFILE_BYTES }.into());
     }
-    let text = dockerfile::decode(bytes).map_err(|NotUtf8 { line, column }| InputError::NotUtf8 {
+    Ok((decode(bytes, path)?, found))
+}
+
+/// The text of a Dockerfile; `path` is where it comes from.
+fn decode(bytes: Vec<u8>, path: &Path) -> Result<String, InputError> {
+    dockerfile::decode(bytes).map_err(|NotUtf8 { line, column }| InputError::NotUtf8 {
         path: path.to_owned(),
         line,
         column,
-    })?;
-    Ok((text, found))
+    })
 }

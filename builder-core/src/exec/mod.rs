@@ -48,7 +48,7 @@ pub use finish::BuildResult;
 pub use inputs::InputError;
 pub use maintain::{Inventory, Kept, KeptMount, MaintainError, WorkDir, inventory, probe_work_dir, prune};
 pub use mounts::CacheMountId;
-pub use prepare::{PlatformPlan, Prepared, check, prepare};
+pub use prepare::{PlatformPlan, Prepared, check, dockerfile, prepare};
 pub use report::{Report, StepReport};
 pub use request::{
     BeforeOutputs, BuildRequest, ContextSource, Directories, DockerfileSource, Fetched, NoCache, PushSettings,

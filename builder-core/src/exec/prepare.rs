@@ -193,12 +193,25 @@ pub fn check(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<(Dockerfile, Checked), BuildError> {
-    let reach = Reach { client: http::Client::new(request.client.clone()), disk: Disk::default() };
-    let opened = inputs::open(request, &reach, cancel)?;
-    let dockerfile = parse(&opened, observer)?;
+    let (opened, dockerfile) = read(request, observer, cancel)?;
     let platform = platforms(request).into_iter().next().flatten();
     let checked = plan::check(&dockerfile, &options(request, &opened, platform), &Bases::new());
     Ok((dockerfile, checked))
+}
+
+/// Reads the Dockerfile and nothing else; nothing is fetched but the context, if that holds it.
+///
+/// # Errors
+/// [`BuildError`] if context or Dockerfile cannot be read or parsed.
+pub fn dockerfile(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<Dockerfile, BuildError> {
+    Ok(read(request, observer, cancel)?.1)
+}
+
+fn read(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<(Inputs, Dockerfile), BuildError> {
+    let reach = Reach { client: http::Client::new(request.client.clone()), disk: Disk::default() };
+    let opened = inputs::open(request, &reach, cancel)?;
+    let dockerfile = parse(&opened, observer)?;
+    Ok((opened, dockerfile))
 }
 
 /// What may be written below the work dir, beside what is there.

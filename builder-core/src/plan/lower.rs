@@ -8,6 +8,7 @@ use super::copy::Ignored;
 use super::error::{PlanError, PlanErrorKind};
 use super::graph;
 use super::outline::{self, Origin, Outline, Place, StageBase, needs};
+use super::parameters::{Parameters, parameters};
 use super::stage::{Command, Shared, StageBuilder, State};
 use super::types::{
     Base, BaseImage, Bases, DroppedStage, ImageRequest, Lowered, Plan, PlanOptions, PlannedHistory, Stage, StageId,
@@ -151,7 +152,7 @@ impl<'a> Lowering<'a> {
         let outline = &self.shared.outline;
         let dropped = outline.stages.iter().filter(|stage| !reachable.contains(&stage.position));
         let dropped = dropped.map(|stage| DroppedStage { name: stage.title(), lines: stage.lines }).collect();
-        Ok(Lowered::Plan(Box::new(Plan {
+        let mut plan = Plan {
             platform: self.stages[target.0].config.platform(),
             stages: std::mem::take(&mut self.stages),
             target,
@@ -160,7 +161,10 @@ impl<'a> Lowering<'a> {
             pinned,
             dropped,
             unconsumed,
-        })))
+            parameters: Parameters::default(),
+        };
+        plan.parameters = parameters(self.dockerfile, &self.shared.outline, &plan);
+        Ok(Lowered::Plan(Box::new(plan)))
     }
 
     /// Build arguments that no ARG declares, in the file or in a trigger, and that steer nothing themselves (checklist
@@ -283,6 +287,7 @@ impl<'a> Lowering<'a> {
             label: if alone { String::new() } else { outline.title() },
             name: if alone { String::new() } else { outline.title() },
             steps: Vec::new(),
+            arguments: Vec::new(),
             step_number: 0,
             step_total,
             done: &self.done,
@@ -315,7 +320,7 @@ impl<'a> Lowering<'a> {
             };
             dispatch(&mut builder, &command)?;
         }
-        let StageBuilder { state, steps, .. } = builder;
+        let StageBuilder { state, steps, arguments, .. } = builder;
         let stage = Stage {
             id,
             position,
@@ -328,6 +333,7 @@ impl<'a> Lowering<'a> {
             history: state.history.clone(),
             from_title,
             pinned,
+            arguments,
         };
         self.stages.push(stage);
         self.done.insert(position, id);

@@ -9,6 +9,7 @@
 //! lower    ONBUILD, stage by stage            stage, metadata, run, copy  what one instruction does
 //! mount, port, chmod, signal  values with a grammar of their own
 //! key      cache keys and why they differ
+//! parameters  targets, and what one takes: --call
 //! render   a plan for people and as JSON
 //! ```
 //!
@@ -28,6 +29,7 @@ mod lower;
 mod metadata;
 mod mount;
 mod outline;
+mod parameters;
 mod port;
 mod render;
 mod run;
@@ -45,5 +47,6 @@ pub use error::{PlanError, PlanErrorKind};
 pub use lower::{Checked, check, lower};
 pub use mount::{MountError, bytes as parse_bytes, mount_words};
 pub use outline::{Origin, Outline, StageBase, StageOutline, outline};
+pub use parameters::{Argument, Asked, BuildTarget, Parameters, targets};
 pub use port::PortError;
 pub use types::*;

@@ -1,8 +1,8 @@
 //! `RUN --mount` (checklist M-01 to M-19): comma-separated fields → a checked mount. What `from` means is
 //! [`super::run`]'s business.
 
-use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::{CsvProblem, Quoted, csv_fields};
+use crate::hint::suggest::nearest;
 
 use super::types::Sharing;
 

@@ -8,9 +8,9 @@ use super::error::{PlanError, PlanErrorKind};
 use super::graph::{self, Origins, Redirect};
 use super::types::{ImageRequest, PlanOptions};
 use crate::dockerfile::lint::{self, Rule, messages};
-use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{Dockerfile, Finding, From, Instruction, InstructionKind, LineRange, Span};
+use crate::hint::suggest::nearest;
 use crate::oci::{Platform, Reference};
 
 /// Build arguments that reach RUN without an ARG, in any case (checklist A-15).

@@ -8,12 +8,13 @@ use super::copy::Ignored;
 use super::error::{PlanError, PlanErrorKind};
 use super::graph::Origins;
 use super::outline::{Outline, Place, full_name, set};
+use super::parameters::{Argument, Declared, description};
 use super::text;
 use super::types::{Action, FileSource, PlanOptions, PlannedHistory, StageId, Step, WorkdirAction};
 use crate::dockerfile::lint::{self, Rule, messages};
-use crate::dockerfile::suggest::nearest;
 use crate::dockerfile::words::{self, Expanded};
 use crate::dockerfile::{ArgPair, CommandLine, Finding, Instruction, KeyValue, Span, Word};
+use crate::hint::suggest::nearest;
 use crate::oci::{ImageConfig, Platform};
 
 /// `PATH` of an image that has none (checklist A-14).
@@ -77,6 +78,7 @@ pub(super) struct StageBuilder<'a, 'b> {
     /// Name in messages.
     pub(super) name: String,
     pub(super) steps: Vec<Step>,
+    pub(super) arguments: Vec<Declared>,
     pub(super) step_number: usize,
     pub(super) step_total: usize,
     /// Which stages can be copied from: those that were read before this one.
@@ -204,14 +206,23 @@ impl StageBuilder<'_, '_> {
         for pair in pairs {
             self.secret_name(command, "ARG", &pair.name);
             let given = self.shared.outline.build_args.get(&pair.name).cloned();
-            let value = match (given, &pair.default) {
-                (Some(given), _) => Some(given),
-                (None, Some(default)) => Some(self.text(command, default, &pair.span)?),
+            let (value, global) = match (given, &pair.default) {
+                (Some(given), _) => (Some(given), false),
+                (None, Some(default)) => (Some(self.text(command, default, &pair.span)?), false),
                 (None, None) => {
                     let globals = &self.shared.outline.globals;
-                    globals.iter().find(|(name, _)| *name == pair.name).map(|(_, value)| value.clone())
+                    let global = globals.iter().find(|(name, _)| *name == pair.name).map(|(_, value)| value.clone());
+                    let is_global = global.is_some();
+                    (global, is_global)
                 }
             };
+            let argument = Argument {
+                name: pair.name.clone(),
+                value: value.clone(),
+                description: description(command.instruction, &pair.name),
+                lines: command.place.lines,
+            };
+            self.arguments.push(Declared { argument, global });
             if let Some(value) = &value
                 && !NEVER_IN_ENV.contains(&pair.name.as_str())
             {

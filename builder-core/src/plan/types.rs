@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::parameters::{Declared, Parameters};
 use crate::dockerfile::{Finding, LineRange};
 use crate::oci::{ImageConfig, Platform};
 
@@ -147,6 +148,8 @@ pub struct Plan {
     pub dropped: Vec<DroppedStage>,
     /// `--build-arg` names that nothing reads.
     pub unconsumed: Vec<String>,
+    /// What the target can be given.
+    pub parameters: Parameters,
 }
 
 /// What phase two yields.
@@ -193,6 +196,8 @@ pub struct Stage {
     /// The base image's reference with the digest that was found, if the base is an image (an empty one too, which makes
     /// [`Base::Scratch`]).
     pub pinned: Option<String>,
+    /// The ARGs of its instructions, triggers included.
+    pub(super) arguments: Vec<Declared>,
 }
 
 /// What a stage starts from.

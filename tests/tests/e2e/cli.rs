@@ -9,6 +9,8 @@ pub const TRIALS: &[Row] = &[
     ("cli::completions-and-manual-pages", packaging),
     ("cli::what-docker-and-scripts-say", as_docker),
     ("cli::comments-in-latin-1", latin),
+    ("cli::targets-and-what-they-take [S-10]", calls),
+    ("cli::sources-that-are-mistyped [C-09]", mistyped),
 ];
 
 fn annotations(place: &Place) -> Outcome {
@@ -110,6 +112,50 @@ fn latin(place: &Place) -> Outcome {
     project.built(&[])?;
     project.write("Dockerfile", b"# Andr\xe9\nFROM scratch\nLABEL by=Andr\xe9\n")?;
     expect(project.build(&[])?, 3, &["is not UTF-8: line 3, byte 14"])?;
+    Ok(None)
+}
+
+fn calls(place: &Place) -> Outcome {
+    let project = place.project(
+        "# VERSION is built in\nARG VERSION=1\nARG UNUSED\nFROM scratch AS Tools\nARG FAST\n\
+                                 RUN --mount=type=secret,id=token,required true\n# image has all\nFROM \
+                                 scratch AS image\nARG VERSION\nCOPY --from=tools / /\nFROM scratch\n",
+    )?;
+    let called = |call: &str, target: &str| {
+        project.build(&["--call", call, "--target", target]).and_then(|ended| expect(ended, 0, &[]))
+    };
+    let expected = "TARGET    DESCRIPTION\ntools     \nimage     has all\n(default)";
+    same("targets", called("targets", "")?.result().trim_end(), expected)?;
+    let expected = "TARGET:      image\nDESCRIPTION: has all\n\nBUILD ARG   VALUE   DESCRIPTION\n\
+                    VERSION     1       is built in\nFAST                \n\nSECRET   REQUIRED\ntoken    true";
+    same("outline", called("outline", "image")?.result().trim_end(), expected)?;
+    let json: Value = serde_json::from_str(&called("targets,format=json", "")?.result()).map_err(|e| e.to_string())?;
+    same("a target", &json["targets"][1]["base"], &json!("scratch"))?;
+    let json: Value =
+        serde_json::from_str(&called("outline,format=json", "image")?.result()).map_err(|e| e.to_string())?;
+    let line = |item: &Value| item["location"]["ranges"][0]["start"]["line"].clone();
+    same("lines", [&json["args"][0], &json["args"][1], &json["secrets"][0]].map(line), [2, 5, 6].map(|n| json!(n)))?;
+    expect(project.build(&["--call=outline", "--target=imag"])?, 3, &["could not be found (did you mean image?)"])?;
+    expect(project.build(&["--call=check"])?, 1, &[])?;
+    expect(project.build(&["--call=check,ignorestatus=true"])?, 0, &[])?;
+    expect(project.build(&["--call=guess"])?, 2, &["the methods are build, check, outline and targets"])?;
+    Ok(None)
+}
+
+fn mistyped(place: &Place) -> Outcome {
+    let project = place.project("")?;
+    project.write("requirements.txt", "r")?;
+    project.write("secret.key", "k")?;
+    project.write(".dockerignore", "# keys\n*.key\n")?;
+    for (line, words) in [
+        ("COPY requirement.txt /", "hint: did you mean `requirements.txt`?"),
+        ("COPY secret.key /", "hint: line 2 (`*.key`) of the ignore file excludes it"),
+        ("COPY ../shared /", "hint: `..` does not lead out of the context"),
+        ("COPY src/*.py /", "lstat /src: no such file or directory"),
+    ] {
+        project.write("Dockerfile", format!("FROM scratch\n{line}\n"))?;
+        expect(project.build(&[])?, 3, &[words])?;
+    }
     Ok(None)
 }
 

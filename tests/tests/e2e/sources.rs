@@ -121,6 +121,9 @@ fn stdin(place: &Place) -> Outcome {
     let project = place.project("")?;
     expect(build_of(&project, "-", &["-o", TREE], b"FROM scratch\nCOPY <<a /a\nhere\na\n")?, 0, &[])?;
     same("a Dockerfile alone", made(&project, "a")?.as_str(), "here\n")?;
+    expect(build_of(&project, "-", &[], b"# Andr\xe9\nFROM scratch\n")?, 0, &[])?;
+    let words = "dockerfile `standard input` is not UTF-8: line 2, byte 15";
+    expect(build_of(&project, "-", &[], b"FROM scratch\nLABEL by=Prosp\xe9\n")?, 3, &[words])?;
     expect(build_of(&project, "-", &["-f", "other"], &plain)?, 3, &["other"])?;
     expect(build_of(&project, "-", &[], &plain[..700])?, 3, &["unexpected EOF"])?;
     expect(build_of(&project, "-", &[], &[0xff; 64])?, 3, &["neither an archive nor a Dockerfile"])?;

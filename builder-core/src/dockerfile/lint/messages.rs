@@ -44,7 +44,7 @@ pub fn maintainer_deprecated() -> String {
 }
 
 /// [`Rule::UndefinedArgInFrom`](super::Rule::UndefinedArgInFrom); `suggestion` as
-/// [`nearest`](crate::dockerfile::suggest::nearest) finds it.
+/// [`nearest`](crate::hint::suggest::nearest) finds it.
 pub fn undefined_arg_in_from(name: &str, suggestion: Option<&str>) -> String {
     let suggestion = suggestion.map(|name| format!(" (did you mean {name}?)")).unwrap_or_default();
     format!("FROM argument '{name}' is not declared{suggestion}")
@@ -56,7 +56,7 @@ pub fn workdir_relative_path(path: &str) -> String {
 }
 
 /// [`Rule::UndefinedVar`](super::Rule::UndefinedVar); `suggestion` as
-/// [`nearest`](crate::dockerfile::suggest::nearest) finds it.
+/// [`nearest`](crate::hint::suggest::nearest) finds it.
 pub fn undefined_var(name: &str, suggestion: Option<&str>) -> String {
     let suggestion = suggestion.map(|name| format!(" (did you mean ${name}?)")).unwrap_or_default();
     format!("Usage of undefined variable '${name}'{suggestion}")
