@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use fixtures::distribution::{self, Distribution, Setup};
 use fixtures::image::{self, Entry, Image};
+use fixtures::put::PutServer;
 use fixtures::registry::{Auth, FakeRegistry};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
@@ -51,6 +52,8 @@ struct Row {
     login: bool,
     /// A second registry, `SECURE`, of this kind; `CA`, `CERT` and `KEY` are files for it.
     secure: Option<Setup>,
+    /// There is an https server, `PUTS`, that takes files; its certificate is signed by `CA_FILE`.
+    puts: bool,
     /// Not `executor`.
     program: &'static str,
     code: i32,
@@ -68,6 +71,7 @@ const ROW: Row = Row {
     bare: false,
     login: false,
     secure: None,
+    puts: false,
     program: "executor",
     code: 0,
     says: &[],
@@ -80,6 +84,7 @@ struct Case {
     dir: tempfile::TempDir,
     registry: FakeRegistry,
     secure: Option<Distribution>,
+    puts: Option<PutServer>,
     /// Whether `secure` wants a certificate of its clients.
     client_certificate: bool,
 }
@@ -157,8 +162,15 @@ fn run(row: &Row, binary: &Path, base: &Image, used: &Mutex<BTreeSet<String>>) -
             running => running,
         },
     };
+    let puts = match row.puts {
+        false => None,
+        true => match PutServer::start().map_err(|error| error.to_string())? {
+            None => return Ok(Some("python3 is not installed".to_owned())),
+            running => running,
+        },
+    };
     let client_certificate = row.secure.is_some_and(|setup| setup.client_certificate);
-    let case = Case { dir, registry, secure, client_certificate };
+    let case = Case { dir, registry, secure, puts, client_certificate };
     case.write("context/Dockerfile", case.filled(row.dockerfile))?;
     case.write("context/one", "1")?;
     case.write("context/two", "2")?;
@@ -268,6 +280,8 @@ impl Case {
             .replace("SECURE=CERT,KEY", &format!("{secure}={},{}", file("client.pem"), file("client.key")))
             .replace("SECURE=CA", &format!("{secure}={}", file("ca.pem")))
             .replace("SECURE", secure)
+            .replace("PUTS", &self.puts.as_ref().map(PutServer::url).unwrap_or_default())
+            .replace("CA_FILE", &file("ca.pem"))
             .replace("DIR", &self.dir.path().display().to_string())
             .replace("BASE", &self.name("base"))
     }

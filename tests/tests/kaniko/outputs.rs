@@ -39,6 +39,32 @@ pub const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "outputs::digest-and-name-files-by-https",
+        arguments: &["--digest-file=PUTS/digest", "--image-name-with-digest-file=PUTS/names"],
+        environment: &[("SSL_CERT_FILE", "CA_FILE")],
+        puts: true,
+        check: put,
+        ..ROW
+    },
+    Row {
+        name: "outputs::a-server-that-refuses-the-digest",
+        arguments: &["--no-push", "--digest-file=PUTS/refused"],
+        environment: &[("SSL_CERT_FILE", "CA_FILE")],
+        puts: true,
+        code: 1,
+        says: &["writing --digest-file: ", "PUTS/refused", "403"],
+        ..ROW
+    },
+    Row {
+        name: "outputs::a-server-that-nobody-vouches-for",
+        arguments: &["--no-push", "--digest-file=PUTS/digest"],
+        puts: true,
+        code: 1,
+        says: &["writing --digest-file: ", "certificate"],
+        check: |case, _| that("nothing is sent", case.puts.as_ref().is_some_and(|puts| puts.taken("digest").is_err())),
+        ..ROW
+    },
+    Row {
         name: "outputs::files-are-written-before-the-push",
         arguments: &["--skip-push-permission-check", "--digest-file=digest"],
         prepare: |case| {
@@ -194,6 +220,16 @@ fn digest_files(case: &Case, _: &Ended) -> Result<(), String> {
     same("names", case.read("names")?, format!("{host}/out@{digest}\n{host}/second/name@{digest}\n"))?;
     same("tags", case.read("tags")?, format!("{host}/out:1@{digest}\n{host}/second/name:latest@{digest}\n"))?;
     same("the second destination", case.digest("second/name:latest")?, digest)
+}
+
+/// The same bytes as in files, without a login (Kaniko's `Content-Type`).
+fn put(case: &Case, _: &Ended) -> Result<(), String> {
+    let taken =
+        |name| case.puts.as_ref().ok_or("there is no server")?.taken(name).map_err(|error| format!("{name}: {error}"));
+    let (digest, host) = (case.digest("out:1")?, case.registry.host());
+    let headers = "Content-Type: text/plain\nAuthorization: None".to_owned();
+    same("digest", taken("digest")?, (digest.clone(), headers.clone()))?;
+    same("names", taken("names")?, (format!("{host}/out@{digest}\n"), headers))
 }
 
 fn builder_output(case: &Case, _: &Ended) -> Result<(), String> {
