@@ -6,8 +6,8 @@
 //!
 //! Of each directory as many files as `SLIPWAY_BENCH_MIB` says (96) become one tar; noise is measured besides. Libraries compress
 //! the tar from memory in blocks of [`BLOCK_BYTES`], as a layer is compressed, and the result is thrown away. The rows *layer*
-//! are the whole line instead: files → tar → diff_id → blocks → digest → file. Commands read the tar from a file and write
-//! into a pipe that is only counted. Of three runs the best counts. What is not installed is left out, with a word.
+//! are the whole line instead: files → tar → diff_id → blocks → digest → file; one of them is BuildKit's way of doing it, in Go.
+//! Commands read the tar from a file and write into a pipe that is only counted. Of three runs the best counts. What is not installed is left out, with a word.
 
 use std::error::Error;
 use std::fs::File;
@@ -64,11 +64,11 @@ fn main() -> Result<()> {
         trees = [("text", "/usr/share"), ("programs", "/usr/lib")].map(|(n, d)| (n.to_owned(), d.into())).to_vec();
     }
     let tools = tempfile::tempdir()?;
-    let commands = commands(tools.path());
+    let (commands, go) = commands(tools.path());
     let mebibytes = std::env::var("SLIPWAY_BENCH_MIB").map_or(Ok(96), |text| text.parse::<u64>())?;
     for (name, directory) in trees {
         let data = Data::new(|tree| benches::copy(&directory, tree, &mut (mebibytes << 20)));
-        table(&format!("{name} ({})", directory.display()), &data, &commands)?;
+        table(&format!("{name} ({})", directory.display()), &data, &commands, go.as_deref())?;
     }
     table(
         "noise",
@@ -76,12 +76,13 @@ fn main() -> Result<()> {
             std::fs::write(tree.join("noise"), benches::noise(NOISE_BYTES)).expect("a file");
         }),
         &commands,
+        go.as_deref(),
     )
 }
 
 /// Prints what all of them make of `data`.
 #[expect(clippy::print_stdout, reason = "the tables are what it is for")]
-fn table(name: &str, data: &Data, commands: &[(&str, Vec<String>)]) -> Result<()> {
+fn table(name: &str, data: &Data, commands: &[(&str, Vec<String>)], go: Option<&str>) -> Result<()> {
     let plain = data.write(Compression::None, 1);
     let path = data.store.path(plain.blob.digest);
     let mut tar = Vec::new();
@@ -110,6 +111,12 @@ fn table(name: &str, data: &Data, commands: &[(&str, Vec<String>)]) -> Result<()
         row(&codec.name(), Some(measure(1)?), Some(measure(THREADS)?));
     }
     drop(tar);
+    if let Some(go) = go {
+        let blob = data.dir.path().join("go.tar.gz");
+        let words = [go, &data.dir.path().join("tree").to_string_lossy(), &blob.to_string_lossy()].map(str::to_owned);
+        let measured = best(|| Ok(Measured { seconds: run(&words, &path)?.seconds, bytes: blob.metadata()?.len() }))?;
+        row("layer, Go", None, Some(measured));
+    }
     let layers = [Compression::None, Compression::DEFAULT, Compression::DEFAULT_ZSTD];
     for compression in layers {
         let measure = |threads| {
@@ -144,9 +151,9 @@ fn best(mut run: impl FnMut() -> Result<Measured>) -> Result<Measured> {
     Ok(best)
 }
 
-/// The commands that are installed; gzip comes first, being what the others are compared with.
+/// The commands that are installed; gzip comes first, being what the others are compared with. And the program in Go.
 #[expect(clippy::print_stderr, reason = "says what it leaves out")]
-fn commands(tools: &Path) -> Vec<(&'static str, Vec<String>)> {
+fn commands(tools: &Path) -> (Vec<(&'static str, Vec<String>)>, Option<String>) {
     let words = |command: &str| command.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut commands = vec![("gzip(1) -6", words("gzip -6")), ("pigz(1) -6", words(&format!("pigz -6 -p {THREADS}")))];
     commands.retain(|(name, command)| {
@@ -168,11 +175,12 @@ fn commands(tools: &Path) -> Vec<(&'static str, Vec<String>)> {
             .status()
     });
     if built.is_ok_and(|status| status.success()) {
-        commands.push(("Go compress/gzip, default level", vec![program.to_string_lossy().into_owned()]));
-    } else {
-        eprintln!("codecs: without Go's compress/gzip, for lack of a working `go` (Debian: golang-go)");
+        let program = program.to_string_lossy().into_owned();
+        commands.push(("Go compress/gzip, default level", vec![program.clone()]));
+        return (commands, Some(program));
     }
-    commands
+    eprintln!("codecs: without Go's compress/gzip, for lack of a working `go` (Debian: golang-go)");
+    (commands, None)
 }
 
 /// One run of a command over the file.
