@@ -200,6 +200,13 @@ pub enum Event<'a> {
         /// Bytes in all, if known.
         total: Option<u64>,
     },
+    /// A layer was whole before its upload was: so far that was told of nowhere, for want of a digest to call it by.
+    Followed {
+        /// Digest.
+        id: &'a str,
+        /// Since the upload began.
+        elapsed: Duration,
+    },
     /// A blob needed no transfer.
     Exists {
         /// Direction.

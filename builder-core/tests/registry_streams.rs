@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use builder_core::cancel::Cancel;
-use builder_core::event::Silent;
+use builder_core::event::{Event, Observer, Silent};
 use builder_core::limits::Limits;
 use builder_core::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
 use builder_core::output::{Blobs as _, GrowingLayer, Pusher};
@@ -227,9 +227,9 @@ impl Signal {
 }
 
 /// Follows a layer into `registry` while another thread asks for the same blob as soon as it is known.
-fn follow(registry: &FakeRegistry) {
+fn follow(registry: &FakeRegistry, observer: &dyn Observer) {
     let (written, bench, cancel) = (Written::new(), Bench::new(), Cancel::default());
-    let pusher = Pusher::new(bench.sources.registry(), &written.store, Limits::default(), &Silent);
+    let pusher = Pusher::new(bench.sources.registry(), &written.store, Limits::default(), observer);
     let to = target(registry, "a");
     let (begun, known) = (Signal::default(), Signal::default());
     let layer = Mutex::new(None);
@@ -265,8 +265,26 @@ fn follow(registry: &FakeRegistry) {
 
 #[test]
 fn a_layer_that_is_followed_is_sent_once() {
-    let registry = FakeRegistry::start();
-    follow(&registry);
+    /// Kinds of what is told of one push, in order, each once in a row.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<&'static str>>);
+    impl Observer for Told {
+        fn event(&self, event: Event<'_>) {
+            let kind = match event {
+                Event::Followed { .. } => "followed",
+                Event::Progress { .. } => "progress",
+                _ => "another",
+            };
+            let mut told = self.0.lock().expect("no panic");
+            if told.last() != Some(&kind) {
+                told.push(kind);
+            }
+        }
+    }
+
+    let (registry, told) = (FakeRegistry::start(), Told::default());
+    follow(&registry, &told);
+    assert_eq!(*told.0.lock().expect("no panic"), ["followed", "progress"]);
     let sent = (count(&registry, "POST", "/uploads/"), count(&registry, "PUT", "/uploads/"));
     assert_eq!(sent, (1, 1), "{:?}", registry.lines());
 }
@@ -275,7 +293,7 @@ fn a_layer_that_is_followed_is_sent_once() {
 fn a_layer_whose_stream_fails_goes_the_usual_way() {
     let registry = FakeRegistry::start();
     registry.fault(Fault::always("PATCH", "/uploads/", Effect::status(405)));
-    follow(&registry);
+    follow(&registry, &Silent);
     // With its digest, and so in one piece.
     assert_eq!((count(&registry, "POST", "/uploads/"), count(&registry, "PUT", "/uploads/")), (2, 1));
 }

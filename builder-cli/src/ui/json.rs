@@ -71,6 +71,9 @@ fn value(event: &Event<'_>) -> Option<Value> {
             json!({ "event": "progress", "transfer": transfer(kind), "id": id, "done": done, "total": total })
         }
         Event::Exists { transfer: kind, id } => json!({ "event": "exists", "transfer": transfer(kind), "id": id }),
+        Event::Followed { id, elapsed } => {
+            json!({ "event": "followed", "id": id, "seconds": elapsed.as_secs_f64() })
+        }
         Event::Retry { what, attempt, delay } => {
             json!({ "event": "retry", "what": what, "attempt": attempt, "delay": delay.as_secs_f64() })
         }
@@ -132,6 +135,7 @@ mod tests {
             Event::StepCancelled { step },
             Event::Progress { transfer: Transfer::Pull, id: "i", done: 1, total: None },
             Event::Exists { transfer: Transfer::Push, id: "i" },
+            Event::Followed { id: "i", elapsed },
             Event::Retry { what: "w", attempt: 2, delay: elapsed },
             Event::Exported { target: "t", digest: Some(digest) },
             Event::Phase { step, name: "run", elapsed },

@@ -283,6 +283,10 @@ impl Seen {
                 moved.bytes = moved.bytes.max(*done);
                 moved.last = now;
             }
+            Event::Followed { id, elapsed } => {
+                let moved = Moved { bytes: 0, first: now.saturating_sub(*elapsed), last: now };
+                self.transfers.insert((Transfer::Push, (*id).to_owned()), moved);
+            }
             Event::Exists { transfer: Transfer::Push, .. } => self.already_there += 1,
             Event::Retry { .. } => self.retries += 1,
             Event::Exported { target, .. } => self.pushed.push((*target).to_owned()),
@@ -327,13 +331,15 @@ mod tests {
             recorder.event(Event::Progress { transfer: Transfer::Pull, id: "a", done, total: Some(30) });
         }
         recorder.event(Event::Progress { transfer: Transfer::Pull, id: "b", done: 5, total: None });
+        recorder.event(Event::Followed { id: "layer", elapsed: Duration::from_secs(1) });
+        recorder.event(Event::Progress { transfer: Transfer::Push, id: "layer", done: 7, total: None });
         recorder.event(Event::StepFinished { step, cached: false, layer: None, elapsed: Duration::from_secs(2) });
         let report = recorder.report();
-        assert_eq!(report.bytes_pulled, 35);
+        assert_eq!((report.bytes_pulled, report.bytes_pushed), (35, 7));
         assert_eq!(report.steps.len(), 1);
         assert_eq!(report.steps[0].miss.as_deref(), Some("instruction changed"));
         assert_eq!((report.steps[0].seconds, report.steps[0].state), (2.0, "done"));
         let names: Vec<&str> = report.timeline.spans.iter().map(|span| span.name.as_str()).collect();
-        assert_eq!(names, ["[1/1] RUN true", "a", "b"]);
+        assert_eq!(names, ["[1/1] RUN true", "a", "b", "layer"]);
     }
 }

@@ -1,6 +1,10 @@
-//! All stages of a plan, each in a thread of its own.
+//! All stages of a plan, side by side.
+//!
+//! A thread takes the first stage that none has taken. Stages use only such as stand before them, so the first one that is not
+//! done never waits for one that no thread has: any number of threads gets to the end.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::BuildError;
@@ -8,49 +12,47 @@ use super::forecast::forecast;
 use super::shared::{Shared, StageResult};
 use super::stage::build;
 use crate::event::Event;
+use crate::plan::Stage;
 
-/// Runs all stages of the plan, each in its thread, and gives the target's result.
+/// Stages that are under way at most, waiting ones included. A thread takes about 70 KiB, and one of the pids that a pod has; how
+/// many steps work at once is decided elsewhere.
+const AT_ONCE: usize = 64;
+
+/// Runs all stages of the plan and gives the target's result.
 pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildError> {
     let forecast = shared.forecast.get_or_init(|| forecast(shared));
-    for stage in shared.plan.stages.iter().filter(|stage| !forecast.is_needed(stage.id)) {
+    let (needed, others): (Vec<&Stage>, Vec<&Stage>) =
+        shared.plan.stages.iter().partition(|stage| forecast.is_needed(stage.id));
+    for stage in others {
         for (index, step) in stage.steps.iter().enumerate() {
             let (step, title) = (shared.step_id(stage.id, index), &step.title);
             shared.observer.event(Event::StepStarted { step, title });
             shared.observer.event(Event::StepFinished { step, cached: true, layer: None, elapsed: Duration::ZERO });
         }
     }
-    let failures = std::thread::scope(|scope| {
-        let workers: Vec<_> = shared
-            .plan
-            .stages
-            .iter()
-            .filter(|stage| forecast.is_needed(stage.id))
-            .map(|stage| {
-                scope.spawn(move || {
-                    let result = build(shared, stage);
-                    let slot = &shared.stages[stage.id.0];
-                    match result {
-                        Ok(done) => {
-                            slot.fill(Some(Arc::new(done)));
-                            None
-                        }
-                        Err(error) => {
-                            shared.cancel.cancel();
-                            slot.fill(None);
-                            Some(error)
-                        }
-                    }
-                })
-            })
-            .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut failures = Vec::new();
+        while let Some(stage) = needed.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let done = build(shared, stage).map(Arc::new).map_err(|error| {
+                shared.cancel.cancel();
+                failures.push((stage.id.0, error));
+            });
+            shared.stages[stage.id.0].fill(done.ok());
+        }
+        failures
+    };
+    let mut failures = std::thread::scope(|scope| {
+        let workers: Vec<_> = needed.iter().take(AT_ONCE).map(|_| scope.spawn(work)).collect();
         workers
             .into_iter()
-            .filter_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect::<Vec<_>>()
     });
+    failures.sort_by_key(|(stage, _)| *stage);
     // The first error that is not the consequence of another one is the build's.
     let mut cancelled = None;
-    for error in failures {
+    for (_, error) in failures {
         if !matches!(error, BuildError::Cancelled) {
             return Err(error);
         }

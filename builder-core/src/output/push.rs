@@ -291,6 +291,11 @@ impl<'a> Pusher<'a> {
         self.observer.event(Event::Progress { transfer: Transfer::Push, id, done, total: Some(descriptor.size) });
     }
 
+    /// A blob whose upload began so long ago has its name now.
+    pub(super) fn followed(&self, descriptor: &Descriptor, elapsed: Duration) {
+        self.observer.event(Event::Followed { id: &descriptor.digest.to_string(), elapsed });
+    }
+
     /// A blob has come there.
     pub(super) fn tell(&self, how: Pushed, descriptor: &Descriptor) {
         match how {

@@ -9,7 +9,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::OutputError;
 use super::push::{Claim, Pusher, Repository, failed, repository};
@@ -114,7 +114,7 @@ impl<'a> Pusher<'a> {
         if !layer.grows(cancel) || !layer.begin(&here) {
             return;
         }
-        let blob = Behind { pusher: self, layer, here: &here, cancel, sealed: OnceCell::new() };
+        let blob = Behind { pusher: self, layer, here: &here, cancel, begun: Instant::now(), sealed: OnceCell::new() };
         let ended = self.registry.push_growing(target, &blob, cancel);
         let claimed = layer.end(&here).map(|descriptor| {
             let claim = Claim { pusher: self, what: (descriptor.digest, here) };
@@ -181,6 +181,7 @@ struct Behind<'b, 'a> {
     layer: &'b GrowingLayer,
     here: &'b Repository,
     cancel: &'b Cancel,
+    begun: Instant,
     sealed: OnceCell<Descriptor>,
 }
 
@@ -190,7 +191,10 @@ impl GrowingBlob for Behind<'_, '_> {
             match self.layer.blob.wait(at_least, LOOK) {
                 Growth::Whole(_) => {
                     let Some(descriptor) = self.layer.turns_out(self.here, self.cancel) else { return Grown::Lost };
-                    let Descriptor { digest, size, .. } = *self.sealed.get_or_init(|| descriptor);
+                    let Descriptor { digest, size, .. } = *self.sealed.get_or_init(|| {
+                        self.pusher.followed(&descriptor, self.begun.elapsed());
+                        descriptor
+                    });
                     return Grown::Whole { digest, size };
                 }
                 Growth::Bytes(bytes) if bytes >= at_least => return Grown::Bytes(bytes),
