@@ -254,6 +254,7 @@ fn shared<'a>(
         remote: super::inputs::remote(request, &prepared.reach),
         stages: planned.plan.stages.iter().map(|_| Slot::default()).collect(),
         at_work: planned.plan.stages.iter().map(|_| AtomicBool::new(false)).collect(),
+        expected: Mutex::default(),
         image_trees: Mutex::default(),
         places: Places::new(request.limits.steps.get()),
         seals: Places::new(request.limits.layers_at_once().get()),

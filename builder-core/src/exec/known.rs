@@ -107,7 +107,8 @@ impl Way<'_> {
     }
 }
 
-fn runs(steps: &[Step]) -> bool {
+/// Whether one of the steps is a command.
+pub(super) fn runs(steps: &[Step]) -> bool {
     steps.iter().any(|step| matches!(step.action, Action::Run(_)))
 }
 

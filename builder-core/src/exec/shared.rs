@@ -20,7 +20,7 @@ use crate::event::{Event, Observer, Transfer};
 use crate::layer::SealedLayer;
 use crate::oci::{BlobDigest, ChainId, Descriptor};
 use crate::plan::{FileSource, ImageRequest, Plan, StageId};
-use crate::rootfs::{LayerRef, LayerSource, Rootfs, Trees, WorkTree};
+use crate::rootfs::{Expected, LayerRef, LayerSource, Rootfs, Trees, WorkTree};
 use crate::source::{Keep, Origin, ResolvedImage, SourceError, Sources};
 use crate::store::{Store, StoreError};
 
@@ -47,6 +47,8 @@ pub(super) struct Shared<'a> {
     pub(super) stages: Vec<Slot<Arc<StageResult>>>,
     /// Stages in which a step is done or was done now, and not taken from a cache.
     pub(super) at_work: Vec<AtomicBool>,
+    /// Stages that will need the directory of their base.
+    pub(super) expected: Mutex<BTreeMap<StageId, Expected>>,
     /// Root filesystems of images that are only copied or mounted from.
     pub(super) image_trees: Mutex<BTreeMap<ImageRequest, Arc<Tree>>>,
     /// Free places for steps that really run.
@@ -173,6 +175,15 @@ impl Tree {
     /// Whether there is a directory behind it.
     pub(super) fn is_there(&self) -> bool {
         lock(&self.work_tree).is_some()
+    }
+
+    /// A copy of the directory behind the tree, if there is one and directories are not shared by themselves, with these layers, of
+    /// which the tree has the first ones.
+    pub(super) fn copy(&self, shared: &Shared<'_>, layers: &[LayerRef]) -> Result<Option<WorkTree>, BuildError> {
+        let work_tree = lock(&self.work_tree);
+        let Some(work_tree) = work_tree.as_ref().filter(|_| layers.starts_with(&self.layers)) else { return Ok(None) };
+        let more = &layers[self.layers.len()..];
+        Ok(shared.trees.copy(work_tree, more, shared.blobs, &shared.cancel)?)
     }
 
     /// Takes the directory behind the tree, for the only stage that goes on from it.

@@ -6,14 +6,16 @@
 //! the one before it, so each is packed before the next begins.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use super::background::{BACKGROUND_FROM_BYTES, Coming};
 use super::elsewhere::Trail;
+use super::known::runs;
 use super::sealing::Phases;
-use super::shared::{ForIndex, MadeLayer, Shared, StageResult, Tree};
+use super::shared::{ForIndex, MadeLayer, Shared, StageResult, Tree, lock};
 use super::step_key::{Inputs, StepKey};
 use super::{BuildError, copying, known, running};
 use crate::event::{Event, StepId};
@@ -22,7 +24,7 @@ use crate::oci::{ChainId, Sha256};
 use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, CopyAction, FileSource, Stage, StageId, Step};
 use crate::rootfs::index::IndexTree;
-use crate::rootfs::{LayerRef, Recall, TreeMode, TreeStep, WorkTree};
+use crate::rootfs::{Expected, LayerRef, Recall, TreeMode, TreeStep, WorkTree};
 use crate::snapshot::{self, Changes};
 
 /// A stage on its way.
@@ -37,6 +39,8 @@ pub(super) struct Progress<'scope, 'a> {
     chain: Option<ChainId>,
     /// Layers above those that are still being made; every step after the first of them is one.
     pub(super) coming: Vec<Coming<'scope>>,
+    /// What it stands on, if that is a stage whose directory others need, too.
+    below: Option<Arc<StageResult>>,
     /// The directory behind `layers` and `coming`, once a step needed one; `None` after a cached step, which leaves it behind.
     pub(super) tree: Option<WorkTree>,
     /// What `layers` hold, as far as a step without a directory had to know it; of use while it has as many layers.
@@ -65,13 +69,16 @@ pub(super) fn build(shared: &Shared<'_>, stage: &Stage) -> Result<StageResult, B
 
 impl<'scope, 'a> Progress<'scope, 'a> {
     fn begin(scope: &'scope Scope<'scope, 'a>, shared: &'a Shared<'a>, stage: &'a Stage) -> Result<Self, BuildError> {
+        let mut on = None;
         let (layers, tree, made) = match &stage.base {
             Base::Scratch => (Vec::new(), None, BTreeMap::new()),
             Base::Image(request) => (shared.image(request)?.layers.clone(), None, BTreeMap::new()),
             Base::Stage(id) => {
                 let below = shared.stage(*id)?;
                 let tree = if shared.plan.users(*id) == 1 { below.tree.take() } else { None };
-                (below.tree.layers.clone(), tree, below.made.clone())
+                let found = (below.tree.layers.clone(), tree, below.made.clone());
+                on = Some(below);
+                found
             }
             Base::Context(name) => (vec![copying::context_as_base(shared, stage, name)?], None, BTreeMap::new()),
         };
@@ -82,6 +89,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             chain: ChainId::of(layers.iter().map(|layer| layer.diff_id)),
             layers,
             coming: Vec::new(),
+            below: on,
             tree,
             index: None,
             made,
@@ -100,6 +108,10 @@ impl<'scope, 'a> Progress<'scope, 'a> {
 
     fn step(&mut self, index: usize, step: &'a Step) -> Result<(), BuildError> {
         let shared = self.shared;
+        if !runs(&self.stage.steps[index..]) {
+            // Those that had to be run came from a cache.
+            lock(&shared.expected).remove(&self.stage.id);
+        }
         let id = self.id(index);
         if shared.cancel.is_cancelled() {
             shared.observer.event(Event::StepCancelled { step: id });
@@ -228,7 +240,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             Some(tree) => tree,
             None => {
                 self.settle()?;
-                shared.checkout(&self.layers)?
+                self.directory()?
             }
         };
         let mut tree_step = tree.begin()?;
@@ -260,6 +272,18 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         tree_step.commit(layer.diff_id)?;
         self.tree = Some(tree);
         self.keep(&key, layer, phases).map(Some)
+    }
+
+    /// A directory with the layers of the stage up to here.
+    fn directory(&mut self) -> Result<WorkTree, BuildError> {
+        let shared = self.shared;
+        let expected = lock(&shared.expected).remove(&self.stage.id).unwrap_or_else(Expected::nobody);
+        if let Some(below) = self.below.take()
+            && let Some(copied) = below.tree.copy(shared, &self.layers)?
+        {
+            return Ok(copied);
+        }
+        Ok(shared.trees.checkout_as(expected, &self.layers, shared.blobs, &shared.cancel)?)
     }
 
     /// Notes a layer that was made now.
@@ -355,7 +379,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         let (shared, stage) = (self.shared, self.stage);
         let Action::Copy(CopyAction { from: FileSource::Stage(other), .. }) = &step.action else { return };
         let other = other.0;
-        let runs = stage.steps[index..].iter().any(|step| matches!(step.action, Action::Run(_)));
+        let runs = runs(&stage.steps[index..]);
         // In directory mode each tree is made for one user.
         let shares = shared.trees.mode() == TreeMode::Overlay;
         if !runs || !shares || self.tree.is_some() || !self.coming.is_empty() || shared.stages[other].is_filled() {

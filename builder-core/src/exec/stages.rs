@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use super::BuildError;
 use super::forecast::forecast;
-use super::shared::{Shared, StageResult};
+use super::known::runs;
+use super::shared::{Shared, StageResult, lock};
 use super::stage::build;
 use crate::event::Event;
-use crate::plan::Stage;
+use crate::plan::{Base, ImageRequest, Plan, Stage};
+use crate::rootfs::Expected;
 
 /// Stages that are under way at most, waiting ones included. A thread takes about 70 KiB, and one of the pids that a pod has; how
 /// many steps work at once is decided elsewhere.
@@ -30,6 +32,8 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
             shared.observer.event(Event::StepFinished { step, cached: true, layer: None, elapsed: Duration::ZERO });
         }
     }
+    let expected = needed.iter().filter_map(|stage| Some((stage.id, expect(shared, stage)?)));
+    *lock(&shared.expected) = expected.collect();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut failures = Vec::new();
@@ -38,6 +42,7 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
                 shared.cancel.cancel();
                 failures.push((stage.id.0, error));
             });
+            lock(&shared.expected).remove(&stage.id);
             shared.stages[stage.id.0].fill(done.ok());
         }
         failures
@@ -62,4 +67,23 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
         return Err(error);
     }
     shared.stage(shared.plan.target)
+}
+
+/// Says that a stage will need the directory of its base, if a command runs in it.
+fn expect(shared: &Shared<'_>, stage: &Stage) -> Option<Expected> {
+    let image = base_of_commands(shared.plan, stage)?;
+    let layers = &shared.images.get(image)?.layers;
+    Some(shared.trees.expect(layers))
+}
+
+/// The image in whose tree the commands of a stage run; `None` if there are none, or they run in that of another stage.
+fn base_of_commands<'p>(plan: &'p Plan, stage: &'p Stage) -> Option<&'p ImageRequest> {
+    let mut below = Some(stage).filter(|stage| runs(&stage.steps))?;
+    loop {
+        match &below.base {
+            Base::Image(image) => return Some(image),
+            Base::Stage(id) => below = Some(&plan.stages[id.0]).filter(|stage| !runs(&stage.steps))?,
+            Base::Scratch | Base::Context(_) => return None,
+        }
+    }
 }

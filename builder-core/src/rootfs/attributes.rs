@@ -122,6 +122,13 @@ impl<'a> Target<'a> {
 
     /// Attributes sorted by name, without internal ones.
     pub(super) fn xattrs(self) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+        let mut found = self.all_xattrs()?;
+        found.retain(|(name, _)| !is_internal(name));
+        Ok(found)
+    }
+
+    /// Attributes sorted by name, also those that belong to overlayfs or to us.
+    pub(super) fn all_xattrs(self) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         let mut list = Vec::new();
         let mut capacity = 256;
         loop {
@@ -141,9 +148,6 @@ impl<'a> Target<'a> {
         let mut found = Vec::new();
         for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let name = OsStr::from_bytes(name);
-            if is_internal(name) {
-                continue;
-            }
             if let Some(value) = self.xattr(name)? {
                 found.push((OsString::from_vec(name.as_bytes().to_vec()), value));
             }

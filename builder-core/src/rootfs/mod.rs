@@ -5,6 +5,7 @@
 mod archive;
 mod attributes;
 mod descend;
+mod duplicate;
 mod entries;
 mod fetch;
 mod fixup;
@@ -35,6 +36,7 @@ mod unpack;
 mod users;
 mod view;
 mod volume;
+mod wanted;
 mod workdir;
 
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
@@ -52,3 +54,4 @@ pub use trees::*;
 pub use users::*;
 pub use view::View;
 pub use volume::Volume;
+pub use wanted::Expected;

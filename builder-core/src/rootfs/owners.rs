@@ -40,8 +40,9 @@ pub struct Key {
     pub born: (i64, u32),
 }
 
+/// All that is recorded of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Record {
+pub(super) struct Record {
     facts: Facts,
     xattrs: BTreeMap<OsString, Vec<u8>>,
 }
@@ -121,6 +122,16 @@ impl Owners {
     /// What is recorded of a file.
     pub fn facts(&self, key: Key) -> Facts {
         self.lock().get(&key).map(|record| record.facts).unwrap_or_default()
+    }
+
+    /// All that is recorded of a file, if anything is.
+    pub(super) fn record(&self, key: Key) -> Option<Record> {
+        self.lock().get(&key).cloned()
+    }
+
+    /// Records all of it of another one.
+    pub(super) fn put_record(&self, key: Key, record: Record) {
+        self.lock().insert(key, record);
     }
 
     /// Whether a device is recorded.

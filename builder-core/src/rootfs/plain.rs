@@ -2,21 +2,30 @@
 //!
 //! A tree is taken from its place while it is used and put back, under the chain id that it has then, when nobody uses it
 //! any more and no change in it is unaccounted for. So no two users share one, and a killed process costs its trees.
+//!
+//! Where several users of one build will begin with the same layers (`wanted`), the first one that needs them unpacks them into a
+//! tree that nobody changes, and takes a copy of it (`duplicate`), as do the others; the last one takes the tree itself. A tree
+//! that is being copied is not taken away by anybody, in any process (see [`TreesDir::lend`]).
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+
+use super::duplicate::Duplicate;
 use super::fetch::{Stop, open, unpack_blob};
 use super::links::Separated;
 use super::owners::{Key, Owners};
 use super::pretend::Pretence;
+use super::stack::Claims;
 use super::stat::Stat;
 use super::unpack::Whiteouts;
-use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
+use super::wanted::{Expected, Wanted};
+use super::workdir::{Taken, TempDir, TreesDir, io_error, make_directory, publish};
 use super::{LayerRef, LayerSource, ListError, Listing, Rootfs, TreeError};
 use crate::cancel::Cancel;
 use crate::oci::ChainId;
@@ -30,7 +39,7 @@ const WAIT: Duration = Duration::from_millis(50);
 /// One tree in use.
 #[derive(Debug)]
 pub(super) struct PlainTree {
-    dir: Arc<TreesDir>,
+    plains: Arc<Plains>,
     temp: TempDir,
     pretence: Pretence,
     pub chain: Option<ChainId>,
@@ -44,55 +53,188 @@ pub(super) struct PlainTree {
     pub dirty: bool,
 }
 
-impl PlainTree {
-    /// Makes or finds a tree with this content. `real` is what is pretended where owners are real; `None`: recorded.
-    pub(super) fn checkout(
-        dir: &Arc<TreesDir>,
-        real: Option<Pretence>,
-        layers: &[LayerRef],
-        chains: &[ChainId],
-        source: &dyn LayerSource,
-        limit: Option<u64>,
-        stop: &Stop<'_>,
-    ) -> Result<Self, TreeError> {
-        let temp = dir.temp()?;
+/// The parts of `Trees` that directory mode needs.
+#[derive(Debug)]
+pub(super) struct Plains {
+    pub dir: TreesDir,
+    /// Trees that several users of this process will begin with.
+    pub wanted: Wanted,
+    /// Those of them that somebody unpacks or copies.
+    claims: Claims,
+}
+
+/// A tree that is to be made.
+#[derive(Clone, Copy)]
+pub(super) struct Making<'a> {
+    pub plains: &'a Arc<Plains>,
+    /// What is pretended where owners are real; `None`: they are recorded.
+    pub real: Option<&'a Pretence>,
+    pub layers: &'a [LayerRef],
+    /// Chain ids of `layers`.
+    pub chains: &'a [ChainId],
+    pub source: &'a dyn LayerSource,
+    pub limit: Option<u64>,
+    pub stop: &'a Stop<'a>,
+}
+
+impl Making<'_> {
+    /// Makes or finds the tree. What others than `own` will begin with is unpacked once, and copied for all but the last of them.
+    pub(super) fn tree(self, own: Expected) -> Result<PlainTree, TreeError> {
+        self.on(self.plains.wanted.longest(self.chains), own)
+    }
+
+    /// The same with a tree of the first `shared` layers left to others, if there are any.
+    fn on(self, shared: usize, own: Expected) -> Result<PlainTree, TreeError> {
+        let temp = self.plains.dir.temp()?;
         let tree = temp.path().join("tree");
-        let mut there = 0;
-        for (at, chain) in chains.iter().enumerate().rev() {
-            // Whoever renames it first has it.
-            if rustix::fs::rename(dir.plain(*chain), &tree).is_ok() {
-                there = at + 1;
-                break;
+        let mut there = self.find(shared, &tree)?;
+        if there == 0 && shared > 0 {
+            there = self.share(shared, &tree, own)?;
+            if there == 0 {
+                there = self.find(0, &tree)?;
             }
         }
         if there == 0 {
-            make_directory(&tree)?;
-            make_directory(&tree.join("root"))?;
+            make_root(&tree)?;
         }
-        let pretence = match real {
-            Some(pretence) => pretence,
-            None => {
-                let path = tree.join("owners.json");
-                Pretence::Recorded(Arc::new(Owners::load(&path).map_err(io_error("read", &path))?))
-            }
+        let pretence = match self.real {
+            Some(pretence) => pretence.clone(),
+            None => Pretence::Recorded(Arc::new(records(&tree)?)),
         };
-        let mut this = Self {
-            dir: Arc::clone(dir),
+        self.finish(temp, pretence, there)
+    }
+
+    /// The tree of what another one has, and of all layers on top of it.
+    pub(super) fn on_copy_of(self, other: &PlainTree) -> Result<PlainTree, TreeError> {
+        if other.dirty {
+            return Err(TreeError::Discarded);
+        }
+        other.readable()?;
+        let temp = self.plains.dir.temp()?;
+        let tree = temp.path().join("tree");
+        let path = other.tree().join("root");
+        let from = Rootfs::open(&path).map_err(io_error("open", &path))?;
+        let pretence = match (&other.pretence, self.copy_from(&from, other.owners(), &tree)?) {
+            (_, Some(later)) => Pretence::Recorded(Arc::new(later)),
+            (pretence, None) => pretence.clone(),
+        };
+        let mut made = self.finish(temp, pretence, 0)?;
+        made.chain = made.chain.or(other.chain);
+        Ok(made)
+    }
+
+    /// Applies the layers after the first `there`.
+    fn finish(&self, temp: TempDir, pretence: Pretence, there: usize) -> Result<PlainTree, TreeError> {
+        let mut made = PlainTree {
+            plains: Arc::clone(self.plains),
             temp,
             pretence,
-            chain: chains.last().copied(),
+            chain: self.chains.last().copied(),
             listing: None,
             separated: Mutex::default(),
             joined: AtomicBool::new(false),
             // Until all layers are applied.
             dirty: true,
         };
-        let rootfs = this.rootfs()?;
-        apply_in_order(&layers[there..], dir, &rootfs, source, limit, stop)?;
-        this.dirty = false;
-        Ok(this)
+        let (dir, rootfs) = (&self.plains.dir, made.rootfs()?);
+        apply_in_order(&self.layers[there..], dir, &rootfs, self.source, self.limit, self.stop)?;
+        made.dirty = false;
+        Ok(made)
     }
 
+    /// Takes the finished tree with the most of the layers, but with more than `above`; how many it has, 0 for none.
+    fn find(&self, above: usize, tree: &Path) -> Result<usize, TreeError> {
+        let dir = &self.plains.dir;
+        for (at, chain) in self.chains.iter().enumerate().skip(above).rev() {
+            match dir.take(&dir.plain(*chain), tree)? {
+                Taken::Yes => return Ok(at + 1),
+                Taken::Lent if self.copy(*chain, tree)? => return Ok(at + 1),
+                Taken::Lent | Taken::Missing => {}
+            }
+        }
+        Ok(0)
+    }
+
+    /// Copies the tree of the first `shared` layers, which is unpacked before if it is not there; 0 if nobody else wants it any
+    /// more.
+    fn share(&self, shared: usize, tree: &Path, own: Expected) -> Result<usize, TreeError> {
+        let chain = self.chains[shared - 1];
+        // Whoever waits here finds it unpacked, and perhaps is the last one then.
+        let Some(_claim) = self.plains.claims.take(chain, || false, self.stop) else {
+            return Err(TreeError::Cancelled);
+        };
+        drop(own);
+        if !self.plains.wanted.has(chain) {
+            return Ok(0);
+        }
+        if self.copy(chain, tree)? {
+            return Ok(shared);
+        }
+        // It gets its name when it is dropped.
+        drop(
+            Self { layers: &self.layers[..shared], chains: &self.chains[..shared], ..*self }
+                .on(0, Expected::nobody())?,
+        );
+        Ok(if self.copy(chain, tree)? { shared } else { 0 })
+    }
+
+    /// Copies a finished tree; `false` if there is none.
+    fn copy(&self, chain: ChainId, tree: &Path) -> Result<bool, TreeError> {
+        let dir = &self.plains.dir;
+        let path = dir.plain(chain);
+        let Some(lease) = dir.lend(&path)? else { return Ok(false) };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(lease.directory(), "root", flags, Mode::empty());
+        let from = root.map(Rootfs::from_fd).map_err(|error| io_error("open", &path)(error.into()))?;
+        let known = match self.real {
+            Some(_) => None,
+            None => Some(records(&path)?),
+        };
+        if let Some(later) = self.copy_from(&from, known.as_ref(), tree)? {
+            let path = tree.join(RECORDS);
+            later.save(&path).map_err(io_error("write", &path))?;
+        }
+        Ok(true)
+    }
+
+    /// Copies a tree with what is known of it; what is known of the copy.
+    fn copy_from(&self, from: &Rootfs, known: Option<&Owners>, tree: &Path) -> Result<Option<Owners>, TreeError> {
+        make_root(tree)?;
+        let later = known.map(|_| Owners::default());
+        let to = Rootfs::open(&tree.join("root")).map_err(io_error("open", tree))?;
+        let disk = self.plains.dir.disk();
+        let owners = known.zip(later.as_ref());
+        let copied = Duplicate { from, to: &to, owners, disk: &disk, stop: self.stop }.make();
+        copied.map_err(|error| match self.stop.is_stopped() {
+            true => TreeError::Cancelled,
+            false => io_error("copy", &error.path)(error.source),
+        })?;
+        Ok(later)
+    }
+}
+
+/// Makes an empty tree.
+fn make_root(tree: &Path) -> Result<(), TreeError> {
+    make_directory(tree)?;
+    make_directory(&tree.join("root"))
+}
+
+/// Name of the records beside a tree.
+const RECORDS: &str = "owners.json";
+
+/// What is recorded of a tree.
+fn records(tree: &Path) -> Result<Owners, TreeError> {
+    let path = tree.join(RECORDS);
+    Owners::load(&path).map_err(io_error("read", &path))
+}
+
+impl Plains {
+    pub(super) fn new(dir: TreesDir) -> Self {
+        Self { dir, wanted: Wanted::default(), claims: Claims::default() }
+    }
+}
+
+impl PlainTree {
     pub(super) fn owners(&self) -> Option<&Owners> {
         match &self.pretence {
             Pretence::Recorded(owners) => Some(owners),
@@ -107,7 +249,7 @@ impl PlainTree {
     pub(super) fn rootfs(&self) -> Result<Rootfs, TreeError> {
         let path = self.tree().join("root");
         let opened = Rootfs::open(&path).map_err(io_error("open", &path))?;
-        Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
+        Ok(opened.pretending(self.pretence.clone()).within(self.plains.dir.disk()).listing_in(self.plains.dir.root()))
     }
 
     /// The tree to read from: hard links are what they are in its layers.
@@ -179,10 +321,10 @@ impl PlainTree {
         self.readable()?;
         let tree = self.tree();
         if let Pretence::Recorded(owners) = &self.pretence {
-            let path = tree.join("owners.json");
+            let path = tree.join(RECORDS);
             owners.save(&path).map_err(io_error("write", &path))?;
         }
-        publish(&tree, &self.dir.plain(chain))?;
+        publish(&tree, &self.plains.dir.plain(chain))?;
         Ok(())
     }
 }

@@ -28,7 +28,8 @@ pub(super) struct Claims {
     released: Condvar,
 }
 
-struct Claim<'a> {
+/// A layer that nobody else unpacks as long as this lives.
+pub(super) struct Claim<'a> {
     claims: &'a Claims,
     chain: ChainId,
 }
@@ -42,7 +43,7 @@ impl Drop for Claim<'_> {
 
 impl Claims {
     /// Waits until nobody else has the layer. `None` if it is there then, or if we are to stop.
-    fn take(&self, chain: ChainId, is_there: impl Fn() -> bool, stop: &Stop<'_>) -> Option<Claim<'_>> {
+    pub(super) fn take(&self, chain: ChainId, is_there: impl Fn() -> bool, stop: &Stop<'_>) -> Option<Claim<'_>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if is_there() || stop.is_stopped() {

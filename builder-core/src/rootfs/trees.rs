@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use super::fetch::Stop;
 use super::index::Bounds;
 use super::overlay::{is_opaque, probe};
-use super::plain::PlainTree;
+use super::plain::{Making, PlainTree, Plains};
 use super::pretend::{Pretence, StandIn};
 use super::stack::{Claims, Stacks, Unnamed};
+use super::wanted::Expected;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs, Touched, TreeError};
 use crate::cancel::Cancel;
@@ -73,7 +74,7 @@ pub struct Trees {
 #[derive(Debug)]
 enum Kind {
     Overlay(Arc<Stacks>),
-    Directory(Arc<TreesDir>),
+    Directory(Arc<Plains>),
 }
 
 /// A stage's root filesystem between steps: a stack of layers, with a directory behind it once one was needed.
@@ -155,7 +156,7 @@ impl Trees {
             Ownership::Recorded => Pretence::Nothing,
         };
         let (kind, overlay_refused) = match probed {
-            None => (Kind::Directory(Arc::new(dir)), None),
+            None => (Kind::Directory(Arc::new(Plains::new(dir))), None),
             Some(Ok(marks)) => {
                 let (claims, naming) = (Claims::default(), RwLock::default());
                 let stacks = Stacks { dir, marks, claims, pretence: pretence.clone(), naming };
@@ -164,7 +165,7 @@ impl Trees {
             Some(Err(reason)) if mode == Some(TreeMode::Overlay) => {
                 return Err(TreeError::NoOverlay { path: dir.root().to_owned(), reason });
             }
-            Some(Err(reason)) => (Kind::Directory(Arc::new(dir)), Some(reason)),
+            Some(Err(reason)) => (Kind::Directory(Arc::new(Plains::new(dir))), Some(reason)),
         };
         Ok(Self {
             kind,
@@ -221,6 +222,20 @@ impl Trees {
         source: &dyn LayerSource,
         cancel: &Cancel,
     ) -> Result<WorkTree, TreeError> {
+        self.checkout_as(Expected::nobody(), layers, source, cancel)
+    }
+
+    /// The same for somebody who was expected.
+    ///
+    /// # Errors
+    /// As [`Trees::checkout`].
+    pub fn checkout_as(
+        &self,
+        expected: Expected,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+        cancel: &Cancel,
+    ) -> Result<WorkTree, TreeError> {
         let mut top = None;
         let mut chains = Vec::with_capacity(layers.len());
         for layer in layers {
@@ -235,20 +250,50 @@ impl Trees {
                 stacks.prepare(layers, &chains, source, self.streams.get(), self.layer_limit, &stop)?;
                 State::Overlay(OverlayTree { stacks, chains, unnamed: Vec::new() })
             }
-            Kind::Directory(dir) => State::Directory(PlainTree::checkout(
-                dir,
-                match self.ownership {
-                    Ownership::Real | Ownership::RealFiles => Some(self.pretence.clone()),
-                    Ownership::Recorded => None,
-                },
-                layers,
-                &chains,
-                source,
-                self.layer_limit,
-                &stop,
-            )?),
+            Kind::Directory(plains) => {
+                State::Directory(self.making(plains, (layers, &chains), source, &stop).tree(expected)?)
+            }
         };
         Ok(WorkTree { state })
+    }
+
+    /// Makes a tree of what another one has, and of `layers` on top of it, in directory mode; `None` in overlay mode, where a
+    /// checkout of the same layers shares everything.
+    ///
+    /// # Errors
+    /// [`TreeError`]
+    pub fn copy(
+        &self,
+        tree: &WorkTree,
+        layers: &[LayerRef],
+        source: &dyn LayerSource,
+        cancel: &Cancel,
+    ) -> Result<Option<WorkTree>, TreeError> {
+        let (Kind::Directory(plains), State::Directory(tree)) = (&self.kind, &tree.state) else { return Ok(None) };
+        let mut top = tree.chain;
+        let mut chain = |layer: &LayerRef| {
+            let chain = ChainId::extend(top, layer.diff_id);
+            top = Some(chain);
+            chain
+        };
+        let chains: Vec<ChainId> = layers.iter().map(&mut chain).collect();
+        let stop = Stop::new(cancel);
+        let state = State::Directory(self.making(plains, (layers, &chains), source, &stop).on_copy_of(tree)?);
+        Ok(Some(WorkTree { state }))
+    }
+
+    fn making<'a>(
+        &'a self,
+        plains: &'a Arc<Plains>,
+        (layers, chains): (&'a [LayerRef], &'a [ChainId]),
+        source: &'a dyn LayerSource,
+        stop: &'a Stop<'a>,
+    ) -> Making<'a> {
+        let real = match self.ownership {
+            Ownership::Real | Ownership::RealFiles => Some(&self.pretence),
+            Ownership::Recorded => None,
+        };
+        Making { plains, real, layers, chains, source, limit: self.layer_limit, stop }
     }
 }
 
@@ -284,7 +329,7 @@ impl Trees {
     pub(super) fn dir(&self) -> &TreesDir {
         match &self.kind {
             Kind::Overlay(stacks) => &stacks.dir,
-            Kind::Directory(dir) => dir,
+            Kind::Directory(plains) => &plains.dir,
         }
     }
 
@@ -298,7 +343,17 @@ impl Trees {
         });
         match &self.kind {
             Kind::Overlay(stacks) => chains.all(|chain| stacks.dir.layer(chain).exists()),
-            Kind::Directory(dir) => chains.last().is_none_or(|chain| dir.plain(chain).exists()),
+            Kind::Directory(plains) => chains.last().is_none_or(|chain| plains.dir.plain(chain).exists()),
+        }
+    }
+
+    /// Says that somebody will begin with a tree of these layers: whoever else needs them in directory mode leaves a tree of them
+    /// to be copied or taken. What this gives is for [`Trees::checkout_as`]; dropped, nobody comes.
+    pub fn expect(&self, layers: &[LayerRef]) -> Expected {
+        match &self.kind {
+            // All stacks share their layers.
+            Kind::Overlay(_) => Expected::nobody(),
+            Kind::Directory(plains) => plains.wanted.expect(ChainId::of(layers.iter().map(|layer| layer.diff_id))),
         }
     }
 
@@ -573,3 +628,7 @@ mod tests;
 #[cfg(test)]
 #[path = "trees_steps_tests.rs"]
 mod steps_tests;
+
+#[cfg(test)]
+#[path = "trees_shared_tests.rs"]
+mod shared_tests;

@@ -4,7 +4,8 @@
 //! <work>/trees/lock            held for a moment: shared while a temporary directory is made, alone while old ones are found
 //! <work>/trees/layers/<hex>/   overlay mode: what one layer adds to the layers below it; named by chain id
 //! <work>/trees/flat/<hex>/     overlay mode: a whole stack as one directory, where there are more layers than a mount takes
-//! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody uses; named by chain id
+//! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody changes; named by chain id. Whoever takes it away
+//!                              holds an exclusive lock (flock(2)) on it for that moment, whoever copies it a shared one
 //! <work>/trees/indexes/<hex>   what a layer holds, named by diff_id; see `index`
 //! <work>/trees/none/{a,b}/     empty directories under every stack
 //! <work>/trees/tmp/<random>/   work of one process, which holds a lock (flock(2)) on it as long as it lives
@@ -46,6 +47,24 @@ pub(super) struct TempDir {
     path: PathBuf,
     /// Open and locked.
     _lock: OwnedFd,
+}
+
+/// A finished tree that stays as it is, and where it is, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Lease {
+    /// Open and locked.
+    directory: OwnedFd,
+}
+
+/// What became of a tree that was to be taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is somewhere else now, and nobody else's.
+    Yes,
+    /// There is none.
+    Missing,
+    /// Somebody copies it.
+    Lent,
 }
 
 /// Attaches what was done and where.
@@ -161,6 +180,26 @@ impl TreesDir {
         Ok(TempDir { path, _lock: lock })
     }
 
+    /// Moves a finished tree to where it belongs to its user alone.
+    pub(super) fn take(&self, from: &Path, to: &Path) -> Result<Taken, TreeError> {
+        match locked(from, FlockOperation::NonBlockingLockExclusive) {
+            Ok(Some(_lock)) => match rustix::fs::rename(from, to) {
+                Ok(()) => Ok(Taken::Yes),
+                Err(Errno::NOENT) => Ok(Taken::Missing),
+                Err(error) => Err(io_error("take", from)(error.into())),
+            },
+            Ok(None) => Ok(Taken::Missing),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Taken::Lent),
+            Err(error) => Err(io_error("lock", from)(error)),
+        }
+    }
+
+    /// Keeps a finished tree as it is; `None` if there is none.
+    pub(super) fn lend(&self, path: &Path) -> Result<Option<Lease>, TreeError> {
+        let locked = locked(path, FlockOperation::LockShared).map_err(io_error("lock", path))?;
+        Ok(locked.map(|directory| Lease { directory }))
+    }
+
     /// Removes the finished tree that nobody uses (directory mode) for the longest time; `false` if there is none. Whoever
     /// wants it again unpacks it from its layers.
     pub(super) fn forget_oldest(&self) -> Result<bool, TreeError> {
@@ -174,8 +213,7 @@ impl TreesDir {
         found.sort_unstable();
         for (_, path) in found {
             let temp = self.temp()?;
-            // Whoever renames it first has it.
-            if rustix::fs::rename(&path, temp.path().join("tree")).is_ok() {
+            if self.take(&path, &temp.path().join("tree"))? == Taken::Yes {
                 tracing::debug!(tree = %path.display(), "a tree that nobody uses makes room");
                 return Ok(true);
             }
@@ -208,6 +246,35 @@ impl TreesDir {
         }
         drop(abandoned);
         Ok(())
+    }
+}
+
+/// Opens and locks a directory that has a name; `None` if it has it no longer.
+fn locked(path: &Path, operation: FlockOperation) -> io::Result<Option<OwnedFd>> {
+    loop {
+        let directory = match open_directory(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match rustix::fs::flock(&directory, operation) {
+            Err(Errno::INTR) => continue,
+            other => other?,
+        }
+        // Another one may have taken it before it was locked, and a third one put its own there.
+        let ours = rustix::fs::fstat(&directory)?;
+        match rustix::fs::lstat(path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => return Ok(Some(directory)),
+            Ok(_) => {}
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl Lease {
+    /// The directory.
+    pub(super) fn directory(&self) -> &OwnedFd {
+        &self.directory
     }
 }
 

@@ -91,7 +91,7 @@ impl Volume {
     }
 
     /// What the command makes of the file.
-    fn formatted(image: &Path, at: &Path, mebibytes: u64, mkfs: &[&str]) -> Result<Result<Self, String>, String> {
+    pub fn formatted(image: &Path, at: &Path, mebibytes: u64, mkfs: &[&str]) -> Result<Result<Self, String>, String> {
         let file = fs::File::create(image).map_err(|error| error.to_string())?;
         file.set_len(mebibytes << 20).map_err(|error| error.to_string())?;
         let (name, arguments) = mkfs.split_first().expect("a command");

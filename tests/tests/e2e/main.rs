@@ -31,6 +31,7 @@ mod faults;
 mod hazards;
 mod real;
 mod resources;
+mod sharing;
 mod sources;
 mod ssh;
 mod steps;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         hazards::TRIALS,
         real::TRIALS,
         resources::TRIALS,
+        sharing::TRIALS,
         cli::TRIALS,
         sources::TRIALS,
         ssh::TRIALS,

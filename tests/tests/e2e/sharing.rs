@@ -1,0 +1,129 @@
+//! Stages on one base: it is unpacked once, no stage sees what another one did, and the image is the same however trees are kept.
+
+use super::extremes::Volume;
+use super::*;
+
+pub const TRIALS: &[Row] = &[
+    ("sharing::blocks-of-a-base", blocks),
+    ("sharing::stages-on-a-stage", on_a_stage),
+    ("sharing::killed-in-the-middle", killed),
+];
+
+/// Bytes of the base's largest file, which no compressor makes smaller.
+const LARGE_BYTES: u64 = 24 << 20;
+
+/// Arguments with which equal builds give equal digests on any work directory.
+const REPRODUCIBLE: [&str; 4] =
+    ["--build-arg", "SOURCE_DATE_EPOCH=1700000000", "-o", "type=oci,dest=image.tar,rewrite-timestamp=true"];
+
+/// What a stage does to files of the base: each in another way. No two names of what is copied from it are one file: a layer has
+/// but the new one of two names (as BuildKit's), so a tree made of layers again is another one.
+const CHANGES: [&str; 5] = [
+    "echo more >> /data/appended && sha256sum /data/* > /sums",
+    "cat /data/appended > /data/copy && cp /large /data/again && rm /large",
+    "chmod 600 /data/mode && touch -d @1000000000 /data/time && ln /data/linked /second",
+    "echo other > /data/overwritten && mv /data/moved /data/renamed && ln -f /data/copy /linked",
+    "dd if=/dev/zero of=/large bs=1 seek=5 count=9 conv=notrunc && sed -i s/data/DATA/ /data/edited",
+];
+
+/// A layout with a base: programs of the machine's busybox, and files to be changed.
+fn base(place: &Place, name: &str) -> Result<String, String> {
+    let busybox = process::find("busybox").ok_or("busybox is not installed")?;
+    let busybox = fs::read(busybox).map_err(|error| error.to_string())?;
+    let links: Vec<String> =
+        ["sha256sum", "mv", "ln", "chmod", "sed", "truncate", "chown"].map(|applet| format!("bin/{applet}")).into();
+    let names: Vec<String> = ["appended", "copy", "mode", "time", "linked", "overwritten", "moved", "edited"]
+        .map(|name| format!("data/{name}"))
+        .into();
+    let large = image::noise(usize::try_from(LARGE_BYTES).expect("fits"));
+    let mut entries = vec![Entry::Directory("data"), Entry::File("large", &large)];
+    entries.extend(names.iter().map(|name| Entry::File(name, b"data of the base\n")));
+    entries.extend(links.iter().map(|link| Entry::Symlink(link, "busybox")));
+    let layers = vec![busybox_layer(&busybox), image::tree_layer(&entries)];
+    let layout = place.shared.path().join(format!("shared-{name}"));
+    let built = Image::new(platform(), layers, json!({"Env": ["PATH=/bin"]}));
+    image::write_layout(&layout, &[("latest", &built)]).map_err(|error| error.to_string())?;
+    Ok(format!("--build-context=shared=oci-layout://{}", layout.display()))
+}
+
+/// `count` stages that change the base side by side, and one that gathers what they made of it.
+fn stages(count: usize) -> String {
+    let mut dockerfile = String::new();
+    for number in 0..count {
+        dockerfile += &format!("FROM shared AS s{number}\nRUN {}\n", CHANGES[number % CHANGES.len()]);
+    }
+    dockerfile += "FROM shared\nRUN sha256sum /data/* > /sums\n";
+    for number in 0..count {
+        dockerfile += &format!("COPY --from=s{number} /data /of/{number}/\n");
+    }
+    dockerfile
+}
+
+/// The digest that a build of it has with trees of another kind.
+fn expected(place: &Place, dockerfile: &str, base: &str) -> Result<String, String> {
+    let project = place.project(dockerfile)?;
+    project.built(&[&REPRODUCIBLE[..], &[base]].concat())
+}
+
+/// Bytes that are used on a volume.
+fn used(at: &Path) -> Result<u64, String> {
+    let found = rustix::fs::statvfs(at).map_err(|error| error.to_string())?;
+    Ok((found.f_blocks - found.f_bfree) * found.f_frsize)
+}
+
+/// On a file system that shares blocks the trees of all stages take the place of one, in any work directory.
+fn blocks(place: &Place) -> Outcome {
+    let base = base(place, "blocks")?;
+    for count in [3, 5] {
+        // Not the change that writes a large file anew.
+        let dockerfile = stages(count).replace("cp /large /data/again", "true");
+        let project = place.project(&dockerfile)?;
+        let work = project.path("work");
+        let mkfs = ["mkfs.xfs", "-q", "-m", "reflink=1"];
+        let _volume = match Volume::formatted(&project.path("volume"), &work, 400, &mkfs)? {
+            Ok(volume) => volume,
+            Err(reason) => return Ok(Some(reason)),
+        };
+        let before = used(&work)?;
+        let arguments = [&REPRODUCIBLE[..], &["--trees", "directory", &base]].concat();
+        same("digest", project.built(&arguments)?, expected(place, &dockerfile, &base)?)?;
+        rustix::fs::syncfs(fs::File::open(&work).map_err(|error| error.to_string())?).map_err(|e| e.to_string())?;
+        let taken = used(&work)? - before;
+        // Once as the blob, once unpacked, once in the layer of the last change, and what the programs, small files and the file
+        // system itself take. Without sharing there are as many trees as stages and one more.
+        if taken > 4 * LARGE_BYTES {
+            return Err(format!("{count} stages: {taken} bytes for a base of {LARGE_BYTES}"));
+        }
+    }
+    Ok(None)
+}
+
+/// Stages that go on from one that ran commands get copies of its tree.
+fn on_a_stage(place: &Place) -> Outcome {
+    let base = base(place, "on_a_stage")?;
+    let mut dockerfile =
+        "FROM shared AS common\nRUN echo common > /data/common && echo common >> /data/appended\n".to_owned();
+    dockerfile += &stages(3).replace("FROM shared", "FROM common");
+    let project = place.project(&dockerfile)?;
+    let arguments = [&REPRODUCIBLE[..], &["--trees", "directory", &base]].concat();
+    same("digest", project.built(&arguments)?, expected(place, &dockerfile, &base)?)?;
+    Ok(None)
+}
+
+/// Whoever is killed while trees are copied leaves nothing that the next build would take for one.
+fn killed(place: &Place) -> Outcome {
+    let base = base(place, "killed")?;
+    let dockerfile = stages(3);
+    let project = place.project(&dockerfile)?;
+    let arguments = [&REPRODUCIBLE[..], &["--trees", "directory", &base]].concat();
+    let whole = expected(place, &dockerfile, &base)?;
+    for milliseconds in (0..1500).step_by(150) {
+        let mut command = project.command(&arguments);
+        // The group of the process is killed when its time is over.
+        process::run(&mut command, Duration::from_millis(milliseconds)).map_err(|error| error.to_string())?;
+    }
+    same("digest", project.built(&arguments)?, whole)?;
+    let left = fs::read_dir(project.path("work/trees/tmp")).map_err(|error| error.to_string())?.count();
+    same("unfinished trees", left, 0)?;
+    Ok(None)
+}
