@@ -1,7 +1,7 @@
 //! Runs a plan: order, cache, cancellation, events. The only module that sees the others together.
 //!
 //! [`build`] goes through the whole line: context and Dockerfile are read, bases resolved, the plan made, each stage built
-//! in a thread of its own (`stages`, `stage`), the image assembled and written to its outputs (`finish`). A step's result is
+//! in one of some threads (`stages`, `stage`), the image assembled and written to its outputs (`finish`). A step's result is
 //! kept under the work dir (`cache`), so that a build that was ended at any moment goes on behind its last finished step.
 //!
 //! ```text

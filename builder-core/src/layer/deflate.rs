@@ -2,9 +2,9 @@
 //!
 //! Every compressor ends its stream with a block marked as the last one (RFC 1951 section 3.2.3, BFINAL). To let another
 //! stream follow, that mark must be cleared and the stream padded to a byte. Neither position is known from outside,
-//! because blocks begin and end at any bit, so [`open_end`] walks over the codes without producing output. This costs
-//! about a twentieth of what compressing did, and buys one gzip member that every reader accepts, from a compressor
-//! that is twice as fast as those that offer a sync flush.
+//! because blocks begin and end at any bit, so [`open_end`] walks over the codes without producing output. This takes a
+//! seventh to a fifth of the time that compressing took (0.19 s beside 0.98 s for 138 MB of text), and buys one gzip member
+//! that every reader accepts, from a compressor that is twice as fast as those that offer a sync flush.
 //!
 //! # Limitations
 //! Only for streams that we have just made: a damaged one is refused, but not every damage is noticed.
@@ -27,11 +27,15 @@ const SKIP_MASK: u16 = 0xff;
 const LITERAL: u16 = 0x100;
 /// In a table entry: the symbol ends the block.
 const END_OF_BLOCK: u16 = 0x200;
-/// In a table entry: the symbol is a match length, so a distance follows. As a number it is where the table of
-/// distances begins, which is what spares [`Walk::codes`] a branch that could not be predicted.
-const DISTANCE_FOLLOWS: u16 = 1 << PRIMARY_BITS;
+/// In a table entry: the symbol is a match length, so a distance follows.
+const DISTANCE_FOLLOWS: u16 = 0x800;
 /// In an entry for one symbol: where the length of its code without extra bits is.
 const CODE_LENGTH_SHIFT: u32 = 12;
+/// What of an entry for one symbol matters in a walk.
+const WALKED: u16 = SKIP_MASK | DISTANCE_FOLLOWS | END_OF_BLOCK;
+
+/// Entries by the next bits of a stream.
+type Primary = Box<[u16; 1 << PRIMARY_BITS]>;
 
 /// The stream is not one that a correct compressor makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,10 +67,9 @@ pub(super) fn open_end(out: &mut Vec<u8>, start: usize) -> Result<(), Malformed>
 }
 
 /// Codes of one alphabet.
-#[derive(Default)]
 struct Table {
-    /// By the next bits of the stream: bits to skip and what the symbol is; 0 if the code is longer or does not exist.
-    primary: Vec<u16>,
+    /// Bits to skip and what the symbol is; 0 if the code is longer or does not exist.
+    primary: Primary,
     /// Number of codes of each length.
     counts: [u16; 16],
     /// Entries in canonical order, for codes that the primary table does not hold.
@@ -74,10 +77,13 @@ struct Table {
 }
 
 impl Table {
+    fn new() -> Self {
+        Self { primary: Box::new([0; 1 << PRIMARY_BITS]), counts: [0; 16], sorted: Vec::new() }
+    }
+
     /// Fills the table from code lengths (RFC 1951 section 3.2.2); `entry` gives what a symbol means without its code length.
     fn fill(&mut self, lengths: &[u8], entry: impl Fn(usize) -> u16) -> Result<(), Malformed> {
-        self.primary.clear();
-        self.primary.resize(1 << PRIMARY_BITS, 0);
+        self.primary.fill(0);
         self.counts = [0; 16];
         self.sorted.clear();
         for &length in lengths {
@@ -94,17 +100,26 @@ impl Table {
             }
             code <<= 1;
         }
-        for bits in 1..16_u8 {
-            for (symbol, _) in lengths.iter().enumerate().filter(|(_, length)| **length == bits) {
-                let value = entry(symbol) + u16::from(bits) + (u16::from(bits) << CODE_LENGTH_SHIFT);
-                self.sorted.push(value);
-                let code = next[usize::from(bits)];
-                next[usize::from(bits)] += 1;
-                if u32::from(bits) <= PRIMARY_BITS {
-                    let reversed = code.reverse_bits() >> (32 - u32::from(bits));
-                    for slot in self.primary[reversed as usize..].iter_mut().step_by(1 << bits) {
-                        *slot = value;
-                    }
+        // Where the symbols of each length begin in canonical order.
+        let mut place = [0_usize; 17];
+        for bits in 1..16 {
+            place[bits + 1] = place[bits] + usize::from(self.counts[bits]);
+        }
+        self.sorted.resize(place[16], 0);
+        for (symbol, &bits) in lengths.iter().enumerate() {
+            if bits == 0 {
+                continue;
+            }
+            let value = entry(symbol) + u16::from(bits) + (u16::from(bits) << CODE_LENGTH_SHIFT);
+            let length = usize::from(bits);
+            self.sorted[place[length]] = value;
+            place[length] += 1;
+            let code = next[length];
+            next[length] += 1;
+            if u32::from(bits) <= PRIMARY_BITS {
+                let reversed = code.reverse_bits() >> (32 - u32::from(bits));
+                for slot in self.primary[reversed as usize..].iter_mut().step_by(1 << bits) {
+                    *slot = value;
                 }
             }
         }
@@ -141,38 +156,32 @@ impl Table {
 struct Codes {
     literals: Table,
     distances: Table,
-    /// Literals and lengths, then distances from [`DISTANCE_FOLLOWS`] on. An entry of the first half stands for as many
-    /// literals as fit into its bits, and the length or end after them.
-    joined: Box<[u16; 2 << PRIMARY_BITS]>,
+    /// Entries that stand for one literal or two, and the length or end after the first of them, as far as they fit into the bits.
+    joined: Primary,
+    /// Entries of distances, of which only the bits to skip matter.
+    skipped: Primary,
 }
 
 impl Codes {
     fn new() -> Self {
-        Self { literals: Table::default(), distances: Table::default(), joined: Box::new([0; 2 << PRIMARY_BITS]) }
+        let empty = || Box::new([0; 1 << PRIMARY_BITS]);
+        Self { literals: Table::new(), distances: Table::new(), joined: empty(), skipped: empty() }
     }
 
     fn fill(&mut self, literal_lengths: &[u8], distance_lengths: &[u8]) -> Result<(), Malformed> {
         self.literals.fill(literal_lengths, literal_entry)?;
         self.distances.fill(distance_lengths, distance_entry)?;
-        let (literals, distances) = self.joined.split_at_mut(1 << PRIMARY_BITS);
-        for (index, joined) in literals.iter_mut().enumerate() {
-            let mut used = 0;
-            *joined = 0;
-            while used < PRIMARY_BITS {
-                let entry = self.literals.primary[index >> used];
-                let length = u32::from(entry >> CODE_LENGTH_SHIFT);
-                if entry == 0 || used + length > PRIMARY_BITS {
-                    break;
-                }
-                *joined += entry & (SKIP_MASK | DISTANCE_FOLLOWS | END_OF_BLOCK);
-                if entry & LITERAL == 0 {
-                    break;
-                }
-                used += length;
-            }
+        let primary = &self.literals.primary;
+        for (index, joined) in self.joined.iter_mut().enumerate() {
+            // Without a branch that depends on the codes.
+            let first = primary[index];
+            let length = first >> CODE_LENGTH_SHIFT;
+            let second = primary[index >> length];
+            let both = first & LITERAL != 0 && u32::from(length + (second >> CODE_LENGTH_SHIFT)) <= PRIMARY_BITS;
+            *joined = (first & WALKED) + if both { second & WALKED } else { 0 };
         }
-        for (joined, entry) in distances.iter_mut().zip(&self.distances.primary) {
-            *joined = entry & SKIP_MASK;
+        for (skipped, entry) in self.skipped.iter_mut().zip(&*self.distances.primary) {
+            *skipped = entry & SKIP_MASK;
         }
         Ok(())
     }
@@ -312,19 +321,26 @@ impl<'a> Walk<'a> {
 
     /// Walks over the codes of a block up to its end.
     fn codes(&mut self, codes: &Codes) -> Result<(), Malformed> {
-        let mut base = 0_u16;
+        // A step waits for the entry of the one before it: what must be known of that is the bits to skip alone. Which table comes
+        // next is found beside that, and without a branch, which could not be predicted.
+        let (literals, distances) = (&*codes.joined, &*codes.skipped);
+        let mut table = literals;
         while self.position <= self.input.len() {
             self.refill();
-            // Two steps take at most 2 × (15 + 13) of the 56 bits that are there.
-            for _ in 0..2 {
-                let index = usize::from(base) + (self.buffer & ((1 << PRIMARY_BITS) - 1)) as usize;
-                let mut entry = codes.joined[index];
-                if entry == 0 {
-                    let table = if base == 0 { &codes.literals } else { &codes.distances };
-                    entry = table.lookup_long(self.buffer)? & (SKIP_MASK | DISTANCE_FOLLOWS | END_OF_BLOCK);
+            for step in 0..3 {
+                // A step takes at most 15 + 13 bits, so two fit into the 56 that are there, and mostly a third.
+                if step == 2 && self.available < 28 {
+                    break;
                 }
-                self.skip(u32::from(entry & SKIP_MASK));
-                base = entry & DISTANCE_FOLLOWS;
+                let mut entry = table[(self.buffer & ((1 << PRIMARY_BITS) - 1)) as usize];
+                if entry == 0 {
+                    let long = if std::ptr::eq(table, literals) { &codes.literals } else { &codes.distances };
+                    entry = long.lookup_long(self.buffer)? & WALKED;
+                }
+                // By the entry modulo 64, which are bits to skip.
+                self.buffer = self.buffer.wrapping_shr(u32::from(entry));
+                self.available -= u32::from(entry & SKIP_MASK);
+                table = if entry & DISTANCE_FOLLOWS == 0 { literals } else { distances };
                 if entry & END_OF_BLOCK != 0 {
                     return Ok(());
                 }
