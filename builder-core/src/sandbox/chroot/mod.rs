@@ -25,6 +25,7 @@
 //!   (`journal`), and is a symbolic link at a second place of the same tree. Secrets (`secrets`) cannot be executed.
 //! - No network, pid, ipc or uts namespace: no `--network=none`; process ids are the container's.
 
+mod bases;
 mod changes;
 mod files;
 mod inject;

@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -23,6 +23,10 @@ use super::tree::Place;
 
 const HERE: i32 = libc::AT_FDCWD;
 
+/// Second argument of an fchdir(2), which has one, that this module makes a thread do: it is not sent here. A command that uses it
+/// deceives nobody but itself.
+const OURS: u64 = u32::MAX as u64;
+
 /// The marked calls.
 pub fn rules() -> Vec<Rule> {
     let here = |number, at| Rule::when(number, When::OneOf(at, vec![HERE.cast_unsigned()]), Action::Notify);
@@ -33,6 +37,8 @@ pub fn rules() -> Vec<Rule> {
         here(libc::SYS_renameat2, 0),
         here(RENAMEAT, 0),
         Rule::always(libc::SYS_linkat, Action::Notify),
+        // Answered by letting it be, as it is one way to have another working directory.
+        Rule::when(libc::SYS_fchdir, When::Lacks(1, OURS as u32), Action::Notify),
         Rule::always(libc::SYS_mknodat, Action::Notify),
     ];
     #[cfg(target_arch = "x86_64")]
@@ -100,28 +106,41 @@ impl Server<'_> {
             libc::SYS_link => ((HERE, a), Some((HERE, b)), Deed::Link),
             _ => return None,
         };
-        if matches!(deed, Deed::Symlink(_) | Deed::Rename(_)) {
-            self.files.tree.forget_ways();
-        }
+        let tree = &self.files.tree;
         let place = |(directory, path): (i32, u64)| {
             let text = self.text(call.thread, path)?;
-            Some((self.files.tree.place(call.thread, directory, &text, false), directory, text))
+            if text.is_empty() {
+                return Some((Place::Native, PathBuf::new()));
+            }
+            let path = tree.absolute(call.thread, directory, &text)?;
+            Some((tree.lead(&path, false), path))
         };
-        let Some(first) = place(first) else { return Some(CONTINUE) };
-        let second = match second.map(place) {
-            Some(None) => return Some(CONTINUE),
-            Some(second) => second,
-            None => None,
+        // Only in place of a directory that goes something else can come to be.
+        let replaces = match deed {
+            Deed::Symlink(_) | Deed::Rename(_) | Deed::Link => true,
+            Deed::Remove(flags) => flags.contains(AtFlags::REMOVEDIR),
+            Deed::Directory(_) | Deed::Node(..) => false,
         };
+        let Some((first, second)) = place(first)
+            .and_then(|first| Some((first, second.map(|second| place(second).ok_or(())).transpose().ok()?)))
+        else {
+            if replaces {
+                tree.forget_all_ways();
+            }
+            return Some(CONTINUE);
+        };
+        let both = || [Some(&first), second.as_ref()].into_iter().flatten();
         // Nodes of /dev are the tree's.
-        let served = |place: &Place| matches!(place, Place::Served(path) if !path.starts_with("/dev"));
-        if !served(&first.0) && !second.as_ref().is_some_and(|second| served(&second.0)) {
+        if !both().any(|(place, _)| matches!(place, Place::Served(path) if !path.starts_with("/dev"))) {
+            if replaces {
+                both().for_each(|(_, path)| tree.forget_way(path));
+            }
             let goes = matches!(deed, Deed::Remove(_) | Deed::Rename(_));
-            let refused = [Some(&first), second.as_ref()]
-                .into_iter()
-                .flatten()
-                .find_map(|(_, directory, text)| self.files.tree.refuses(call.thread, *directory, text, goes));
+            let refused = both().find_map(|(_, path)| tree.refuses_path(path, goes));
             return Some(refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno))));
+        }
+        if replaces {
+            tree.forget_all_ways();
         }
         let done = Identity::of(call.thread).ok_or(Errno::SRCH).and_then(|identity| {
             let refused = match deed {
@@ -143,13 +162,13 @@ impl Server<'_> {
     fn spot(
         &self,
         thread: i32,
-        (place, directory, text): (Place, i32, Vec<u8>),
+        (place, path): (Place, PathBuf),
         identity: Identity,
         refused: Refused,
     ) -> Result<Spot, Errno> {
         let path = match place {
             Place::Served(path) => self.files.inner(&path, identity, thread, refused)?,
-            Place::Native => self.files.tree.absolute(thread, directory, &text).ok_or(Errno::XDEV)?,
+            Place::Native => path,
         };
         let (parent, name) = path.parent().zip(path.file_name()).ok_or(Errno::BUSY)?;
         let _user = AsUser::new(identity)?;
@@ -201,7 +220,10 @@ impl Server<'_> {
     /// chdir(2) to a served path. One that leads to a directory of the tree is gone to by the thread itself; of the others there
     /// is an empty directory of the same name in the tree, relative to which served files are found again.
     pub fn chdir(&self, call: &Notification, path: u64) -> Answer {
-        let Some((path, identity)) = self.served(call, HERE, path, true) else { return CONTINUE };
+        let place = self.served(call, HERE, path, true);
+        // What is asked from now on is asked by who has gone there, or by another thread.
+        self.files.tree.forget_bases();
+        let Some((path, identity)) = place else { return CONTINUE };
         match self.files.directory(&path, identity, call.thread) {
             Some(inner) => {
                 self.go_to(call, &inner, identity).unwrap_or_else(|errno| Answer::Reply(Reply::Error(errno)))
@@ -225,7 +247,7 @@ impl Server<'_> {
         let number = u64::from(number.cast_unsigned());
         let _user = AsUser::new(identity)?;
         let done = self.hold(call, Reply::Value(0), |held| {
-            let result = held.call(libc::SYS_fchdir, &[number]).unwrap_or(0);
+            let result = held.call(libc::SYS_fchdir, &[number, OURS]).unwrap_or(0);
             _ = held.call(libc::SYS_close, &[number]);
             held.set_result(result);
         });

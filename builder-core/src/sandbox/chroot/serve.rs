@@ -157,6 +157,10 @@ impl Server<'_> {
             libc::SYS_faccessat | libc::SYS_faccessat2 => self.access(call, at, b, c),
             libc::SYS_readlinkat => self.readlink(call, at, b, c, d),
             libc::SYS_chdir => self.chdir(call, a),
+            libc::SYS_fchdir => {
+                self.files.tree.forget_bases();
+                CONTINUE
+            }
             libc::SYS_statfs => self.statfs(call, a, b),
             libc::SYS_execve => self.exec(call, libc::AT_FDCWD, a),
             libc::SYS_execveat => self.exec(call, at, b),
@@ -394,6 +398,8 @@ fn signal_to(id: i32, signal: i32) {
 /// Calls of 32-bit programs: what could reach other processes or devices is refused unless it is the caller's own; paths are
 /// the tree's alone.
 fn foreign(server: &Server<'_>, call: &Notification) -> Answer {
+    // It may be one that goes somewhere else.
+    server.files.tree.forget_bases();
     let numbers = if cfg!(target_arch = "x86_64") { &I386 } else { &ARM };
     let [a, b, c, d, ..] = call.arguments;
     let position = numbers.iter().position(|number| i64::from(call.number) == i64::from(*number));

@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::super::stubs;
+use super::bases::Bases;
 use super::files::AsUser;
 use super::members::Identity;
 use super::secrets::Secret;
@@ -51,6 +52,7 @@ pub struct Tree {
     /// Files that are in memory alone.
     secrets: Vec<Secret>,
     ways: Ways,
+    bases: Bases,
     /// Which directory each listing shows.
     listings: Mutex<Vec<PathBuf>>,
 }
@@ -69,8 +71,8 @@ impl Tree {
     ) -> std::io::Result<Self> {
         let outside = super::places::path_of(root.as_fd())?;
         let mounts = SERVED.iter().map(PathBuf::from).collect();
-        let (ways, listings) = (Ways::default(), Mutex::default());
-        Ok(Self { root, outside, mounts, devices, read_only, secrets, ways, listings })
+        let (ways, bases, listings) = (Ways::default(), Bases::default(), Mutex::default());
+        Ok(Self { root, outside, mounts, devices, read_only, secrets, ways, bases, listings })
     }
 
     /// The file in memory that has this path.
@@ -94,10 +96,19 @@ impl Tree {
         }
     }
 
+    /// Whether an absolute path is that of most calls: one that leads where its text says, and to nothing that is served.
+    fn is_ordinary(&self, path: &[u8], follow: bool) -> bool {
+        !matches!(path.get(..4), Some(b"/pro" | b"/sys" | b"/dev"))
+            && !self.secrets.iter().any(|secret| secret.path.as_os_str().as_bytes() == path)
+            && self.ways.is_known(&self.root, path, follow)
+    }
+
     /// A path of the tree for a path of a call; `None` if it is relative to something else.
     pub fn absolute(&self, thread: i32, directory: i32, path: &[u8]) -> Option<PathBuf> {
         let path = Path::new(OsStr::from_bytes(path));
-        if path.has_root() { Some(path.to_owned()) } else { Some(self.base(thread, directory)?.join(path)) }
+        // `./file` needs no look at its dot; `.` and `./` do.
+        let rest = path.strip_prefix(".").ok().filter(|rest| !rest.as_os_str().is_empty()).unwrap_or(path);
+        if path.has_root() { Some(path.to_owned()) } else { Some(self.base(thread, directory)?.join(rest)) }
     }
 
     /// What a call of `thread` is refused that would change a path which is, or lies in, something that a mount would show
@@ -107,18 +118,42 @@ impl Tree {
         if self.read_only.is_empty() {
             return None;
         }
-        let path = normal(&self.absolute(thread, directory, path)?);
+        self.refuses_path(&self.absolute(thread, directory, path)?, name_goes)
+    }
+
+    /// The same for an absolute path.
+    pub fn refuses_path(&self, path: &Path, name_goes: bool) -> Option<Errno> {
+        if self.read_only.is_empty() {
+            return None;
+        }
+        let path = normal(path);
         let top = self.read_only.iter().find(|top| path.starts_with(top))?;
         Some(if name_goes && *top == path { Errno::BUSY } else { Errno::ROFS })
     }
 
-    /// Links or names are made that may lead elsewhere.
-    pub fn forget_ways(&self) {
-        self.ways.forget();
+    /// What has this absolute path is going to be another, maybe a link that leads elsewhere.
+    pub fn forget_way(&self, path: &Path) {
+        match self.ways.of(&self.root, path, false) {
+            Way::Plain(path) => {
+                let path = normal(&path);
+                self.ways.forget(path.as_os_str().as_bytes());
+                self.bases.forget(&path);
+            }
+            Way::Links => self.forget_all_ways(),
+        }
     }
 
-    /// The same for an absolute path of the tree.
+    /// Something is going to be another, and it cannot be told what.
+    pub fn forget_all_ways(&self) {
+        self.bases.forget_all();
+        self.ways.forget_all();
+    }
+
+    /// Where an absolute path of the tree leads.
     pub fn lead(&self, path: &Path, follow: bool) -> Place {
+        if self.is_ordinary(path.as_os_str().as_bytes(), follow) {
+            return Place::Native;
+        }
         let plain = !path.components().any(|part| part == Component::ParentDir);
         if plain && let Some(place) = self.served(path, follow) {
             return place;
@@ -203,21 +238,30 @@ impl Tree {
     }
 
     /// Where the path of a directory descriptor, or of the working directory, is in the tree.
-    fn base(&self, thread: i32, directory: i32) -> Option<PathBuf> {
-        let link = if directory == libc::AT_FDCWD {
-            format!("/proc/{thread}/cwd")
+    pub fn base(&self, thread: i32, directory: i32) -> Option<PathBuf> {
+        if directory == libc::AT_FDCWD {
+            self.bases.of(thread, || self.linked(thread, &format!("/proc/{thread}/cwd")))
         } else {
-            format!("/proc/{thread}/fd/{directory}")
-        };
-        let base = fs::read_link(&link).or_else(|error| {
+            self.linked(thread, &format!("/proc/{thread}/fd/{directory}"))
+        }
+    }
+
+    /// Where a link of a thread in /proc leads.
+    fn linked(&self, thread: i32, link: &str) -> Option<PathBuf> {
+        let base = fs::read_link(link).or_else(|error| {
             if error.kind() != std::io::ErrorKind::PermissionDenied {
                 return Err(error);
             }
             // Somebody else's, who may look it up.
             let _user = AsUser::new(Identity::of(thread).ok_or(Errno::SRCH)?)?;
-            fs::read_link(&link)
+            fs::read_link(link)
         });
         self.inner(&base.ok()?)
+    }
+
+    /// A thread goes somewhere else.
+    pub fn forget_bases(&self) {
+        self.bases.forget_all();
     }
 
     /// The path in the tree of a path of this process; `None` for what lies elsewhere.

@@ -149,13 +149,13 @@ impl Listener {
         self.add(id, descriptor, libc::O_CLOEXEC as u32, 0)
     }
 
-    /// Gives the caller a copy of `descriptor`, which is what its call returns; closed by its exec if `cloexec`.
+    /// Gives the caller a copy of `descriptor`, whose number is what its call returns, and this; closed by its exec if `cloexec`.
     ///
     /// # Errors
     /// `EMFILE` if the caller has no number free, which it has not been told; `ENOENT` if nobody waits any more.
-    pub fn reply_with(&self, id: u64, descriptor: BorrowedFd<'_>, cloexec: bool) -> Result<(), Errno> {
+    pub fn reply_with(&self, id: u64, descriptor: BorrowedFd<'_>, cloexec: bool) -> Result<i32, Errno> {
         let new_flags = if cloexec { libc::O_CLOEXEC as u32 } else { 0 };
-        self.add(id, descriptor, new_flags, AND_SEND).map(drop)
+        self.add(id, descriptor, new_flags, AND_SEND)
     }
 
     fn add(&self, id: u64, descriptor: BorrowedFd<'_>, new_flags: u32, flags: u32) -> Result<i32, Errno> {

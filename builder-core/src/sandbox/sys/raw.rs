@@ -76,11 +76,34 @@ pub fn terminal_number(master: BorrowedFd<'_>) -> Result<u32, Errno> {
     if result == 0 { Ok(number) } else { Err(super::last_errno()) }
 }
 
+/// Changes the mode of an open file, which may be one with `O_PATH`: fchmodat2(2), since Linux 6.6.
+///
+/// # Errors
+/// `ENOSYS` before, and what the kernel says.
+pub fn chmod(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
+    // SAFETY: the path is an empty C string; the rest are numbers.
+    let result = unsafe {
+        libc::syscall(super::super::numbers::late::FCHMODAT2, file.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH)
+    };
+    if result == 0 { Ok(()) } else { Err(super::last_errno()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn modes_by_descriptor() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let place = rustix::fs::open(file.path(), flags, rustix::fs::Mode::empty()).expect("open");
+        match chmod(place.as_fd(), 0o4711) {
+            Ok(()) => assert_eq!(rustix::fs::fstat(&place).expect("stat").st_mode & 0o7777, 0o4711),
+            Err(errno) => assert_eq!(errno, Errno::NOSYS, "an older kernel"),
+        }
+    }
 
     #[test]
     fn structs_have_their_sizes() {

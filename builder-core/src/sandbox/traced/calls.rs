@@ -34,7 +34,7 @@ pub const DONE: Answered = Ok(Answer::Value(0));
 impl World {
     /// Answers one call. `complain` gets a line for the output of the RUN, at most once. `wait` is given what would block.
     pub fn answer(&self, call: Notification, complain: &dyn Fn(&str), wait: &dyn Fn(u64, OwnedFd, rustix::fs::OFlags)) {
-        let id = call.id;
+        let (id, thread) = (call.id, call.thread);
         let answered = if call.architecture != bpf::NATIVE {
             if !self.narrow.swap(true, Ordering::Relaxed) {
                 complain("slipway: 32-bit programs cannot run in the sandbox `traced`");
@@ -50,7 +50,8 @@ impl World {
             Ok(Answer::Value(value)) => Reply::Value(value),
             Ok(Answer::Continue) => Reply::Continue,
             Ok(Answer::Give(fd, cloexec)) => match self.listener.reply_with(id, fd.as_fd(), cloexec) {
-                Ok(()) | Err(Errno::NOENT) => return,
+                Ok(number) => return self.lately.given(thread, number),
+                Err(Errno::NOENT) => return,
                 Err(errno) => Reply::Error(errno),
             },
             Ok(Answer::Wait(fd, flags)) => return wait(id, fd, flags),

@@ -79,7 +79,7 @@ impl Caller<'_> {
         let empty = flags & libc::AT_EMPTY_PATH as u32 != 0;
         let mut found = if path.is_empty() && empty {
             let file = self.reach_descriptor(descriptor)?;
-            self.executable(file.fd, None)?
+            self.executable(rustix::io::fcntl_dupfd_cloexec(&*file.fd, 0)?, None)?
         } else {
             self.find(descriptor, &path, follow)?
         };

@@ -260,7 +260,7 @@ impl Caller<'_> {
                 }
                 if writing {
                     let real = super::view::statx(&file)?;
-                    self.tell_file(&self.behind(file.try_clone().map_err(|_| Errno::MFILE)?, real));
+                    self.tell_file(&self.behind(file.try_clone().map_err(|_| Errno::MFILE)?.into(), real));
                 }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
                 return Ok(self.non_blocking(

@@ -38,6 +38,7 @@ mod filter;
 mod held;
 mod identity;
 mod ids;
+mod lately;
 mod layout;
 mod loader;
 mod located;
@@ -282,6 +283,8 @@ fn trace(
         programs: Mutex::default(),
         stands: stands::Stands::default(),
         recent: recent::Recent::default(),
+        lately: lately::Lately::default(),
+        modes_by_path: AtomicBool::new(false),
         ourselves,
     };
     world.tasks.insert(Task {

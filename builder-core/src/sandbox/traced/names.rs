@@ -213,6 +213,7 @@ impl Caller<'_> {
                 false => place.tell(&self.world.view),
             }
             self.world.view.forget(&place.path, change);
+            self.world.lately.let_go();
             Ok(())
         })?;
         DONE
@@ -271,6 +272,7 @@ impl Caller<'_> {
                 }
                 self.world.view.forget(&source.path, change);
                 self.world.view.forget(&target.path, Change::Name);
+                self.world.lately.let_go();
                 Ok(())
             });
             match done {
@@ -295,7 +297,7 @@ impl Caller<'_> {
             self.check_enter(&fd, place.mount, &me)?;
             Ok((place.physical(), fd))
         })?;
-        self.enter(physical, fd);
+        self.enter(physical, Arc::new(fd));
         DONE
     }
 
@@ -325,10 +327,10 @@ impl Caller<'_> {
         self.allow(&self.world.shown(&real, Some(mount), me), may::EXECUTE, me)
     }
 
-    fn enter(&self, path: Option<Vec<u8>>, directory: OwnedFd) {
+    fn enter(&self, path: Option<Vec<u8>>, directory: Arc<OwnedFd>) {
         let mut surroundings = lock(&self.task.surroundings);
         surroundings.cwd = path;
-        surroundings.directory = Arc::new(directory);
+        surroundings.directory = directory;
         surroundings.generation = self.world.view.generation();
     }
 

@@ -9,11 +9,12 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
-use super::super::sys::memory;
 use super::super::sys::notify::{Listener, Notification};
+use super::super::sys::{memory, raw};
 use super::descriptors::link_text;
 use super::held::Directory;
 use super::ids::{Credentials, capability};
+use super::lately::Lately;
 use super::located::LONG;
 use super::procfs;
 use super::recent::Recent;
@@ -50,6 +51,10 @@ pub struct World {
     pub stands: Stands,
     /// Where files were met lately.
     pub recent: Recent,
+    /// What descriptors stood for lately.
+    pub lately: Lately,
+    /// Whether this kernel cannot change modes by descriptors alone.
+    pub modes_by_path: AtomicBool,
     /// /proc/self/fd, `O_PATH`.
     pub ourselves: OwnedFd,
 }
@@ -57,7 +62,7 @@ pub struct World {
 /// A file that a call is about.
 pub struct Reached<'a> {
     /// `O_PATH`, or anything.
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
     /// What is known of it, as it is really.
     pub real: Statx,
     /// Where it is; `None` for what has no path, such as pipes.
@@ -107,6 +112,12 @@ impl World {
         if descriptor == HERE {
             return Ok(self.cwd(task));
         }
+        let real = task.descriptors.stat(descriptor)?;
+        let is_directory = u32::from(real.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+        let generation = self.view.generation();
+        if is_directory && let Some(path) = self.lately.path(&real, generation) {
+            return Ok(Base::Path(path));
+        }
         let host = match task.descriptors.path(descriptor) {
             Err(Errno::NAMETOOLONG) => Vec::new(),
             host => host?,
@@ -114,7 +125,13 @@ impl World {
         let gone = host.ends_with(b" (deleted)");
         if host.starts_with(b"/") && !gone {
             // What is not in here is nothing to start from.
-            return self.view.inside(&host).map(Base::Path).ok_or(Errno::ACCESS);
+            let path = self.view.inside(&host).ok_or(Errno::ACCESS)?;
+            // The number may stand for something else by now.
+            let same = |now: &Statx| (key(now), mount_id(now)) == (key(&real), mount_id(&real));
+            if is_directory && task.descriptors.stat(descriptor).as_ref().is_ok_and(same) {
+                self.lately.remember(&real, generation, &path);
+            }
+            return Ok(Base::Path(path));
         }
         let directory = task.descriptors.open(descriptor, OFlags::DIRECTORY)?;
         if rustix::fs::fstat(&directory)?.st_nlink == 0 {
@@ -312,8 +329,10 @@ impl Caller<'_> {
         let root = lock(&self.task.surroundings).root.clone();
         let caller = (self.task.process, self.task.thread);
         let request = Request { base: &base, root: &root, path, follow, caller, resolve };
-        let me = self.me();
-        let all = me.can(capability::DAC_OVERRIDE) || me.can(capability::DAC_READ_SEARCH);
+        let all = {
+            let me = lock(&self.task.credentials);
+            me.can(capability::DAC_OVERRIDE) || me.can(capability::DAC_READ_SEARCH)
+        };
         self.world.view.at(request, self.world, |place| {
             match place.mount.kind {
                 Kind::Proc => procfs::check(self.world, &place.path)?,
@@ -321,7 +340,7 @@ impl Caller<'_> {
                 _ => {}
             }
             if !all {
-                self.check_way(place, &me)?;
+                self.check_way(place, &self.me())?;
             }
             act(place)
         })
@@ -345,9 +364,9 @@ impl Caller<'_> {
         })?;
         let real = statx(&fd)?;
         match mount {
-            Some(_) => Ok(Reached { fd, real, mount, path }),
+            Some(_) => Ok(Reached { fd: Arc::new(fd), real, mount, path }),
             // What /proc/self/fd/3 stands for.
-            None => Ok(self.behind(fd, real)),
+            None => Ok(self.behind(Arc::new(fd), real)),
         }
     }
 
@@ -370,7 +389,7 @@ impl Caller<'_> {
         self.at(descriptor, path, follow, |place| {
             if let Some(fd) = self.magic(place, follow)? {
                 let real = statx(&fd)?;
-                let file = self.behind(fd, real);
+                let file = self.behind(Arc::new(fd), real);
                 return Ok((file.real, file.mount));
             }
             Ok((place.stat(view, follow)?, view.known(place.mount)))
@@ -386,7 +405,7 @@ impl Caller<'_> {
             let directory = Arc::clone(&lock(&self.task.surroundings).directory);
             let fd = reopen(directory.as_fd(), OFlags::PATH, Mode::empty())?;
             let real = statx(&fd)?;
-            (fd, real)
+            (Arc::new(fd), real)
         } else {
             self.world.open_descriptor(&self.task, descriptor)?
         };
@@ -394,7 +413,7 @@ impl Caller<'_> {
     }
 
     /// The file behind a descriptor of ours: the mount that it is in is found out.
-    pub fn behind(&self, fd: OwnedFd, real: Statx) -> Reached<'_> {
+    pub fn behind(&self, fd: Arc<OwnedFd>, real: Statx) -> Reached<'_> {
         let id = mount_id(&real);
         if let Some((mount, _)) = self.world.recent.find(&real) {
             return Reached { fd, real, mount: Some(&self.world.view.mounts()[mount]), path: None };
@@ -456,7 +475,8 @@ impl Caller<'_> {
         match procfs::descriptor(below) {
             Some(number) => match self.world.open_descriptor(&task, number) {
                 Err(Errno::BADF) => Err(Errno::NOENT),
-                result => result.map(|(fd, _)| Some(fd)),
+                Err(errno) => Err(errno),
+                Ok((fd, _)) => rustix::io::fcntl_dupfd_cloexec(&*fd, 0).map(Some),
             },
             None => Ok(None),
         }
@@ -525,15 +545,24 @@ impl World {
     ///
     /// # Errors
     /// `EBADF` if it has no such descriptor.
-    pub fn open_descriptor(&self, task: &Task, descriptor: i32) -> Result<(OwnedFd, Statx), Errno> {
-        let fd = task.descriptors.open(descriptor, OFlags::empty())?;
-        let stat = statx(&fd)?;
+    pub fn open_descriptor(&self, task: &Task, descriptor: i32) -> Result<(Arc<OwnedFd>, Statx), Errno> {
+        if self.lately.is_known(task.thread, descriptor) {
+            let stat = task.descriptors.stat(descriptor)?;
+            if let Some(file) = self.lately.file(task.thread, &stat) {
+                return Ok((file, stat));
+            }
+        }
+        let fd = Arc::new(task.descriptors.open(descriptor, OFlags::empty())?);
+        let stat = statx(&*fd)?;
         match self.stands.find(&stat) {
             Some(file) => {
                 let stat = statx(&*file)?;
-                Ok((rustix::io::fcntl_dupfd_cloexec(&*file, 0)?, stat))
+                Ok((file, stat))
             }
-            None => Ok((fd, stat)),
+            None => {
+                self.lately.keep(task.thread, descriptor, &stat, &fd);
+                Ok((fd, stat))
+            }
         }
     }
 
@@ -550,8 +579,17 @@ impl World {
     /// # Errors
     /// What the kernel says.
     pub fn chmod(&self, fd: &OwnedFd, mode: u32) -> Result<(), Errno> {
+        if !self.modes_by_path.load(Ordering::Relaxed) {
+            match raw::chmod(fd.as_fd(), mode) {
+                // An older kernel, or a filter that does not know it.
+                Err(Errno::NOSYS | Errno::PERM) => {}
+                done => return done,
+            }
+        }
         let mode = Mode::from_raw_mode(mode);
-        rustix::fs::chmodat(&self.ourselves, DecInt::from_fd(fd).as_c_str(), mode, AtFlags::empty())
+        rustix::fs::chmodat(&self.ourselves, DecInt::from_fd(fd).as_c_str(), mode, AtFlags::empty())?;
+        self.modes_by_path.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Notes that there are devices to be refused.

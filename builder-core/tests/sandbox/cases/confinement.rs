@@ -293,6 +293,18 @@ pub(super) fn files_behind_descriptors(context: &Context) {
     assert_eq!(context.succeed(&tree, &RunSpec { user, ..shell(script) }), ["refused", "600 1000"]);
 }
 
+/// What a path leads to, and where a process is, may be another the next moment.
+pub(super) fn ways_change(context: &Context) {
+    let tree = context.tree();
+    let script = "mkdir -p /tmp/w/x/y /tmp/w/d /tmp/w/m; cd /tmp/w; test -e x/meminfo || test -e d/comm || echo none; \
+                  busybox mv /tmp/w/x z && busybox ln -s /proc /tmp/w/x && read a b < x/meminfo && echo $a; \
+                  busybox rmdir d && busybox ln -s /proc/self /tmp/w/d && read a < /tmp/w/d/comm && echo $a; \
+                  cd /proc; read a b < meminfo; echo $a; cd /tmp/w/z; test -e meminfo || echo none; \
+                  cd ../x; read a b < meminfo; echo $a; cd -P ..; test -e meminfo || echo none; \
+                  cd /tmp/w/m; test -e f || busybox mv /tmp/w/m /tmp/w/n; echo hi > f; cd /; cat tmp/w/n/./f";
+    assert_eq!(context.sh(&tree, script), ["none", "MemTotal:", "sh", "MemTotal:", "none", "MemTotal:", "none", "hi"]);
+}
+
 /// Programs that hold a directory make, move and remove names in it by `/proc/self/fd/3/name`, and go there.
 pub(super) fn names_behind_descriptors(context: &Context) {
     let tree = context.tree();

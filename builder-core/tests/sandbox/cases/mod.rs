@@ -62,6 +62,7 @@ cases![
     confinement::setuid_programs,
     confinement::files_behind_descriptors,
     confinement::names_behind_descriptors,
+    confinement::ways_change,
     confinement::device_nodes,
     processes::missing_program,
     processes::unusable_programs,
