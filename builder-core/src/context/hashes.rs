@@ -17,7 +17,6 @@ use rustix::io::Errno;
 use self::kept::Kept;
 use super::files::{Files, FilesError, Found, HashCounts, io_error};
 use crate::cancel::Cancel;
-use crate::oci::{Hasher, Sha256};
 
 /// One read of a file that is hashed, in bytes: most files of a context fit.
 const READ_BYTES: usize = 64 * 1024;
@@ -33,7 +32,7 @@ const COARSE_TICK_NANOSECONDS: i128 = 2_000_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileHash {
     /// Its bytes, as [`content_hash`] takes them.
-    pub(crate) data: Sha256,
+    pub(crate) data: blake3::Hash,
     /// `security.capability`, the one attribute that reaches a layer.
     pub(crate) capability: Option<Vec<u8>>,
 }
@@ -173,12 +172,14 @@ impl Files {
     }
 }
 
-/// Hash of what a file holds, and how many bytes had to be read for it. SHA-256 of its bytes unless whole blocks of them are zeros: then
+/// Hash of what a file holds, and how many bytes had to be read for it. BLAKE3 of its bytes unless whole blocks of them are zeros: then
 /// that of the others, and of where the zeros are, so that a hole of a terabyte costs nothing, and is what written zeros are.
+/// Nobody outside sees it, so it need not be SHA-256, which takes several times as long even where the processor has instructions
+/// for it.
 /// `Err(None)` when cancelled.
-fn content_hash(file: &mut File, block: &mut [u8], cancel: &Cancel) -> Result<(Sha256, u64), Option<io::Error>> {
+fn content_hash(file: &mut File, block: &mut [u8], cancel: &Cancel) -> Result<(blake3::Hash, u64), Option<io::Error>> {
     let whole = block.len() as u64;
-    let (mut data, mut zeros) = (Hasher::default(), Hasher::default());
+    let (mut data, mut zeros) = (blake3::Hasher::new(), blake3::Hasher::new());
     // Where the zeros began that are being passed.
     let mut passing = None;
     let (mut position, mut bytes, mut holes) = (0, 0, false);
@@ -213,13 +214,13 @@ fn content_hash(file: &mut File, block: &mut [u8], cancel: &Cancel) -> Result<(S
         position += length as u64;
     }
     if !holes {
-        return Ok((data.finish(), bytes));
+        return Ok((data.finalize(), bytes));
     }
-    let mut hasher = Hasher::default();
+    let mut hasher = blake3::Hasher::new();
     hasher.update(b"zeros apart");
-    hasher.update(zeros.finish().as_bytes());
-    hasher.update(data.finish().as_bytes());
-    Ok((hasher.finish(), bytes))
+    hasher.update(zeros.finalize().as_bytes());
+    hasher.update(data.finalize().as_bytes());
+    Ok((hasher.finalize(), bytes))
 }
 
 /// Reads until the buffer is full or the file ends.
@@ -262,9 +263,9 @@ mod tests {
         let block = READ_BYTES as u64;
         let zeros = vec![0; 5 * READ_BYTES];
         // Without a block of zeros it is the hash of the bytes, as ever.
-        assert_eq!(hash(&[(0, b"text")], 4).0, Sha256::of(b"text"));
-        assert_eq!(hash(&[], 0).0, Sha256::of(b""));
-        assert_eq!(hash(&[], block - 1).0, Sha256::of(&zeros[..READ_BYTES - 1]));
+        assert_eq!(hash(&[(0, b"text")], 4).0, blake3::hash(b"text"));
+        assert_eq!(hash(&[], 0).0, blake3::hash(b""));
+        assert_eq!(hash(&[], block - 1).0, blake3::hash(&zeros[..READ_BYTES - 1]));
         for size in [block, 3 * block, 3 * block + 7] {
             let written = &zeros[..usize::try_from(size).unwrap()];
             assert_eq!(hash(&[], size).0, hash(&[(0, written)], size).0, "{size}");
@@ -280,7 +281,7 @@ mod tests {
             hash(ends, 5 * block).0,
             hash(ends, 6 * block).0,
         ];
-        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+        assert_eq!(all.iter().map(|hash| hash.as_bytes()).collect::<std::collections::BTreeSet<_>>().len(), all.len());
         // A terabyte.
         let (_, read) = hash(&[(5 << 40, b"end")], (5 << 40) + 3);
         assert!(read < 4 * block, "{read}");

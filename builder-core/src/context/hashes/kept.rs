@@ -2,8 +2,8 @@
 //! build in one without.
 //!
 //! ```text
-//! "slipway hashes 2\n"
-//! per file: path, size, mtime, ctime, inode as `spool` writes paths and numbers, 32 bytes SHA-256, a byte that says whether
+//! "slipway hashes 3\n"
+//! per file: path, size, mtime, ctime, inode as `spool` writes paths and numbers, 32 bytes BLAKE3, a byte that says whether
 //!           security.capability follows, its bytes, a byte for the age
 //! marks: how many; per mark the position of a record and its path
 //! u64 position of the marks
@@ -25,11 +25,11 @@ use std::path::{Path, PathBuf};
 
 use super::FileHash;
 use crate::context::files::Found;
-use crate::oci::{Hasher, Sha256};
+use crate::oci::Hasher;
 use crate::rootfs::path_order;
 use crate::spool::{Fields, Paths, Place, Spool, bytes, number, signed};
 
-const MAGIC: &[u8] = b"slipway hashes 2\n";
+const MAGIC: &[u8] = b"slipway hashes 3\n";
 
 /// Records that were not asked for so many times are dropped: steps of other Dockerfiles over the same context come
 /// round again, files of last year do not.
@@ -96,7 +96,7 @@ impl Record {
         let mut data = [0; 32];
         input.read_exact(&mut data)?;
         let capability = if input.byte()? == 0 { None } else { Some(input.sized()?) };
-        let hash = FileHash { data: Sha256::from_bytes(data), capability };
+        let hash = FileHash { data: blake3::Hash::from_bytes(data), capability };
         Ok(Self { size, mtime, ctime, inode, hash, age: input.byte()? })
     }
 }
@@ -511,7 +511,7 @@ mod tests {
 
     fn hash(text: &str) -> FileHash {
         FileHash {
-            data: Sha256::of(text.as_bytes()),
+            data: blake3::hash(text.as_bytes()),
             capability: text.ends_with('7').then(|| text.as_bytes().to_vec()),
         }
     }
