@@ -54,7 +54,7 @@ impl<'a> Progress<'_, 'a> {
         let thread = self.scope.spawn(move || {
             let (shared, stage, step) = (key.shared, key.stage, key.step);
             let mut elapsed = Duration::ZERO;
-            let made = (|| {
+            let made: Result<_, BuildError> = (|| {
                 let layer = shared.seal(&changes, detached.rootfs(), step, id)?;
                 drop(changes);
                 // What it waits for from here on is not its own work.
@@ -74,6 +74,7 @@ impl<'a> Progress<'_, 'a> {
                     Ok(())
                 }
                 Err(error) => {
+                    let error = error.unless(&shared.cancel);
                     // What runs on top of it has no future.
                     shared.cancel.cancel();
                     drop(promise);

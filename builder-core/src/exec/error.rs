@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::inputs::InputError;
 use crate::cache::CacheError;
+use crate::cancel::Cancel;
 use crate::copy::CopyError;
 use crate::dockerfile::{LineRange, ParseErrors};
 use crate::hint::{Hint, go_quote};
@@ -94,7 +95,7 @@ pub enum BuildError {
     Tree(TreeError),
     /// Changes could not be listed.
     #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
+    Snapshot(SnapshotError),
     /// A layer could not be written.
     #[error(transparent)]
     Layer(LayerError),
@@ -309,6 +310,16 @@ impl BuildError {
         }
     }
 
+    /// What a step fails of after the build was given up is no cause of that, whatever it says: somebody took away what
+    /// the step stood on. An error that knows its step was there before.
+    pub(super) fn unless(self, cancel: &Cancel) -> Self {
+        match self {
+            Self::Step { .. } => self,
+            _ if cancel.is_cancelled() => Self::Cancelled,
+            other => other,
+        }
+    }
+
     /// Says at which step it happened.
     pub(super) fn at(self, step: &Step, stage: &Stage) -> Self {
         match self {
@@ -335,6 +346,15 @@ impl From<TreeError> for BuildError {
         match error {
             TreeError::Cancelled => Self::Cancelled,
             other => Self::Tree(other),
+        }
+    }
+}
+
+impl From<SnapshotError> for BuildError {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Recall { source: TreeError::Cancelled, .. } => Self::Cancelled,
+            other => Self::Snapshot(other),
         }
     }
 }
@@ -424,5 +444,28 @@ impl Hint for BuildError {
         // A file of an image or a layer lies in the work dir, whatever its path looks like.
         let full = || "the work directory is full: free space there, or give --work-dir a larger volume".to_owned();
         own.or_else(|| fills_the_disk(self).then(full))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_after_the_build_was_given_up_is_no_cause() {
+        let cancel = Cancel::default();
+        let full = || BuildError::UnresolvedImage { name: "x".to_owned() };
+        assert!(!matches!(full().unless(&cancel), BuildError::Cancelled));
+        cancel.cancel();
+        assert!(matches!(full().unless(&cancel), BuildError::Cancelled));
+        let told = BuildError::Step {
+            title: "RUN x".to_owned(),
+            stage: "s".to_owned(),
+            lines: LineRange { first: 1, last: 1 },
+            source: Box::new(full()),
+        };
+        assert!(matches!(told.unless(&cancel), BuildError::Step { .. }), "it failed before and was told late");
+        let recall = SnapshotError::Recall { files: 2, source: TreeError::Cancelled };
+        assert!(matches!(BuildError::from(recall), BuildError::Cancelled));
     }
 }

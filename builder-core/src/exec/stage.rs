@@ -128,14 +128,16 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                 shared.observer.event(Event::StepFinished { step: id, cached, layer, elapsed });
                 Ok(())
             }
-            Err(BuildError::Cancelled) => {
-                shared.observer.event(Event::StepCancelled { step: id });
-                Err(BuildError::Cancelled)
-            }
-            Err(error) => {
-                shared.observer.event(Event::StepFailed { step: id, elapsed: started.elapsed() });
-                Err(error.at(step, self.stage))
-            }
+            Err(error) => match error.unless(&shared.cancel) {
+                BuildError::Cancelled => {
+                    shared.observer.event(Event::StepCancelled { step: id });
+                    Err(BuildError::Cancelled)
+                }
+                error => {
+                    shared.observer.event(Event::StepFailed { step: id, elapsed: started.elapsed() });
+                    Err(error.at(step, self.stage))
+                }
+            },
         }
     }
 
