@@ -11,6 +11,9 @@ use crate::rootfs::FileKind;
 /// Names shorter than this, in characters, are near too many others.
 const SHORTEST_NAME: usize = 3;
 
+/// Names shorter than this, in characters, are near those only that differ in one, or in the order of all.
+const SHORT_NAME: usize = 6;
+
 /// Why a file is probably not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -29,6 +32,11 @@ pub enum Clue {
         /// Path in the tree, without a leading `/`.
         path: PathBuf,
     },
+    /// It is in the working directory of the stage that is copied from.
+    InWorkdir {
+        /// Path in the tree, with a leading `/`.
+        path: PathBuf,
+    },
 }
 
 impl Hint for Clue {
@@ -41,6 +49,9 @@ impl Hint for Clue {
                     .to_owned()
             }
             Self::Near { path } => format!("did you mean `{}`?", path.display()),
+            Self::InWorkdir { path } => {
+                format!("sources of `--from` begin at `/`, not at the stage's WORKDIR: write `{}`", path.display())
+            }
         })
     }
 }
@@ -71,12 +82,28 @@ impl Files {
             let more = components.as_path().components().next().is_some();
             let usable = entries.iter().filter(|(_, found)| !more || found.metadata.kind != FileKind::File);
             let names: Vec<&str> = usable.filter_map(|(name, _)| OsStr::to_str(name)).collect();
+            let near =
+                names.iter().copied().filter(|name| wanted.chars().count() >= SHORT_NAME || nearly(wanted, name));
             let same = names.iter().find(|name| name.to_lowercase() == wanted.to_lowercase());
-            let name = same.copied().or_else(|| nearest(wanted, names.iter().copied()))?;
+            let name = same.copied().or_else(|| nearest(wanted, near))?;
             return Some(Clue::Near { path: plain.join(name).components().chain(components).collect() });
         }
         None
     }
+}
+
+/// Whether two names differ in one character, or in the order of their characters.
+fn nearly(one: &str, other: &str) -> bool {
+    let [one, other] = [one, other].map(|name| name.chars().collect::<Vec<_>>());
+    let same = |pair: &(&char, &char)| pair.0 == pair.1;
+    let ahead = one.iter().zip(&other).take_while(same).count();
+    let behind = one.iter().rev().zip(other.iter().rev()).take_while(same).count();
+    let sorted = |name: &[char]| {
+        let mut name = name.to_vec();
+        name.sort_unstable();
+        name
+    };
+    ahead + behind + 1 >= one.len().max(other.len()) || sorted(&one) == sorted(&other)
 }
 
 /// Whether a path as written would leave the directory that it is meant to lie in.
@@ -117,6 +144,7 @@ mod tests {
             ("target/otu", None),
             ("x.gone", None),
             ("aa", None),
+            ("sub", None),
             ("nothing/like/it", None),
             ("confd/x", Some("did you mean `conf.d/x`?")),
             ("requirements.txt/x", None),

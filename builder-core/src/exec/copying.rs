@@ -1,14 +1,15 @@
 //! COPY and ADD as steps: where files come from, what their cache key covers.
 
 use std::cell::OnceCell;
+use std::path::Path;
 
 use super::BuildError;
 use super::cache::{InputRecord, StepRecord};
 use super::shared::{Shared, SourceTree};
 use super::step_key::Inputs;
 use super::{known, partial};
-use crate::context::Files;
-use crate::copy::{self, ResolvedCopy};
+use crate::context::{Clue, Files};
+use crate::copy::{self, CopyError, ResolvedCopy};
 use crate::oci::{ChainId, Sha256, canonical_json};
 use crate::plan::key::WHOLE;
 use crate::plan::{CopyAction, CopySource, FileSource, Stage};
@@ -75,8 +76,40 @@ impl<'a> Prepared<'a> {
             (FileSource::Scratch, _) => FilesRef::Own(Files::empty()),
             _ => FilesRef::Shared(shared.context),
         };
-        let resolved = copy::resolve_with_remote(self.action, files.get(), &shared.remote, &shared.cancel)?;
+        let resolved = copy::resolve_with_remote(self.action, files.get(), &shared.remote, &shared.cancel);
+        let resolved = resolved.map_err(|error| self.explained(error))?;
         Ok(self.opened.get_or_init(|| Opened { files, resolved }))
+    }
+
+    /// A source that is not at the root of a stage may be in its working directory, where its commands saw it.
+    fn explained(&self, error: CopyError) -> CopyError {
+        let (CopyError::Missing { path, .. }, FileSource::Stage(id)) = (&error, &self.action.from) else {
+            return error;
+        };
+        let workdir = Path::new(self.shared.plan.stages[id.0].config.text("WorkingDir"));
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let written = |source: &CopySource| matches!(source, CopySource::Path(source) if Path::new(source) == relative);
+        let there = workdir.join(relative);
+        if !workdir.is_absolute() || there == *path || !self.action.sources.iter().any(written) {
+            return error;
+        }
+        let found = self.in_stage(&whole(self.action.from.clone(), &there.to_string_lossy(), "/"));
+        match found {
+            Ok(()) => CopyError::Missing { path: path.clone(), clue: Some(Clue::InWorkdir { path: there }) },
+            Err(_) => error,
+        }
+    }
+
+    /// Whether another copy from the same stage would find its sources.
+    fn in_stage(&self, action: &CopyAction) -> Result<(), BuildError> {
+        let Some(source) = &self.source else { return Ok(()) };
+        let partial = partial::tree(self.shared, source.tree(), action)?;
+        let rootfs = match &partial {
+            Some(tree) => tree.rootfs()?,
+            None => source.tree().rootfs(self.shared)?,
+        };
+        copy::resolve(action, &Files::rootfs(rootfs), &self.shared.cancel)?;
+        Ok(())
     }
 
     /// What the cache key covers.

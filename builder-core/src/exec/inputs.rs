@@ -13,6 +13,7 @@ use crate::context::{FetchedContext, Files, Patterns, Remote, RemoteError, SshAg
 use crate::disk::Disk;
 use crate::dockerfile::{self, NotUtf8};
 use crate::hint::Hint;
+use crate::hint::suggest::nearest;
 use crate::http::{self, Secret};
 use crate::plan::NamedContext;
 
@@ -55,6 +56,8 @@ pub enum InputError {
     NoDockerfile {
         /// Where it was looked for.
         path: PathBuf,
+        /// A name like it that is there.
+        near: Option<String>,
     },
     /// The Dockerfile cannot be read.
     #[error("failed to read dockerfile `{}`", path.display())]
@@ -123,7 +126,8 @@ pub enum InputError {
 impl Hint for InputError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoDockerfile { .. } => Some("name it with `-f FILE`".to_owned()),
+            Self::NoDockerfile { near: Some(near), .. } => Some(format!("did you mean `{near}`?")),
+            Self::NoDockerfile { near: None, .. } => Some("name it with `-f FILE`".to_owned()),
             Self::Context { .. } => Some("the last argument is the context: a directory, `-` or a URL".to_owned()),
             Self::IgnoreFile(error) => error.hint(),
             Self::Fetch(error) => error.hint(),
@@ -145,7 +149,11 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
     let remote = remote(request, reach);
     let mut keep = |context| Root::of(context, &mut fetched);
     let root = match &request.context {
-        ContextSource::Directory(path) => Root::Local(path.clone()),
+        ContextSource::Directory(path) => {
+            // A Dockerfile that is not there would only be a consequence.
+            fs::metadata(path).map_err(|source| InputError::Context { path: path.clone(), source })?;
+            Root::Local(path.clone())
+        }
         ContextSource::Empty => Root::Nothing,
         ContextSource::Stdin => {
             keep(remote.stream_context(std::io::stdin(), "standard input", cancel).map_err(InputError::from)?)
@@ -189,15 +197,15 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
             let path = inside(top, name)?;
             let (text, path) = read_dockerfile(&path).map_err(|error| match error {
                 // Where it was unpacked says nothing to anybody.
-                BuildError::Input(InputError::NoDockerfile { .. }) => {
-                    InputError::NoDockerfile { path: name.clone() }.into()
+                BuildError::Input(InputError::NoDockerfile { near, .. }) => {
+                    InputError::NoDockerfile { path: name.clone(), near }.into()
                 }
                 other => other,
             })?;
             (text, Some(path))
         }
         (DockerfileSource::InContext(name), Root::Nothing) => {
-            return Err(InputError::NoDockerfile { path: name.clone() }.into());
+            return Err(InputError::NoDockerfile { path: name.clone(), near: None }.into());
         }
     };
     // Only what people keep by hand is filtered (checklist D-02): a fetched tree holds what its author chose.
@@ -368,6 +376,15 @@ fn inside(top: &Path, name: &Path) -> Result<PathBuf, BuildError> {
     Ok(top.join(resolved.strip_prefix("/").unwrap_or(&resolved)))
 }
 
+/// The name of a file beside `path` that is nearest to its own.
+fn beside(path: &Path) -> Option<String> {
+    let wanted = path.file_name()?.to_str()?;
+    let names = fs::read_dir(path.parent()?).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    nearest(wanted, names.iter().map(String::as_str)).map(str::to_owned)
+}
+
 /// Reads the Dockerfile; `Dockerfile` may also be spelled `dockerfile` (checklist D-09). The path is the one asked for,
 /// since the ignore file is looked for beside that name.
 fn read_dockerfile(path: &Path) -> Result<(String, PathBuf), BuildError> {
@@ -379,7 +396,7 @@ fn read_dockerfile(path: &Path) -> Result<(String, PathBuf), BuildError> {
         }
     }
     let failed = |source: std::io::Error| match source.kind() {
-        std::io::ErrorKind::NotFound => InputError::NoDockerfile { path: path.to_owned() },
+        std::io::ErrorKind::NotFound => InputError::NoDockerfile { path: path.to_owned(), near: beside(path) },
         _ => InputError::Dockerfile { path: path.to_owned(), source },
     };
     let file = fs::File::open(&found).map_err(failed)?;

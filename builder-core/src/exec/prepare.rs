@@ -317,7 +317,11 @@ fn resolve_all(
             Err(source) => Err(BuildError::Base {
                 name: request.name.clone(),
                 lines: outline.lines_of(request),
-                suggestion: if source.is_not_found() { outline.suggest_image(&request.name) } else { None },
+                suggestion: match source.is_not_found() {
+                    true => outline.suggest_image(&request.name),
+                    // Nobody could be asked, so it may be an image.
+                    false => outline.suggest_stage(&request.name),
+                },
                 source,
             }),
         })

@@ -252,6 +252,10 @@ impl Hint for PlanErrorKind {
                 format!("move stage `{from}` up")
             }
             Self::CopyUrl | Self::CopyGit => "use ADD".to_owned(),
+            Self::Device => {
+                "devices cannot be given to a RUN here: leave the flag out, and do in a container what needs one"
+                    .to_owned()
+            }
             Self::NotAllowed { entitlement } => format!("allow it with `--allow {entitlement}`"),
             Self::Frontend { .. } => {
                 "remove the line if the file needs no more than that; a frontend image is a program for BuildKit"

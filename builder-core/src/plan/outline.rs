@@ -129,8 +129,16 @@ impl Outline {
             "alpine", "busybox", "debian", "ubuntu", "fedora", "golang", "node", "python", "rust", "nginx", "redis",
             "scratch",
         ];
-        let names = self.stages.iter().filter_map(|stage| stage.name.as_deref());
-        nearest(name, names.chain(COMMON)).map(str::to_owned)
+        nearest(name, self.stage_names().chain(COMMON)).map(str::to_owned)
+    }
+
+    /// A stage name near the name of an image, whatever there was of that.
+    pub fn suggest_stage(&self, name: &str) -> Option<String> {
+        nearest(name, self.stage_names()).map(str::to_owned)
+    }
+
+    fn stage_names(&self) -> impl Iterator<Item = &str> {
+        self.stages.iter().filter_map(|stage| stage.name.as_deref())
     }
 }
 
@@ -224,8 +232,7 @@ fn build(
         None => outline.stages.len().saturating_sub(1),
         Some(target) => outline.stage_named(target).ok_or_else(|| {
             let lower = target.to_lowercase();
-            let names = outline.stages.iter().filter_map(|stage| stage.name.as_deref());
-            let suggestion = nearest(&lower, names).map(str::to_owned);
+            let suggestion = nearest(&lower, outline.stage_names()).map(str::to_owned);
             PlanError::new(PlanErrorKind::UnknownTarget { target: target.clone(), suggestion })
         })?,
     };

@@ -156,6 +156,29 @@ fn mistyped(place: &Place) -> Outcome {
         project.write("Dockerfile", format!("FROM scratch\n{line}\n"))?;
         expect(project.build(&[])?, 3, &[words])?;
     }
+    // Of a stage, unpacked as far as it is needed or not.
+    let stage = "FROM scratch AS build\nWORKDIR /work/dir\nCOPY requirements.txt app\nFROM scratch\nCOPY --from=build";
+    for (rest, words) in [
+        ("app /", "begin at `/`, not at the stage's WORKDIR: write `/work/dir/app`"),
+        ("/work/dir/apk /", "did you mean `work/dir/app`?"),
+        ("other /", "\"/other\": not found"),
+    ] {
+        project.write("Dockerfile", format!("{stage} {rest}\n"))?;
+        expect(project.build(&[])?, 3, &[words])?;
+    }
+    expect(
+        project.build(&["-f", &project.path("context/Dockerfiel").display().to_string()])?,
+        3,
+        &["did you mean `Dockerfile`?"],
+    )?;
+    let mut command = Command::new(&place.binary);
+    command.args(["build", "--work-dir"]).args([project.path("work"), project.path("contxt")]);
+    let ended = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+    expect(
+        ended,
+        3,
+        &["unable to prepare context", "No such file or directory", "hint: the last argument is the context"],
+    )?;
     Ok(None)
 }
 
