@@ -488,13 +488,15 @@ fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String
                     ));
                 }
                 Candidate::Chroot => try_supervision(Supervised::InChroot),
+                Candidate::Traced { namespace: Some((uids, gids)) } => {
+                    let (uid_map, gid_map) = (uids.to_map(), gids.to_map());
+                    let (uid_map, gid_map) = (uid_map.as_bytes(), gid_map.as_bytes());
+                    try_namespaces(&Ids::Own { uid_map, gid_map })
+                        .map_err(|(refused, error)| remedies::namespaces(refused, &error))?;
+                    try_supervision(Supervised::TracedInNamespace { uid_map, gid_map })
+                }
                 _ => try_supervision(Supervised::Traced),
             };
-            if let Candidate::Traced { namespace: Some((uids, gids)) } = candidate {
-                let (uid_map, gid_map) = (uids.to_map(), gids.to_map());
-                let maps = Ids::Own { uid_map: uid_map.as_bytes(), gid_map: gid_map.as_bytes() };
-                try_namespaces(&maps).map_err(|(refused, error)| remedies::namespaces(refused, &error))?;
-            }
             return tried.map_err(|(missing, error)| remedies::supervision(missing, &error));
         }
     };

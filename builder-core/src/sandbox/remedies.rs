@@ -54,6 +54,7 @@ pub fn supervision(missing: Missing, error: &io::Error) -> (String, Vec<String>)
     let yama = sysctl("kernel.yama.ptrace_scope");
     let (what, mut remedies) = match missing {
         Missing::Process => ("fork", vec![]),
+        Missing::Namespace => return namespaces(Refused::Unshare, error),
         Missing::Chroot => {
             ("chroot", vec!["capability SYS_CHROOT (not dropped in securityContext.capabilities.drop)".to_owned()])
         }

@@ -17,11 +17,19 @@ use super::sys::{self, Arguments, Child, Op, Program, Step, memory, ptrace};
 
 /// What is going to be done with the supervision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Supervised {
+pub enum Supervised<'a> {
     /// Root in a chroot, with seccomp notification.
     InChroot,
     /// Anybody, with seccomp notification and ptrace.
     Traced,
+    /// The same for processes in a user namespace of their own, over which this one has all capabilities, as their owner from
+    /// outside or as its root from inside. `CAP_SYS_PTRACE` is what Yama's `ptrace_scope` of 2 asks for.
+    TracedInNamespace {
+        /// For `uid_map`.
+        uid_map: &'a [u8],
+        /// For `gid_map`.
+        gid_map: &'a [u8],
+    },
 }
 
 /// What was refused first.
@@ -31,6 +39,8 @@ pub enum Missing {
     Process,
     /// chroot(2)
     Chroot,
+    /// A user namespace.
+    Namespace,
     /// Capabilities with which root becomes another user.
     Ids,
     /// prctl(2), PR_SET_NO_NEW_PRIVS.
@@ -78,7 +88,7 @@ pub fn try_calls() -> Result<(), (Missing, io::Error)> {
 ///
 /// # Errors
 /// What was refused first, and why.
-pub fn try_supervision(kind: Supervised) -> Result<(), (Missing, io::Error)> {
+pub fn try_supervision(kind: Supervised<'_>) -> Result<(), (Missing, io::Error)> {
     let early = |error: io::Error| (Missing::Process, error);
     if kind == Supervised::InChroot && Status::read().capabilities & NEEDED.bits() != NEEDED.bits() {
         return Err((Missing::Ids, Errno::PERM.into()));
@@ -92,6 +102,10 @@ pub fn try_supervision(kind: Supervised) -> Result<(), (Missing, io::Error)> {
         let tree = root.map_err(|errno| early(errno.into()))?;
         steps.push(step(Op::EnterChroot { tree }));
         refusals.push(Missing::Chroot);
+    }
+    if let Supervised::TracedInNamespace { uid_map, gid_map } = kind {
+        steps.push(step(Op::UserNamespace { uid_map: uid_map.to_owned(), gid_map: gid_map.to_owned() }));
+        refusals.push(Missing::Namespace);
     }
     steps.push(step(Op::NoNewPrivileges));
     refusals.push(Missing::NoNewPrivileges);
@@ -127,13 +141,13 @@ fn step(op: Op) -> Step {
 }
 
 /// The supervisor's part: `path` is where the child's memory holds the path it is going to execute.
-fn converse(kind: Supervised, child: &Child, socket: &OwnedFd, path: u64) -> Result<(), (Missing, io::Error)> {
+fn converse(kind: Supervised<'_>, child: &Child, socket: &OwnedFd, path: u64) -> Result<(), (Missing, io::Error)> {
     let at = |missing| move |error: io::Error| (missing, error);
     let silent = || io::Error::from(Errno::TIMEDOUT);
     wait_for(socket).map_err(at(Missing::Notification))?;
     let listener = sys::receive_descriptor(socket.as_fd()).map_err(at(Missing::Notification))?;
     let listener = Listener::new(listener.ok_or_else(silent).map_err(at(Missing::Notification))?);
-    if kind == Supervised::Traced {
+    if kind != Supervised::InChroot {
         ptrace::seize(child.pid).map_err(|errno| (Missing::Tracing, errno.into()))?;
     }
     rustix::io::write(socket, &[0]).map_err(|errno| (Missing::Notification, errno.into()))?;
@@ -165,9 +179,13 @@ mod tests {
 
     #[test]
     fn a_child_is_answered() {
-        for kind in [Supervised::InChroot, Supervised::Traced] {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (uid_map, gid_map) = (format!("0 {uid} 1"), format!("0 {gid} 1"));
+        let inside = Supervised::TracedInNamespace { uid_map: uid_map.as_bytes(), gid_map: gid_map.as_bytes() };
+        for kind in [Supervised::InChroot, Supervised::Traced, inside] {
             match try_supervision(kind) {
                 Ok(()) => {}
+                Err((Missing::Namespace, error)) => println!("skipped: no user namespaces here: {error}"),
                 Err((Missing::Ids | Missing::Chroot, error)) if !rustix::process::geteuid().is_root() => {
                     println!("skipped: {kind:?} needs root: {error}");
                 }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use super::{MountAttributes, Op, Program, last_errno, mount_setattr};
 
@@ -55,6 +55,10 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
         }
         Op::Session => session(program),
         Op::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
+        Op::UserNamespace { uid_map, gid_map } => {
+            super::unshare(UnshareFlags::NEWUSER)?;
+            super::write_own_maps(uid_map, gid_map)
+        }
         Op::EnterChroot { tree } => {
             rustix::process::fchdir(tree)?;
             rustix::process::chroot(c".")?;

@@ -93,6 +93,13 @@ pub enum Op {
     GiveUpPrivileges,
     /// Sets no_new_privs: setuid programs and file capabilities give nothing from here on.
     NoNewPrivileges,
+    /// Enters a user namespace of its own, whose owner is the user that it has outside.
+    UserNamespace {
+        /// For `uid_map`.
+        uid_map: Vec<u8>,
+        /// For `gid_map`.
+        gid_map: Vec<u8>,
+    },
     /// Makes the directory `tree` the root with chroot(2).
     EnterChroot {
         /// A directory.
