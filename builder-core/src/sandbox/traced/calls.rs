@@ -1,6 +1,7 @@
 //! Answers calls: which one, and the common part of old and new forms.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
@@ -49,15 +50,29 @@ impl World {
         let reply = match answered {
             Ok(Answer::Value(value)) => Reply::Value(value),
             Ok(Answer::Continue) => Reply::Continue,
-            Ok(Answer::Give(fd, cloexec)) => match self.listener.reply_with(id, fd.as_fd(), cloexec) {
-                Ok(number) => return self.lately.given(thread, number),
-                Err(Errno::NOENT) => return,
-                Err(errno) => Reply::Error(errno),
-            },
+            Ok(Answer::Give(fd, cloexec)) => {
+                let giving = self.giving.read().unwrap_or_else(PoisonError::into_inner);
+                let given = self.listener.reply_with(id, fd.as_fd(), cloexec);
+                drop(fd);
+                drop(giving);
+                match given {
+                    Ok(number) => return self.lately.given(thread, number),
+                    Err(Errno::NOENT) => return,
+                    Err(errno) => Reply::Error(errno),
+                }
+            }
             Ok(Answer::Wait(fd, flags)) => return wait(id, fd, flags),
             Err(errno) => Reply::Error(errno),
         };
         self.listener.reply(id, reply);
+    }
+}
+
+impl World {
+    /// Waits until files that callers have already been given are open nowhere else. The caller may have closed one that it wrote
+    /// to, and the kernel executes nothing that is open for writing (`ETXTBSY`).
+    pub fn settle(&self) {
+        drop(self.giving.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -58,7 +58,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
 
 use super::command::{CAPABILITIES, Ends, Steps, pipes};
 use super::execute::CANCEL_INTERVAL;
@@ -209,8 +209,8 @@ fn execute(
         }
         Ended::NotTraced(error) => Err(SandboxError::Unavailable {
             reason: format!(
-                "tracing processes (ptrace) is refused: {error}; sysctl kernel.yama.ptrace_scope must be 0 or 1, and a seccomp \
-                 profile must allow ptrace as RuntimeDefault does"
+                "tracing processes (ptrace) is refused: {error}; sysctl kernel.yama.ptrace_scope must be 0 or 1 (2 where \
+                 user namespaces are allowed), and a seccomp profile must allow ptrace as RuntimeDefault does"
             ),
         }),
         Ended::Failed(what, source) => Err(SandboxError::Setup { what: what.into(), source }),
@@ -280,6 +280,7 @@ fn trace(
         devices: AtomicBool::new(owners.has_devices()),
         narrow: AtomicBool::new(false),
         blocked: Mutex::default(),
+        giving: RwLock::default(),
         programs: Mutex::default(),
         stands: stands::Stands::default(),
         recent: recent::Recent::default(),

@@ -16,6 +16,9 @@ use super::super::{MountSource, RunSpec, SandboxError, SandboxMount, dev, networ
 use super::view::{Kind, Mount, View, key, own_path, statx};
 use crate::rootfs::{Owners, Rootfs};
 
+/// Longest name that memfd_create(2) takes, in bytes.
+const MEMORY_NAME_BYTES: usize = 249;
+
 /// What a RUN sees, ready.
 pub struct Places {
     /// The mounts.
@@ -247,7 +250,10 @@ impl Places {
         readonly: bool,
     ) -> io::Result<()> {
         let physical = self.mount_point(target, false)?;
-        let file = rustix::fs::memfd_create("slipway", rustix::fs::MemfdFlags::CLOEXEC)?;
+        // Links of descriptors say the name, and `Mount::host` with them is what leads back to the target.
+        let named = physical.len() <= MEMORY_NAME_BYTES;
+        let name = if named { physical.as_slice() } else { b"slipway" };
+        let file = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?;
         let mut rest = text;
         while !rest.is_empty() {
             let written = rustix::io::write(&file, rest)?;
@@ -260,8 +266,10 @@ impl Places {
         owners.set_mode(key, mode, mode | 0o600);
         owners.set_owner(key, (uid, gid));
         let mut mount = Mount::new(&physical, file, Kind::Plain, readonly, Some(owners))?;
-        // Several files in memory have the same name on the host.
-        mount.host = [b"/memfd:".as_slice(), &physical].concat();
+        if !named {
+            // Several files in memory have the same name on the host.
+            mount.host = [b"/memfd:".as_slice(), &physical].concat();
+        }
         self.view.cover(mount);
         Ok(())
     }

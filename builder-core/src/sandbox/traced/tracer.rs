@@ -241,6 +241,7 @@ impl<'a> Tracer<'a> {
                 let ready = planned.and_then(|plan| plan.arguments(&task).map(|registers| (plan, registers)));
                 match ready {
                     Ok((plan, changed)) => {
+                        self.world.settle();
                         self.work.insert(thread, Work::Executing(Box::new(plan)));
                         changed.set(thread)?;
                         changed.set_entering(thread, libc::SYS_execve)?;

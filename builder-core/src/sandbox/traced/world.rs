@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
@@ -45,6 +45,8 @@ pub struct World {
     pub narrow: AtomicBool,
     /// Named pipes that are being opened by threads of their own; let go at the end.
     pub blocked: Mutex<Vec<Arc<OwnedFd>>>,
+    /// Held by readers from the moment when a caller gets a file until our own descriptor of it is closed; see [`World::settle`].
+    pub giving: RwLock<()>,
     /// Programs that run, so that each is held open once.
     pub programs: Mutex<HashMap<InodeKey, Weak<Program>>>,
     /// Files that descriptors of the RUN stand for.

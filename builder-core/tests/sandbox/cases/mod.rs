@@ -93,7 +93,9 @@ cases![
     stress::longest,
     stress::killed,
     stress::users,
+    stress::written_programs,
     stress::changes,
+    stress::a_capability_alone,
 ];
 
 #[track_caller]

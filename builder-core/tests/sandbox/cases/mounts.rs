@@ -237,7 +237,7 @@ pub(super) fn secrets_are_on_no_disk(context: &Context) {
     symlink("../run", tree.path.join("var/run")).expect("link");
     let script = "cd /run/secrets && wc -c < tok && cat ./tok && cat /var/run/secrets//tok | wc -c && \
                   stat -c '%s %a %u:%g %F' tok && ls && test -r tok && ! test -x tok && exec 3< tok && \
-                  cat /proc/self/fd/3 | wc -c && ! rm -f tok 2>/dev/null; test -e tok; \
+                  cat /proc/self/fd/3 | wc -c && readlink /proc/self/fd/3 && ! rm -f tok 2>/dev/null; test -e tok; \
                   chmod 777 tok 2>/dev/null; stat -c %a tok; echo; echo ready; sleep 0.3";
     let mounts = vec![secret("/run/secrets/tok"), secret("/etc/passwd")];
     let (top, found) = (context.directory.clone(), std::sync::Mutex::new(Vec::new()));
@@ -261,7 +261,8 @@ pub(super) fn secrets_are_on_no_disk(context: &Context) {
     let spec = RunSpec { mounts, ..shell(script) };
     let outcome = context.try_run_until(&tree.rootfs, &spec, &Cancel::default(), &look).expect("runs");
     assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
-    let expected = ["17", "sesame-on-no-disk17", "17 440 0:50 regular file", "tok", "17", "440", "", "ready"];
+    let expected =
+        ["17", "sesame-on-no-disk17", "17 440 0:50 regular file", "tok", "17", "/run/secrets/tok", "440", "", "ready"];
     assert_eq!(outcome.stdout, expected, "{outcome:?}");
     assert_eq!(found.into_inner().expect("no panic"), Vec::<std::path::PathBuf>::new());
 }

@@ -1,14 +1,21 @@
 //! Much at once, far down, very long, and killed in the middle: `fixtures/stress` in the tiers that supervise, and as root.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
-use builder_core::rootfs::{Rootfs, Touched};
+use builder_core::rootfs::{FileKind, Listing, Rootfs, Touched};
 use builder_core::sandbox::{ExitStatus, IdMapping, Tier};
 
-use crate::inside::{Context, Skip, command};
+use crate::inside::{Context, Skip, Tree, command};
 
-fn stress(context: &Context, kind: &str, times: &str) {
+/// How much of `usual` is done: `STRESS_PERCENT` says how many hundredths, where a processor is emulated.
+fn scaled(usual: u64) -> u64 {
+    let percent = std::env::var("STRESS_PERCENT").map_or(100, |percent| percent.parse().expect("a number"));
+    (usual * percent).div_ceil(100)
+}
+
+fn stress(context: &Context, kind: &str, times: u64) {
     if context.environment.tier == Some(Tier::Namespaces) && context.environment.ids != IdMapping::Root {
         std::panic::panic_any(Skip("the kernel alone does it here as for root".into()));
     }
@@ -18,54 +25,50 @@ fn stress(context: &Context, kind: &str, times: &str) {
     }
     let tree = context.tree();
     fs::copy(program, tree.path.join("stress")).expect("copy");
-    let outcome = context.try_run(&tree.rootfs, &command(&["/stress", kind, times])).expect("runs");
+    let outcome = context.try_run(&tree.rootfs, &command(&["/stress", kind, &times.to_string()])).expect("runs");
     assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
 }
 
 pub(super) fn threads(context: &Context) {
-    stress(context, "threads", "50");
+    stress(context, "threads", scaled(50));
 }
 
 pub(super) fn processes(context: &Context) {
-    stress(context, "processes", "1000");
+    stress(context, "processes", scaled(1000));
 }
 
 /// `STRESS_FILES` says how many. What goes on natively in a chroot is fast enough for all of them each time.
 pub(super) fn files(context: &Context) {
-    let usual = if context.environment.tier == Some(Tier::Chroot) { "200000" } else { "10000" };
-    let files = std::env::var("STRESS_FILES").unwrap_or_else(|_| usual.to_owned());
-    stress(context, "files", &files);
+    let usual = if context.environment.tier == Some(Tier::Chroot) { 200_000 } else { 10_000 };
+    let files = std::env::var("STRESS_FILES").map(|files| files.parse().expect("a number"));
+    stress(context, "files", files.unwrap_or(scaled(usual)));
 }
 
 pub(super) fn deep(context: &Context) {
-    stress(context, "deep", "600");
+    stress(context, "deep", 600);
 }
 
 pub(super) fn longest(context: &Context) {
-    stress(context, "longest", "0");
+    stress(context, "longest", 0);
 }
 
 pub(super) fn killed(context: &Context) {
-    stress(context, "killed", "100");
+    stress(context, "killed", scaled(100));
 }
 
 pub(super) fn users(context: &Context) {
     context.needs_ids();
-    stress(context, "users", "20");
+    stress(context, "users", scaled(20));
+}
+
+pub(super) fn written_programs(context: &Context) {
+    stress(context, "written", scaled(100));
 }
 
 /// After each command it is checked that what it was told to have touched covers all that changed.
 pub(super) fn changes(context: &Context) {
-    if context.environment.tier != Some(Tier::Traced) {
-        std::panic::panic_any(Skip("only `traced` tells what changes".into()));
-    }
-    let program = context.directory.with_file_name("stress");
-    if !program.exists() {
-        std::panic::panic_any(Skip("no gcc to compile it with".into()));
-    }
-    for seed in 1..=60 {
-        let tree = context.tree();
-        fs::copy(&program, tree.path.join("stress")).expect("copy");
+    for seed in 1..=scaled(60) {
+        let tree = tree_for_changes(context);
         // What was made by the command itself counts as one path.
         for path in ["a/a/a", "a/b", "b/c/d", "c/a/e", "d/e"] {
             fs::create_dir_all(tree.path.join("tree").join(path)).expect("create");
@@ -73,11 +76,44 @@ pub(super) fn changes(context: &Context) {
         for path in ["a/c", "a/a/a/b", "b/c/d/a", "b/c/d/e", "c/d", "d/e/a", "e"] {
             fs::write(tree.path.join("tree").join(path), path).expect("write");
         }
-        let touched = Arc::new(Touched::default());
-        let rootfs = Rootfs::open(&tree.path).expect("open").recording(Arc::default()).telling(Arc::clone(&touched));
-        let before = rootfs.list().expect("list");
-        let outcome = context.try_run(&rootfs, &command(&["/stress", "changes", &seed.to_string()])).expect("runs");
-        assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
-        assert!(rootfs.list_again(&before, &touched).expect("list").is_some(), "everything was told");
+        changed_by(context, &tree, &["/stress", "changes", &seed.to_string()]);
     }
+}
+
+/// What is only recorded beside the tree is a change, too: the file has another time than before, and nothing else has.
+pub(super) fn a_capability_alone(context: &Context) {
+    let tree = tree_for_changes(context);
+    let (before, after) = changed_by(context, &tree, &["/stress", "capability", "1"]);
+    // Places for mounts may stay, and directories had such for a while.
+    let pairs = before.iter().map(|one| one.expect("read")).map(|one| (after.get(&one.path).expect("read"), one));
+    let files = pairs.filter(|(_, one)| one.metadata.kind != FileKind::Directory);
+    let changed: Vec<_> = files.filter(|(now, one)| now.as_ref() != Some(one)).collect();
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert_eq!(changed[0].1.path, Path::new("bin/busybox"));
+    assert_ne!(changed[0].0.as_ref().map(|now| now.ctime), Some(changed[0].1.ctime));
+}
+
+/// A tree with `/stress`, where changes are told.
+fn tree_for_changes(context: &Context) -> Tree {
+    if context.environment.tier != Some(Tier::Traced) {
+        std::panic::panic_any(Skip("only `traced` tells what changes".into()));
+    }
+    let program = context.directory.with_file_name("stress");
+    if !program.exists() {
+        std::panic::panic_any(Skip("no gcc to compile it with".into()));
+    }
+    let tree = context.tree();
+    fs::copy(&program, tree.path.join("stress")).expect("copy");
+    tree
+}
+
+/// What was there before a command, and what is by what it was told to have touched.
+fn changed_by(context: &Context, tree: &Tree, argv: &[&str]) -> (Listing, Listing) {
+    let touched = Arc::new(Touched::default());
+    let rootfs = Rootfs::open(&tree.path).expect("open").recording(Arc::default()).telling(Arc::clone(&touched));
+    let before = rootfs.list().expect("list");
+    let outcome = context.try_run(&rootfs, &command(argv)).expect("runs");
+    assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
+    let after = rootfs.list_again(&before, &touched).expect("list").expect("everything was told");
+    (before, after)
 }
