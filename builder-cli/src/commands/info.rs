@@ -132,6 +132,7 @@ fn document(
             "overlay_refused": found.overlay_refused,
             "reflink": found.volume.reflink,
             "user_xattrs": found.volume.user_xattrs,
+            "pipes": found.volume.pipes,
             "real_owners": found.ownership != Ownership::Recorded,
             "free_bytes": found.volume.free_bytes,
             "free_files": found.volume.free_files,

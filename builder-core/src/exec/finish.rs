@@ -65,7 +65,7 @@ pub(super) fn build_prepared(
     trees.set_known_bounds(Bounds::of_memory(limits.tree_bytes(), limits.step_bytes()));
     trees.account(prepared.reach.disk.clone());
     if prepared.plans.iter().any(|planned| has_commands(&planned.plan)) {
-        commands_can_run(request, &trees)?;
+        commands_can_run(request, &trees, &*observer)?;
     }
     let cache = StepCache::open(&request.work_dir)
         .map_err(|source| BuildError::WorkDir { path: request.work_dir.clone(), source })?;
@@ -199,15 +199,20 @@ fn has_commands(plan: &Plan) -> bool {
 }
 
 /// Before the first step, so that nobody waits for an hour to learn it.
-fn commands_can_run(request: &BuildRequest, trees: &Trees) -> Result<(), SandboxError> {
+fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observer) -> Result<(), SandboxError> {
     let environment = &request.environment;
     environment.available()?;
+    let volume = Volume::probe(&request.work_dir).ok();
+    if let Some(Volume { pipes: false, file_system, .. }) = &volume {
+        let message = format!(
+            "the volume of the work directory ({file_system}) holds no named pipes and sockets: a RUN that makes one will fail; put \
+             --work-dir on ext4, xfs, btrfs or tmpfs if one does"
+        );
+        observer.event(Event::Notice { message: &message });
+    }
     let elsewhere = environment.tier != Some(Tier::Namespaces) || environment.ids == IdMapping::Root;
     // As root the sandbox's own mount allows it; in a user namespace the flag is locked. overlayfs has flags of its own.
-    if !elsewhere
-        && trees.mode() == TreeMode::Directory
-        && Volume::probe(&request.work_dir).is_ok_and(|volume| volume.no_exec)
-    {
+    if !elsewhere && trees.mode() == TreeMode::Directory && volume.is_some_and(|volume| volume.no_exec) {
         return Err(SandboxError::NoExec { work_dir: request.work_dir.clone() });
     }
     Ok(())

@@ -91,9 +91,14 @@ pub(super) struct InUse {
 /// Takes the shared lock; waits while the work dir is pruned.
 pub(super) fn hold(work_dir: &Path) -> io::Result<InUse> {
     fs::create_dir_all(work_dir)?;
-    let lock = File::create(work_dir.join("lock"))?;
+    let lock = lock_file(work_dir)?;
     rustix::fs::flock(&lock, FlockOperation::LockShared)?;
     Ok(InUse { _lock: lock })
+}
+
+/// NFS takes shared locks of what is open for reading only, and exclusive ones of what is open for writing only.
+fn lock_file(work_dir: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).read(true).write(true).open(work_dir.join("lock"))
 }
 
 /// Lists what is kept. A missing work dir keeps nothing.
@@ -131,7 +136,7 @@ pub fn prune(work_dir: &Path, mounts: bool) -> Result<u64, MaintainError> {
         let path = work_dir.to_owned();
         move |source| MaintainError::Io { action, path, source }
     };
-    let lock = File::create(work_dir.join("lock")).map_err(failed("lock"))?;
+    let lock = lock_file(work_dir).map_err(failed("lock"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(MaintainError::Busy { path: work_dir.to_owned() }),
@@ -193,7 +198,8 @@ pub fn probe_work_dir(
 /// The trees of a work dir as the sandbox can use them, and whose files belong to whom.
 ///
 /// # Errors
-/// [`TreeError::NoOverlay`] if overlayfs is demanded where the sandbox cannot mount.
+/// [`TreeError::NoOverlay`] if overlayfs is demanded where the sandbox cannot mount; [`TreeError::Unfit`] if the volume cannot hold
+/// trees.
 pub(super) fn open_trees(
     work_dir: &Path,
     mode: Option<TreeMode>,
@@ -209,13 +215,14 @@ pub(super) fn open_trees(
         }
         _ => mode,
     };
+    let failed = |action| move |source| TreeError::Io { action, path: work_dir.to_owned(), source };
+    if let Some(lacks) = Volume::lacks(work_dir).map_err(failed("try out the volume of"))? {
+        let file_system = Volume::probe(work_dir).map_err(failed("try out the volume of"))?.file_system;
+        return Err(TreeError::Unfit { path: work_dir.to_owned(), file_system, lacks });
+    }
     let ownership = ownership(work_dir, environment);
     // Opening removes what earlier builders have left.
-    bring_all_home(work_dir).map_err(|source| TreeError::Io {
-        action: "restore the cache mounts of",
-        path: work_dir.to_owned(),
-        source,
-    })?;
+    bring_all_home(work_dir).map_err(failed("restore the cache mounts of"))?;
     Ok((Trees::open(work_dir, mode, ownership)?, ownership))
 }
 

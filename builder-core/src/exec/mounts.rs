@@ -228,7 +228,9 @@ impl CacheMounts {
         for copy in 0.. {
             let directory = self.root.join(if copy == 0 { name.clone() } else { format!("{name}.{copy}") });
             fs::create_dir_all(&directory).map_err(failed)?;
-            let lock = File::create(directory.join("lock")).map_err(failed)?;
+            // In both ways, as NFS wants the one or the other.
+            let lock = File::options().create(true).truncate(false).read(true).write(true).open(directory.join("lock"));
+            let lock = lock.map_err(failed)?;
             let operation = match sharing {
                 Sharing::Shared => FlockOperation::NonBlockingLockShared,
                 Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,

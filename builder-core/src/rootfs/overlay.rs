@@ -322,6 +322,16 @@ fn probe_with(directory: &Path, marks: Marks) -> Result<(), String> {
     for path in [&one.join("shadowed"), &two.join("shadowed/below"), &two.join("kept"), &upper, &work] {
         std::fs::create_dir_all(path).map_err(step("mkdir"))?;
     }
+    // Whiteouts that an overlay cannot tell from devices are shown to those who list a directory (xfs with ftype=0).
+    let listed =
+        open_directory(directory).and_then(rustix::fs::Dir::new).map_err(|errno| step("list")(errno.into()))?;
+    for entry in listed {
+        let entry = entry.map_err(|errno| step("list")(errno.into()))?;
+        if entry.file_type() == FileType::Unknown && !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            return Err("the file system does not tell the types of a directory's entries (d_type; for xfs: ftype=1)"
+                .to_owned());
+        }
+    }
     let shadowed = open_directory(&one.join("shadowed")).map_err(|error| step("open")(error.into()))?;
     marks.set_opaque(Target::Open(shadowed.as_fd())).map_err(step("set an attribute for overlayfs"))?;
     let node = FileType::CharacterDevice;

@@ -82,6 +82,16 @@ pub enum TreeError {
         /// What was refused.
         reason: String,
     },
+    /// The volume cannot hold what every image has.
+    #[error("the volume of the work directory `{}` ({file_system}) {lacks}: no image's tree can be kept there", path.display())]
+    Unfit {
+        /// Where the trees would be.
+        path: PathBuf,
+        /// Type of the file system.
+        file_system: String,
+        /// Such as `has no symbolic links`.
+        lacks: &'static str,
+    },
     /// A step in this tree failed, and with it the tree was lost (directory mode).
     #[error("the tree was discarded when a step in it failed")]
     Discarded,
@@ -98,6 +108,10 @@ impl Hint for TreeError {
             )),
             Self::NoOverlay { .. } => Some(
                 "put the work dir on a file system such as ext4 or xfs, or leave the choice of the mode to slipway"
+                    .to_owned(),
+            ),
+            Self::Unfit { .. } => Some(
+                "put --work-dir (SLIPWAY_DIR) on a file system such as ext4, xfs, btrfs, tmpfs or NFS; the context may stay where it is"
                     .to_owned(),
             ),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {

@@ -5,11 +5,14 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, OFlags, StatVfsMountFlags, Uid, XattrFlags};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
 /// Attribute that is set and read again.
 const PROBE_ATTRIBUTE: &str = "user.slipway.probe";
+
+/// A name like those that Debian's packages bring.
+const UNUSUAL_NAME: &str = "libc6:amd64\\x2d.list";
 
 /// What the volume of a work dir can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub struct Volume {
     pub user_xattrs: bool,
     /// Whether files can share their bytes until one of them is changed (ioctl_ficlone(2)).
     pub reflink: bool,
+    /// Whether files can be named pipes and sockets (not where qemu shares a directory by 9p).
+    pub pipes: bool,
     /// Bytes that are free for this user.
     pub free_bytes: u64,
     /// Files that can still be made; `None` where the file system has no such limit.
@@ -49,9 +54,33 @@ impl Volume {
             no_dev: flags.contains(StatVfsMountFlags::NODEV),
             user_xattrs: user_xattrs(scratch.path())?,
             reflink: reflink(scratch.path())?,
+            pipes: pipes(scratch.path()),
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             free_files: (stat.f_files != 0).then_some(stat.f_favail),
         })
+    }
+
+    /// What every image needs and this volume has not: `None` if it can hold trees. Owners, modes, devices and attributes are not asked
+    /// for, as they can be recorded beside a tree.
+    ///
+    /// # Errors
+    /// If nothing can be written there.
+    pub fn lacks(directory: &Path) -> io::Result<Option<&'static str>> {
+        let scratch = scratch(directory)?;
+        let (file, other) = (scratch.path().join("name"), scratch.path().join("NAME"));
+        File::create(&file)?;
+        let lacking = if other.try_exists()? {
+            "tells no `name` from `NAME`"
+        } else if std::os::unix::fs::symlink("name", &other).is_err() {
+            "has no symbolic links"
+        } else if std::fs::hard_link(&file, scratch.path().join("link")).is_err() {
+            "has no hard links"
+        } else if File::create(scratch.path().join(UNUSUAL_NAME)).is_err() {
+            "cannot hold names with a colon or a backslash"
+        } else {
+            return Ok(None);
+        };
+        Ok(Some(lacking))
     }
 
     /// Whether a file in `directory` can be given to `uid` and `gid`, which must exist in this user namespace and not be
@@ -88,8 +117,8 @@ impl Volume {
             let Ok(scratch) = scratch(directory) else { return false };
             let node = scratch.path().join("disk");
             let device = rustix::fs::makedev(major, minor);
-            let kind = rustix::fs::FileType::BlockDevice;
-            let made = rustix::fs::mknodat(rustix::fs::CWD, &node, kind, Mode::from_raw_mode(0o600), device);
+            let kind = FileType::BlockDevice;
+            let made = rustix::fs::mknodat(CWD, &node, kind, Mode::from_raw_mode(0o600), device);
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             match made.and_then(|()| rustix::fs::open(&node, flags, Mode::empty())) {
                 Err(Errno::PERM | Errno::ACCESS) => confined = true,
@@ -113,6 +142,11 @@ fn user_xattrs(directory: &Path) -> io::Result<bool> {
     let path = directory.join("attributes");
     File::create(&path)?;
     Ok(rustix::fs::setxattr(&path, PROBE_ATTRIBUTE, b"1", XattrFlags::empty()).is_ok())
+}
+
+fn pipes(directory: &Path) -> bool {
+    let (kind, mode) = (FileType::Fifo, Mode::from_raw_mode(0o600));
+    rustix::fs::mknodat(CWD, directory.join("pipe"), kind, mode, 0).is_ok()
 }
 
 fn reflink(directory: &Path) -> io::Result<bool> {
@@ -152,6 +186,8 @@ mod tests {
         let volume = Volume::probe(&work).unwrap();
         assert!(!volume.file_system.is_empty());
         assert!(volume.free_bytes > 0);
+        assert!(volume.pipes);
+        assert_eq!(Volume::lacks(&work).unwrap(), None, "a plain directory of this machine");
         let kept = Volume::keeps_owners(&work, (61_234, 61_235)).unwrap();
         assert_eq!(kept, rustix::process::geteuid().is_root(), "a plain directory of this machine");
         assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0);
@@ -160,5 +196,6 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_an_error() {
         assert!(Volume::probe(Path::new("/proc/slipway")).is_err());
+        assert!(Volume::lacks(Path::new("/proc/slipway")).is_err());
     }
 }

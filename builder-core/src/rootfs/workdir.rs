@@ -160,7 +160,8 @@ impl TreesDir {
     }
 
     fn lock(&self, operation: FlockOperation) -> io::Result<File> {
-        let file = File::options().create(true).truncate(false).write(true).open(self.root.join("lock"))?;
+        // For reading, too: NFS takes no shared lock of what is open for writing alone.
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(self.root.join("lock"))?;
         loop {
             match rustix::fs::flock(&file, operation) {
                 Err(Errno::INTR) => {}
