@@ -4,13 +4,16 @@
 //! disks: a Debian root file system of which it changes a copy; a tar with the files of the run; an empty one for file systems
 //! of its own; and one on which it leaves a tar with what the steps said. `fixtures/machines` has both programs that run inside.
 //!
+//! How far it is stands on stderr, a line for each step that ended.
+//!
 //! # Limitations
 //! There is no network but the machine's own loopback.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -169,8 +172,18 @@ impl Machine {
         for (name, bytes) in [("spare", SPARE_BYTES), ("results", RESULTS_BYTES)] {
             File::create(path(name)).and_then(|file| file.set_len(bytes)).map_err(text)?;
         }
-        let ended = process::run(&mut self.command(), limit).map_err(text)?;
-        let console = ended.text();
+        let console = path("console");
+        File::create(&console).map_err(text)?;
+        let (over, end) = mpsc::channel();
+        let ended = std::thread::scope(|scope| {
+            let (console, name) = (&console, self.kernel.name());
+            scope.spawn(move || follow(console, &name, &end));
+            let ended = process::run(&mut self.command(), limit);
+            drop(over);
+            ended
+        });
+        let ended = ended.map_err(text)?;
+        let console = format!("{}{}", fs::read_to_string(&console).unwrap_or_default(), ended.text());
         let mut results = tar::Archive::new(File::open(path("results")).map_err(text)?);
         let mut found = std::collections::BTreeMap::new();
         for entry in results.entries().map_err(text)? {
@@ -207,7 +220,8 @@ impl Machine {
             command.args(["-accel", "tcg,thread=multi", "-machine", machine, "-cpu", processor]);
         }
         command.args(["-smp", "2", "-m", &MEMORY_MIB.to_string()]);
-        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        command.arg("-serial").arg(format!("file:{}", self.job.path().join("console").display()));
         command.arg("-kernel").arg(kernel.join("vmlinuz")).arg("-initrd").arg(kernel.join("initramfs"));
         command.args(["-append", &format!("console={console} quiet panic=-1{}", self.parameters)]);
         let mut disk = |name: &str, file: &Path, options: &str| {
@@ -225,5 +239,31 @@ impl Machine {
         // Where the copy of the root disk goes.
         command.env("TMPDIR", self.job.path());
         command
+    }
+}
+
+/// What a machine's console says to those who watch.
+const SAID: &str = "machine: ";
+
+/// Shows what a machine's console says of its steps, until the other end of `end` is dropped.
+#[expect(clippy::print_stderr, reason = "whoever waits for minutes wants to see for what")]
+fn follow(console: &Path, name: &str, end: &mpsc::Receiver<()>) {
+    let Ok(mut console) = File::open(console) else { return };
+    let (mut shown, mut text) = (0, String::new());
+    loop {
+        let over = end.recv_timeout(Duration::from_secs(1)) != Err(mpsc::RecvTimeoutError::Timeout);
+        text.clear();
+        let read = console.seek(SeekFrom::Start(shown)).and_then(|_| console.read_to_string(&mut text));
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        // A character of which one half is there is whole the next time.
+        if read.is_ok() {
+            for said in text[..whole].lines().filter_map(|line| line.split_once(SAID)) {
+                eprintln!("{name}: {}", said.1.trim_end());
+            }
+            shown += whole as u64;
+        }
+        if over {
+            return;
+        }
     }
 }

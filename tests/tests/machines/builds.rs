@@ -2,7 +2,7 @@
 
 use tests::machine::{Done, Kernel, Machine};
 
-use crate::inside::{LIMIT, all, machine, same, says, step, text};
+use crate::inside::{LIMIT, UNAVAILABLE, all, machine, same, says, small, step, text};
 
 /// Name, user, and the sandbox that is asked for.
 const WAYS: &[(&str, &str, &str)] = &[
@@ -13,7 +13,7 @@ const WAYS: &[(&str, &str, &str)] = &[
     ("plain-auto", "plain", "auto"),
 ];
 
-/// Builds as root, as users with and without subordinate ids, and without user namespaces.
+/// Builds as root, and as users with and without subordinate ids.
 pub fn same_everywhere(kernel: Kernel) -> Result<(), String> {
     let mut machine = machine(kernel)?;
     for (name, user, sandbox) in WAYS {
@@ -21,13 +21,7 @@ pub fn same_everywhere(kernel: Kernel) -> Result<(), String> {
     }
     // Trees as directories, which is what a kernel without overlayfs leaves.
     machine.step("directory", "build root auto /var/tmp/directory --trees directory 2>&1").map_err(text)?;
-    let none = "echo 0 >/proc/sys/user/max_user_namespaces; ";
-    for user in ["subids", "plain"] {
-        let build = format!("{none} build {user} auto /var/tmp/{user}-without 2>&1");
-        machine.step(&format!("{user}-without-namespaces"), &build).map_err(text)?;
-    }
-    let info = "slipway info; echo 15000 >/proc/sys/user/max_user_namespaces; \
-                HOME=/home/subids setpriv --reuid=subids --regid=subids --init-groups slipway info";
+    let info = "slipway info; HOME=/home/subids setpriv --reuid=subids --regid=subids --init-groups slipway info";
     machine.step("info", info).map_err(text)?;
     let steps = machine.run(LIMIT)?;
     let info = step(&steps, "info")?;
@@ -40,12 +34,48 @@ pub fn same_everywhere(kernel: Kernel) -> Result<(), String> {
     ])
 }
 
-/// `builder-core`'s test `sandbox`: every case in every environment.
-pub fn cases_of_the_sandbox(kernel: Kernel) -> Result<(), String> {
+/// `builder-core`'s test `sandbox` in the environments of root, and its builders that are killed.
+pub fn sandbox_of_root(kernel: Kernel) -> Result<(), String> {
+    sandbox(kernel, &["root", "root_in_pod", "root_in_pod_with_masked_proc", "killed_"])
+}
+
+/// The same in those of users.
+pub fn sandbox_of_users(kernel: Kernel) -> Result<(), String> {
+    sandbox(kernel, &["user_with_subids", "user_without_subids", "user_without_namespaces"])
+}
+
+/// The same where this process answers what commands ask.
+pub fn sandbox_of_traced(kernel: Kernel) -> Result<(), String> {
+    sandbox(kernel, &["chroot_in_pod", "traced_user", "traced_without_namespaces"])
+}
+
+/// Each of these environments, with a tenth of the stress.
+fn sandbox(kernel: Kernel, environments: &[&str]) -> Result<(), String> {
     let mut machine = machine(kernel)?;
-    machine.step("sandbox", "STRESS_PROGRAM=/job/bin/stress sandbox --test-threads 2").map_err(text)?;
+    for environment in environments {
+        let filter = if environment.ends_with('_') { (*environment).to_owned() } else { format!("{environment}::") };
+        let run = format!("STRESS_PROGRAM=/job/bin/stress STRESS_PERCENT=10 sandbox {filter} --test-threads 2");
+        machine.step(environment, &run).map_err(text)?;
+    }
     let steps = machine.run(LIMIT)?;
-    says(step(&steps, "sandbox")?, 0, &["test result: ok"])
+    all(steps.iter().map(|done| says(done, 0, &["test result: ok"])))
+}
+
+/// A kernel without what namespaces need is refused before the first step, or has a tier that works.
+pub fn too_old(kernel: Kernel) -> Result<(), String> {
+    let mut machine = machine(kernel)?;
+    small(&machine)?;
+    let build =
+        |user: &str, sandbox: &str| format!("CONTEXT=/job/small build {user} {sandbox} /var/tmp/{user}-{sandbox} 2>&1");
+    for (user, sandbox) in [("root", "auto"), ("plain", "auto"), ("root", "namespaces")] {
+        machine.step(&format!("{user}-{sandbox}"), &build(user, sandbox)).map_err(text)?;
+    }
+    let steps = machine.run(LIMIT)?;
+    let done = |name: &str| step(&steps, name);
+    all([
+        same([done("root-auto")?, done("plain-auto")?]),
+        says(done("root-namespaces")?, UNAVAILABLE, &["mount_setattr (Linux 5.12 or later is needed)"]),
+    ])
 }
 
 /// What nobody inside may see.
@@ -81,7 +111,7 @@ pub fn prepare_escapes(machine: &Machine) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-fn all_refused(done: &Done, names: &[String]) -> Result<(), String> {
+pub fn all_refused(done: &Done, names: &[String]) -> Result<(), String> {
     let refused = |name: &String| done.output.lines().any(|line| line.ends_with(&format!("refused {name}")));
     let escaped: Vec<&String> = names.iter().filter(|name| !refused(name)).collect();
     says(done, 0, &[])?;

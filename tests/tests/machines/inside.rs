@@ -23,6 +23,15 @@ pub fn machine(kernel: Kernel) -> Result<Machine, String> {
     Ok(machine)
 }
 
+/// `fixtures/volumes` in `/job/small`: little to do, and everything that is not the same everywhere.
+pub fn small(machine: &Machine) -> Result<(), String> {
+    let dockerfile = slipway::project().join("fixtures/volumes/Dockerfile");
+    let programs = machine.tree().join("bin");
+    machine.add(&dockerfile, "small/Dockerfile").map_err(text)?;
+    machine.add(&programs.join("busybox"), "small/busybox").map_err(text)?;
+    std::fs::write(machine.tree().join("small/file"), "copied\n").map_err(text)
+}
+
 pub fn text(error: std::io::Error) -> String {
     error.to_string()
 }

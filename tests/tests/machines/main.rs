@@ -9,6 +9,8 @@ use tests::machine::Kernel;
 
 mod builds;
 mod inside;
+mod missing;
+mod volumes;
 mod yama;
 
 /// What every test is.
@@ -20,6 +22,8 @@ const fn kernel(version: &'static str, architecture: &'static str) -> Kernel {
 
 /// Debian 12's.
 const BOOKWORM: Kernel = kernel("6.1", "x86_64");
+/// Debian 11's, which is older than all that the tier `namespaces` needs.
+const BULLSEYE: Kernel = kernel("5.10", "x86_64");
 /// Debian 13's.
 const TRIXIE: Kernel = kernel("6.12", "x86_64");
 /// Debian 12's for another processor.
@@ -28,9 +32,14 @@ const ARM: Kernel = kernel("6.1", "aarch64");
 /// Tests, and the kernels that they are for.
 const TESTS: &[(&str, &[Kernel], Test)] = &[
     ("yama", &[BOOKWORM], yama::ptrace_scope),
+    ("volumes", &[BOOKWORM], volumes::file_systems),
+    ("missing", &[BOOKWORM], missing::one_after_the_other),
     ("builds", &[BOOKWORM, TRIXIE, ARM], builds::same_everywhere),
-    ("sandbox", &[BOOKWORM, TRIXIE, ARM], builds::cases_of_the_sandbox),
     ("escapes", &[BOOKWORM, TRIXIE, ARM], builds::escapes),
+    ("sandbox-root", &[BOOKWORM, TRIXIE, ARM], builds::sandbox_of_root),
+    ("sandbox-user", &[BOOKWORM, TRIXIE, ARM], builds::sandbox_of_users),
+    ("sandbox-traced", &[BOOKWORM, TRIXIE, ARM], builds::sandbox_of_traced),
+    ("old", &[BULLSEYE], builds::too_old),
 ];
 
 fn main() -> ExitCode {
