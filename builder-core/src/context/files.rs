@@ -222,13 +222,9 @@ impl Files {
 
     /// Whether an open file is still what was listed.
     pub(crate) fn check(&self, file: &File, path: &Path, expected: &Found) -> Result<(), FilesError> {
-        let now = rustix::fs::fstat(file).map_err(|error| io_error("read", path, error.into()))?;
-        // A rootfs may pretend other owners, but size and times are the real ones. Inodes are left out: some network
-        // file systems number them anew, and nobody can forge a ctime.
-        #[allow(clippy::unnecessary_cast, reason = "the widths of struct stat differ between architectures")]
-        let same = u64::try_from(now.st_size).ok() == Some(expected.metadata.size)
-            && (now.st_mtime as i64, now.st_mtime_nsec as u32) == expected.metadata.mtime
-            && (now.st_ctime as i64, now.st_ctime_nsec as u32) == expected.ctime;
+        let (now, ctime) = self.tree()?.examine_open(file).map_err(|error| io_error("read", path, error))?;
+        // Inodes are left out: some network file systems number them anew, and nobody can forge a ctime.
+        let same = (now.size, now.mtime, ctime) == (expected.metadata.size, expected.metadata.mtime, expected.ctime);
         if same { Ok(()) } else { Err(FilesError::Changed { path: shown(path) }) }
     }
 

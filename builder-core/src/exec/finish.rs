@@ -458,7 +458,10 @@ fn packed_bases(request: &BuildRequest, prepared: &Prepared) -> u64 {
             for layer in layers {
                 let this = ChainId::extend(chain, layer.diff_id);
                 let trees = request.work_dir.join("trees");
-                if !["layers", "plain"].iter().any(|kind| trees.join(kind).join(this.to_hex()).exists()) {
+                if !["layers", "plain", "linked", "bases"]
+                    .iter()
+                    .any(|kind| trees.join(kind).join(this.to_hex()).exists())
+                {
                     missing.insert(layer.blob.digest, layer.blob.size);
                 }
                 chain = Some(this);

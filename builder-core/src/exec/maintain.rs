@@ -3,6 +3,7 @@
 //! Every build holds a shared lock (flock(2)) on `<work>/lock` from its first look at the work dir to its end; [`prune`] takes
 //! it exclusively, so nothing is removed under a running build, and a build that begins meanwhile waits.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub struct Inventory {
 pub struct Kept {
     /// How many.
     pub count: u64,
-    /// Space on disk in bytes; hard links count once each name.
+    /// Space on disk in bytes; hard links count once.
     pub bytes: u64,
 }
 
@@ -223,7 +224,11 @@ pub(super) fn open_trees(
     let ownership = ownership(work_dir, environment);
     // Opening removes what earlier builders have left.
     bring_all_home(work_dir).map_err(failed("restore the cache mounts of"))?;
-    Ok((Trees::open(work_dir, mode, ownership)?, ownership))
+    let trees = Trees::open(work_dir, mode, ownership)?;
+    if environment.tier == Some(Tier::Traced) {
+        trees.borrow_files();
+    }
+    Ok((trees, ownership))
 }
 
 /// Whether owners can be made real where the process is, on the volume of `work_dir`.
@@ -265,12 +270,15 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, MaintainError> {
 fn kept(top: &Path, counts: impl Fn(&Path) -> bool) -> Result<Kept, MaintainError> {
     use std::os::unix::fs::MetadataExt as _;
     let mut found = Kept::default();
+    let mut links = BTreeSet::new();
     let mut pending = vec![top.to_owned()];
     while let Some(directory) = pending.pop() {
         for path in entries(&directory)? {
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-            // stat(2): blocks are of 512 bytes whatever the file system's own are.
-            found.bytes += metadata.blocks() * 512;
+            if metadata.is_dir() || metadata.nlink() == 1 || links.insert((metadata.dev(), metadata.ino())) {
+                // stat(2): blocks are of 512 bytes whatever the file system's own are.
+                found.bytes += metadata.blocks() * 512;
+            }
             if metadata.is_dir() {
                 pending.push(path);
             } else if counts(&path) {

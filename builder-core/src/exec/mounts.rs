@@ -97,7 +97,12 @@ pub(super) fn prepare(
                     Prepared::new(shared, &copy)?.apply(step.rootfs())?;
                     (open_path(step.rootfs(), Path::new(CONTEXT_COPY), source)?, step.rootfs().owners().cloned())
                 }
-                Some(step) => (open_path(step.rootfs(), Path::new(source), source)?, step.rootfs().owners().cloned()),
+                Some(step) => {
+                    let (rootfs, path) = (step.rootfs(), Path::new(source));
+                    // What is mounted by itself cannot become another file later.
+                    let opened = rootfs.own_at(path).and_then(|()| rootfs.open_path(path));
+                    (opened.map_err(no_source(source))?, rootfs.owners().cloned())
+                }
                 None => {
                     let Some(tree) = shared.tree_of(from)? else { return just(None) };
                     let rootfs = tree.tree().rootfs(shared)?;
@@ -160,10 +165,14 @@ const LOCK_POLL: Duration = Duration::from_millis(50);
 const CONTEXT_COPY: &str = "/context";
 
 fn open_path(rootfs: &Rootfs, path: &Path, written: &str) -> Result<std::os::fd::OwnedFd, BuildError> {
-    rootfs.open_path(path).map_err(|source| match source.kind() {
+    rootfs.open_path(path).map_err(no_source(written))
+}
+
+fn no_source(written: &str) -> impl Fn(io::Error) -> BuildError {
+    move |source| match source.kind() {
         io::ErrorKind::NotFound => BuildError::MountSourceMissing { path: written.to_owned() },
         _ => BuildError::MountSource { path: written.to_owned(), source },
-    })
+    }
 }
 
 /// Identity of a cache mount (checklist M-10, M-12): what is equal shares a directory.

@@ -16,10 +16,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::attributes::{Handle, tolerate};
+use super::borrowed::{LentFiles, own_mode};
 use super::fetch::Stop;
 use super::owners::{Key, Owners};
 use super::sparse::Original;
@@ -34,6 +35,8 @@ pub(super) struct Duplicate<'a> {
     pub to: &'a Rootfs,
     /// Where owners are recorded: what is known of the one, and what will be of the other.
     pub owners: Option<(&'a Owners, &'a Owners)>,
+    /// Files that need no copy, because nobody changes them.
+    pub lent: &'a LentFiles,
     pub disk: &'a Disk,
     pub stop: &'a Stop<'a>,
 }
@@ -122,6 +125,10 @@ impl Duplicate<'_> {
                 scope.spawn(move |scope| self.visit(below, progress, scope));
                 continue;
             }
+            if stat.kind == FileKind::File && self.lent.contains(Key::of(&stat)) {
+                self.borrow(&from, &to, name, stat).map_err(fail(&below))?;
+                continue;
+            }
             if stat.links > 1 {
                 linked = true;
                 let mut progress = lock(progress);
@@ -138,6 +145,26 @@ impl Duplicate<'_> {
             return Ok(());
         }
         self.finish_directory(&from, &to).map_err(fail(path))
+    }
+
+    /// Makes a name of a lent file.
+    fn borrow(&self, from: &OwnedFd, to: &OwnedFd, name: &OsStr, mut stat: Stat) -> io::Result<()> {
+        let (key, Some((known, later))) = (Key::of(&stat), self.owners) else { return Err(Errno::INVAL.into()) };
+        match rustix::fs::linkat(from, name, to, name, AtFlags::empty()) {
+            Ok(()) => {
+                if let Some(record) = known.record(key) {
+                    later.put_record(key, record);
+                }
+                return Ok(());
+            }
+            // Most file systems have a largest number of names, and some no second ones.
+            Err(error) => tracing::trace!(%error, "a file of a base is copied"),
+        }
+        let shown = self.lent.mode(key).unwrap_or(stat.mode);
+        stat.mode = own_mode(shown);
+        self.copy_entry(from, to, name, &stat)?;
+        later.set_mode(Key::of(&Stat::entry(to, name)?), shown, stat.mode);
+        Ok(())
     }
 
     fn finish_directory(&self, from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! One directory with the metadata of what is in it, for those who walk a tree selectively.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -47,6 +48,15 @@ impl Rootfs {
             }
         }
         Ok(found)
+    }
+
+    /// As [`Rootfs::examine`], of a file of this tree that is open.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn examine_open(&self, file: &File) -> io::Result<(Metadata, (i64, u32))> {
+        let stat = self.stat_fd(file)?;
+        Ok((stat.metadata(), stat.ctime))
     }
 
     /// Metadata of `path` itself with the time of its last change (ctime).

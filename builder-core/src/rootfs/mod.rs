@@ -4,6 +4,7 @@
 
 mod archive;
 mod attributes;
+mod borrowed;
 mod descend;
 mod duplicate;
 mod entries;

@@ -18,18 +18,23 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
+use super::borrowed::Borrowed;
 use super::stat::Stat;
 use super::{FileKind, ListError, Listing};
 
 /// The records of one tree.
 #[derive(Debug, Default)]
-pub struct Owners(Mutex<BTreeMap<Key, Record>>);
+pub struct Owners {
+    records: Mutex<BTreeMap<Key, Record>>,
+    /// Files that the tree borrows from a base.
+    borrowed: OnceLock<Borrowed>,
+}
 
 /// An inode during its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +62,8 @@ pub struct Facts {
     /// Permission bits as the image sees them, and as the disk has them instead: somebody without privileges must be able to
     /// open what root can open. They count only as long as the disk has these.
     pub mode: Option<(u32, u32)>,
+    /// That it is a file of a base ([`Owners::own`]): it has one name, whatever the disk says.
+    pub borrowed: bool,
 }
 
 impl Facts {
@@ -93,14 +100,18 @@ impl Key {
 impl Owners {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Record>> {
         // Every change is whole before the lock is released, even if its thread then panics.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the image sees of a file.
     pub(super) fn shown(&self, mut stat: Stat) -> Stat {
         (stat.uid, stat.gid) = (0, 0);
-        if let Some(record) = self.lock().get(&Key::of(&stat)) {
-            let facts = record.facts;
+        let facts = self.facts(Key::of(&stat));
+        if facts != Facts::default() {
+            if facts.borrowed {
+                // Others take names of it and drop them.
+                (stat.links, stat.ctime) = (1, stat.mtime);
+            }
             if let Some(owner) = facts.owner {
                 (stat.uid, stat.gid) = owner;
             }
@@ -121,7 +132,19 @@ impl Owners {
 
     /// What is recorded of a file.
     pub fn facts(&self, key: Key) -> Facts {
-        self.lock().get(&key).map(|record| record.facts).unwrap_or_default()
+        let mut facts = self.lock().get(&key).map(|record| record.facts).unwrap_or_default();
+        self.complete(key, &mut facts);
+        facts
+    }
+
+    /// The files that the tree borrows, if it does.
+    pub(super) fn borrowed(&self) -> Option<&Borrowed> {
+        self.borrowed.get()
+    }
+
+    /// Says which files the tree borrows; the first word is the last.
+    pub(super) fn borrows(&self, files: Borrowed) {
+        _ = self.borrowed.set(files);
     }
 
     /// All that is recorded of a file, if anything is.
@@ -199,18 +222,22 @@ impl Owners {
     /// (capabilities(7)). A file whose time was set is taken for written.
     pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) -> Result<(), ListError> {
         let name = OsStr::new("security.capability");
+        let copies = self.copies();
+        let later: BTreeMap<Key, Key> = copies.iter().map(|(is, was)| (*was, *is)).collect();
         let mut records = self.lock();
         if !records.values().any(|record| record.xattrs.contains_key(name)) {
             return Ok(());
         }
-        let capable = |stat: &Stat| records.get(&Key::of(stat)).is_some_and(|record| record.xattrs.contains_key(name));
+        let has = |key: &Key| records.get(key).is_some_and(|record| record.xattrs.contains_key(name));
+        let capable = |stat: &Stat| has(&Key::of(stat)) || later.get(&Key::of(stat)).is_some_and(has);
         let data = |listing: &Listing| -> Result<BTreeMap<_, _>, ListError> {
             let capable = listing.stats().filter(|stat| stat.as_ref().map_or(true, capable));
             capable.map(|stat| stat.map(|stat| (Key::of(&stat), (stat.size, stat.mtime)))).collect()
         };
         let (was, is) = (data(before)?, data(after)?);
         for (key, data) in is {
-            if was.get(&key).is_some_and(|was| *was != data)
+            let before = copies.get(&key).unwrap_or(&key);
+            if was.get(before).is_some_and(|was| *was != data)
                 && let Some(record) = records.get_mut(&key)
             {
                 record.xattrs.remove(name);
@@ -229,6 +256,7 @@ impl Owners {
         }
         let old: Result<Vec<Key>, ListError> = before.stats().map(|stat| stat.map(|stat| Key::of(&stat))).collect();
         let mut old = old?;
+        old.extend(self.copies().into_keys());
         old.sort_unstable();
         after.visit_children(|directory, stat| {
             let key = Key::of(stat);
@@ -255,7 +283,7 @@ impl Owners {
             let (key, record) = line.parse().ok_or(io::ErrorKind::InvalidData)?;
             records.insert(key, record);
         }
-        Ok(Self(Mutex::new(records)))
+        Ok(Self { records: Mutex::new(records), borrowed: OnceLock::new() })
     }
 
     /// Writes records in the place of those in the file, but keeps those of files of which nothing is recorded here: somebody
@@ -264,7 +292,7 @@ impl Owners {
     /// # Errors
     /// What the kernel says.
     pub fn save_over(&self, path: &Path) -> io::Result<()> {
-        let others = Self::load(path)?.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let others = Self::load(path)?.records.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut records = self.lock();
         for (key, record) in others {
             records.entry(key).or_insert(record);
@@ -325,7 +353,7 @@ impl Line {
         }
         Some((
             Key { inode: self.inode, born: self.born },
-            Record { facts: Facts { owner: self.owner, device, mode: self.mode }, xattrs },
+            Record { facts: Facts { owner: self.owner, device, mode: self.mode, borrowed: false }, xattrs },
         ))
     }
 }

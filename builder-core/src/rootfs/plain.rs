@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::borrowed::{Borrowed, LentFiles};
 use super::duplicate::Duplicate;
 use super::fetch::{Stop, open, unpack_blob};
 use super::links::Separated;
@@ -47,6 +48,8 @@ pub(super) struct PlainTree {
     pub listing: Option<Arc<Listing>>,
     /// Hard links that a step needed apart.
     separated: Mutex<Separated>,
+    /// Files of a base that it has names of.
+    lent: LentFiles,
     /// They were joined since, which `listing` does not know.
     joined: AtomicBool,
     /// A step began and did not end well, or is at work.
@@ -61,6 +64,8 @@ pub(super) struct Plains {
     pub wanted: Wanted,
     /// Those of them that somebody unpacks or copies.
     claims: Claims,
+    /// Whether trees may borrow files.
+    borrows: AtomicBool,
 }
 
 /// A tree that is to be made.
@@ -101,7 +106,8 @@ impl Making<'_> {
             Some(pretence) => pretence.clone(),
             None => Pretence::Recorded(Arc::new(records(&tree)?)),
         };
-        self.finish(temp, pretence, there)
+        let lent = LentFiles::load(&tree).map_err(io_error("read", &tree))?;
+        self.finish(temp, (pretence, lent), there)
     }
 
     /// The tree of what another one has, and of all layers on top of it.
@@ -114,17 +120,29 @@ impl Making<'_> {
         let tree = temp.path().join("tree");
         let path = other.tree().join("root");
         let from = Rootfs::open(&path).map_err(io_error("open", &path))?;
-        let pretence = match (&other.pretence, self.copy_from(&from, other.owners(), &tree)?) {
+        let pretence = match (&other.pretence, self.copy_from(&from, (other.owners(), &other.lent), &tree)?) {
             (_, Some(later)) => Pretence::Recorded(Arc::new(later)),
             (pretence, None) => pretence.clone(),
         };
-        let mut made = self.finish(temp, pretence, 0)?;
+        let mut made = self.finish(temp, (pretence, other.lent.clone()), 0)?;
         made.chain = made.chain.or(other.chain);
         Ok(made)
     }
 
     /// Applies the layers after the first `there`.
-    fn finish(&self, temp: TempDir, pretence: Pretence, there: usize) -> Result<PlainTree, TreeError> {
+    fn finish(
+        &self,
+        temp: TempDir,
+        (pretence, lent): (Pretence, LentFiles),
+        there: usize,
+    ) -> Result<PlainTree, TreeError> {
+        if let Pretence::Recorded(owners) = &pretence
+            && !lent.is_empty()
+        {
+            let staging = temp.path().join("staging");
+            make_directory(&staging)?;
+            owners.borrows(Borrowed::new(lent.clone(), staging, self.plains.dir.disk()));
+        }
         let mut made = PlainTree {
             plains: Arc::clone(self.plains),
             temp,
@@ -132,6 +150,7 @@ impl Making<'_> {
             chain: self.chains.last().copied(),
             listing: None,
             separated: Mutex::default(),
+            lent,
             joined: AtomicBool::new(false),
             // Until all layers are applied.
             dirty: true,
@@ -146,8 +165,12 @@ impl Making<'_> {
     fn find(&self, above: usize, tree: &Path) -> Result<usize, TreeError> {
         let dir = &self.plains.dir;
         for (at, chain) in self.chains.iter().enumerate().skip(above).rev() {
+            if self.borrows() && dir.take(&dir.linked(*chain), tree)? == Taken::Yes {
+                return Ok(at + 1);
+            }
             match dir.take(&dir.plain(*chain), tree)? {
                 Taken::Yes => return Ok(at + 1),
+                Taken::Lent | Taken::Missing if self.borrows() && self.copy(*chain, tree)? => return Ok(at + 1),
                 Taken::Lent if self.copy(*chain, tree)? => return Ok(at + 1),
                 Taken::Lent | Taken::Missing => {}
             }
@@ -170,18 +193,25 @@ impl Making<'_> {
         if self.copy(chain, tree)? {
             return Ok(shared);
         }
-        // It gets its name when it is dropped.
-        drop(
-            Self { layers: &self.layers[..shared], chains: &self.chains[..shared], ..*self }
-                .on(0, Expected::nobody())?,
-        );
+        // It gets its name when it is dropped, unless it has one then.
+        let base = Self { layers: &self.layers[..shared], chains: &self.chains[..shared], ..*self };
+        let mut base = base.on(0, Expected::nobody())?;
+        if self.borrows() {
+            base.become_base()?;
+        }
+        drop(base);
         Ok(if self.copy(chain, tree)? { shared } else { 0 })
+    }
+
+    /// Whether the tree may have names of a base's files.
+    fn borrows(&self) -> bool {
+        self.real.is_none() && self.plains.borrows.load(Ordering::Relaxed)
     }
 
     /// Copies a finished tree; `false` if there is none.
     fn copy(&self, chain: ChainId, tree: &Path) -> Result<bool, TreeError> {
         let dir = &self.plains.dir;
-        let path = dir.plain(chain);
+        let path = if self.borrows() { dir.base(chain) } else { dir.plain(chain) };
         let Some(lease) = dir.lend(&path)? else { return Ok(false) };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(lease.directory(), "root", flags, Mode::empty());
@@ -190,21 +220,30 @@ impl Making<'_> {
             Some(_) => None,
             None => Some(records(&path)?),
         };
-        if let Some(later) = self.copy_from(&from, known.as_ref(), tree)? {
+        let lent = LentFiles::load(&path).map_err(io_error("read", &path))?;
+        if let Some(later) = self.copy_from(&from, (known.as_ref(), &lent), tree)? {
             let path = tree.join(RECORDS);
             later.save(&path).map_err(io_error("write", &path))?;
+        }
+        if !lent.is_empty() {
+            lent.save(tree).map_err(io_error("write", tree))?;
         }
         Ok(true)
     }
 
     /// Copies a tree with what is known of it; what is known of the copy.
-    fn copy_from(&self, from: &Rootfs, known: Option<&Owners>, tree: &Path) -> Result<Option<Owners>, TreeError> {
+    fn copy_from(
+        &self,
+        from: &Rootfs,
+        (known, lent): (Option<&Owners>, &LentFiles),
+        tree: &Path,
+    ) -> Result<Option<Owners>, TreeError> {
         make_root(tree)?;
         let later = known.map(|_| Owners::default());
         let to = Rootfs::open(&tree.join("root")).map_err(io_error("open", tree))?;
         let disk = self.plains.dir.disk();
         let owners = known.zip(later.as_ref());
-        let copied = Duplicate { from, to: &to, owners, disk: &disk, stop: self.stop }.make();
+        let copied = Duplicate { from, to: &to, owners, lent, disk: &disk, stop: self.stop }.make();
         copied.map_err(|error| match self.stop.is_stopped() {
             true => TreeError::Cancelled,
             false => io_error("copy", &error.path)(error.source),
@@ -229,8 +268,19 @@ fn records(tree: &Path) -> Result<Owners, TreeError> {
 }
 
 impl Plains {
+    /// Whether there is a finished tree.
+    pub(super) fn has(&self, chain: ChainId) -> bool {
+        let borrowing = || self.dir.linked(chain).exists() || self.dir.base(chain).exists();
+        self.dir.plain(chain).exists() || self.borrows.load(Ordering::Relaxed) && borrowing()
+    }
+
+    /// From now on trees whose owners are recorded borrow files.
+    pub(super) fn borrow_files(&self) {
+        self.borrows.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn new(dir: TreesDir) -> Self {
-        Self { dir, wanted: Wanted::default(), claims: Claims::default() }
+        Self { dir, wanted: Wanted::default(), claims: Claims::default(), borrows: AtomicBool::new(false) }
     }
 }
 
@@ -324,8 +374,35 @@ impl PlainTree {
             let path = tree.join(RECORDS);
             owners.save(&path).map_err(io_error("write", &path))?;
         }
-        publish(&tree, &self.plains.dir.plain(chain))?;
+        if self.lent.is_empty() {
+            publish(&tree, &self.plains.dir.plain(chain))?;
+        } else {
+            self.lent.save(&tree).map_err(io_error("write", &tree))?;
+            publish(&tree, &self.plains.dir.linked(chain))?;
+        }
         Ok(())
+    }
+
+    /// Puts the tree where its files can be borrowed. It cannot be used any more.
+    fn become_base(&mut self) -> Result<(), TreeError> {
+        let Some(chain) = self.chain else { return Ok(()) };
+        let rootfs = self.readable()?;
+        // Half of it may have lost its modes.
+        self.dirty = true;
+        let lent = LentFiles::of(&rootfs).map_err(|error| io_error("list", &error.path)(error.source))?;
+        let tree = self.tree();
+        lent.save(&tree).map_err(io_error("write", &tree))?;
+        if let Pretence::Recorded(owners) = &self.pretence {
+            let path = tree.join(RECORDS);
+            owners.save(&path).map_err(io_error("write", &path))?;
+        }
+        publish(&tree, &self.plains.dir.base(chain))?;
+        Ok(())
+    }
+
+    /// The first path at which a file of a base was changed, as far as a listing of this tree tells.
+    pub(super) fn damaged(&self, listing: &Listing) -> Result<Option<PathBuf>, ListError> {
+        self.lent.damaged(listing)
     }
 }
 

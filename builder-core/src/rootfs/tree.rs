@@ -450,6 +450,7 @@ impl Rootfs {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         match self.stat_place(path, PLACE) {
             Ok(stat) if stat.kind == FileKind::File => {
+                self.own_at(path)?;
                 Ok(self.root.open(path, flags | OFlags::TRUNC, Mode::empty())?.into())
             }
             Ok(_) => Err(Errno::INVAL.into()),
@@ -471,6 +472,7 @@ impl Rootfs {
         let (Some((from, old)), Some((to, new))) = (self.root.parent(existing)?, self.root.parent(path)?) else {
             return Err(Errno::PERM.into());
         };
+        self.own(&from, &old)?;
         match rustix::fs::linkat(&from, &*old, &to, &*new, AtFlags::empty()) {
             Err(Errno::EXIST) => {}
             other => return Ok(other?),
@@ -520,6 +522,9 @@ impl Rootfs {
     /// Like [`Rootfs::set_attributes`] in an open directory, or of the directory itself if the name is empty.
     pub(super) fn set_attributes_at(&self, dir: &impl AsFd, name: &OsStr, attributes: &Attributes) -> io::Result<()> {
         let kind = if name.is_empty() { FileKind::Directory } else { Stat::entry(dir, name)?.kind };
+        if kind == FileKind::File {
+            self.own(dir, name)?;
+        }
         let handle = Handle::entry(dir, name, kind)?;
         self.apply(handle.target(), kind, attributes, Existing::Changed)
     }

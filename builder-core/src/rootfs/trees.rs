@@ -16,7 +16,6 @@ use super::wanted::Expected;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs, Touched, TreeError};
 use crate::cancel::Cancel;
-use crate::disk::Disk;
 use crate::oci::{ChainId, Descriptor, DiffId};
 
 /// A layer of a stack: what it is in the tar and as a blob.
@@ -297,77 +296,6 @@ impl Trees {
     }
 }
 
-impl Trees {
-    /// A directory below the work dir that goes when it is dropped.
-    pub(super) fn temp(&self) -> Result<TempDir, TreeError> {
-        self.dir().temp()
-    }
-
-    /// Everything that is written from now on counts.
-    pub fn account(&self, disk: Disk) {
-        self.dir().account(disk);
-    }
-
-    /// What may be written.
-    pub(crate) fn disk(&self) -> Disk {
-        self.dir().disk()
-    }
-
-    /// Removes what a build can make again and nobody uses, the oldest first; `false` if there is no more of it.
-    pub fn make_room(&self) -> bool {
-        self.dir().forget_oldest().unwrap_or_else(|error| {
-            tracing::debug!(%error, "no room is made");
-            false
-        })
-    }
-
-    /// Where long lists of files go.
-    pub fn lists_in(&self) -> std::sync::Arc<Path> {
-        self.dir().root().into()
-    }
-
-    pub(super) fn dir(&self) -> &TreesDir {
-        match &self.kind {
-            Kind::Overlay(stacks) => &stacks.dir,
-            Kind::Directory(plains) => &plains.dir,
-        }
-    }
-
-    /// Whether the tree of these layers is here, so that [`Trees::checkout`] has nothing to unpack.
-    pub fn has(&self, layers: &[LayerRef]) -> bool {
-        let mut top = None;
-        let mut chains = layers.iter().map(|layer| {
-            let chain = ChainId::extend(top, layer.diff_id);
-            top = Some(chain);
-            chain
-        });
-        match &self.kind {
-            Kind::Overlay(stacks) => chains.all(|chain| stacks.dir.layer(chain).exists()),
-            Kind::Directory(plains) => chains.last().is_none_or(|chain| plains.dir.plain(chain).exists()),
-        }
-    }
-
-    /// Says that somebody will begin with a tree of these layers: whoever else needs them in directory mode leaves a tree of them
-    /// to be copied or taken. What this gives is for [`Trees::checkout_as`]; dropped, nobody comes.
-    pub fn expect(&self, layers: &[LayerRef]) -> Expected {
-        match &self.kind {
-            // All stacks share their layers.
-            Kind::Overlay(_) => Expected::nobody(),
-            Kind::Directory(plains) => plains.wanted.expect(ChainId::of(layers.iter().map(|layer| layer.diff_id))),
-        }
-    }
-
-    /// Layers that may be read at one time.
-    pub(super) fn streams(&self) -> usize {
-        self.streams.get()
-    }
-
-    /// Bytes that the tar of one layer may have.
-    pub(super) fn layer_limit(&self) -> Option<u64> {
-        self.layer_limit
-    }
-}
-
 /// Whether devices can be made here, which no user namespace allows.
 fn devices_work(dir: &TreesDir) -> Result<bool, TreeError> {
     let temp = dir.temp()?;
@@ -529,6 +457,7 @@ impl TreeStep<'_> {
                 }
                 None => self.rootfs.list()?,
             };
+            debug_assert_eq!(tree.damaged(&found)?, None, "files of a base stay as they are");
             tree.follow(&mut found)?;
             if let Some(owners) = tree.owners() {
                 if *command {
@@ -620,6 +549,9 @@ impl DetachedStep {
         stacks.name_detached(&layer, chain)
     }
 }
+
+#[path = "trees_needs.rs"]
+mod needs;
 
 #[cfg(test)]
 #[path = "trees_tests.rs"]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::tests::assert_nothing_left;
 use super::*;
+use crate::disk::Disk;
 use crate::oci::Sha256;
 use crate::rootfs::test_layers::*;
 use crate::rootfs::{Attributes, NewFile};
@@ -233,4 +234,105 @@ fn deep_and_wide_trees_are_copied() {
     assert_eq!(rootfs.read_small(&end, 9).unwrap(), b"deep");
     assert_eq!(rootfs.read_dir(Path::new("wide")).unwrap().len(), 3000);
     assert_eq!(rootfs.lstat(Path::new("wide/77")).unwrap().mtime, (77, 0));
+}
+
+/// Content, metadata and inode of everything below a directory, as the disk has it.
+fn on_disk(top: &Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut found = Vec::new();
+    let mut pending = vec![top.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        let mut line = format!("{} {:o} {} ", path.display(), metadata.mode(), metadata.ino());
+        line += &format!("{}.{} ", metadata.mtime(), metadata.mtime_nsec());
+        if metadata.is_dir() {
+            pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if metadata.is_file() {
+            // What cannot be read without privileges cannot be compared without them.
+            line += &std::fs::read(&path).map_or_else(|error| error.to_string(), |bytes| Sha256::of(&bytes).to_hex());
+        }
+        found.push(line);
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn files_of_a_base_are_borrowed_until_they_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let trees = Trees::open(dir.path(), Some(TreeMode::Directory), Ownership::Recorded).unwrap();
+    trees.borrow_files();
+    let (blobs, refs) = Blobs::layers(&base());
+    let unpacked = trees.checkout(&refs, &blobs, &Cancel::default()).unwrap();
+    let expected = describe_fully(&unpacked.rootfs().unwrap());
+    drop(unpacked);
+    let count = |kind: &str| std::fs::read_dir(dir.path().join("trees").join(kind)).unwrap().count();
+    assert_eq!((count("plain"), count("bases"), count("linked")), (1, 0, 0));
+
+    let mut others = vec![trees.expect(&refs), trees.expect(&refs)];
+    let mut one = trees.checkout(&refs, &blobs, &Cancel::default()).unwrap();
+    if count("bases") == 0 {
+        eprintln!("skipped: the file system shares blocks");
+        return;
+    }
+    assert_eq!((count("plain"), count("bases"), count("linked")), (0, 1, 0));
+    let before = on_disk(&dir.path().join("trees/bases"));
+    assert_eq!(describe_fully(&one.rootfs().unwrap()), expected);
+    let mut two = trees.checkout_as(others.remove(0), &refs, &Blobs::default(), &Cancel::default()).unwrap();
+    let three = trees.copy(&one, &[], &blobs, &Cancel::default()).unwrap().expect("a directory");
+    let size = |tree: &WorkTree, path: &str| {
+        let State::Directory(plain) = &tree.state else { panic!("a directory") };
+        let rootfs = plain.rootfs().unwrap();
+        let metadata = rootfs.lstat(Path::new(path)).unwrap();
+        assert_eq!(metadata.links, if path == "d/f" { 3 } else { 1 }, "{path}");
+        metadata.inode
+    };
+    for path in ["big", "note", "able", "d/e/read-only"] {
+        assert_eq!(size(&one, path), size(&two, path), "{path}");
+        assert_eq!(size(&one, path), size(&three, path), "{path}");
+    }
+    assert_ne!(size(&one, "d/f"), size(&two, "d/f"));
+
+    // Every way in which the builder changes files.
+    let step = one.begin().unwrap();
+    let rootfs = step.rootfs();
+    let around = rootfs.lstat(Path::new("d")).unwrap();
+    std::io::Write::write_all(&mut rootfs.overwrite(Path::new("big")).unwrap(), b"other").unwrap();
+    let attributes = Attributes { mtime: Some((1, 2)), mode: Some(0o4777), ..Attributes::default() };
+    rootfs.set_attributes(Path::new("note"), &attributes).unwrap();
+    rootfs.hard_link(Path::new("d/e/read-only"), Path::new("second")).unwrap();
+    rootfs.set_attributes(Path::new("d/g"), &Attributes { owner: Some((8, 9)), ..Attributes::default() }).unwrap();
+    rootfs.create(Path::new("able"), NewFile::File(&mut &b"new"[..]), &Attributes::default()).unwrap();
+    assert_eq!(rootfs.lstat(Path::new("d")).unwrap().mtime, around.mtime);
+    let names = |path: &str| rootfs.lstat(Path::new(path)).unwrap().links;
+    assert_eq!((names("second"), names("note"), names("d/e/read-only")), (2, 1, 2));
+    assert_eq!(rootfs.lstat(Path::new("d/e/read-only")).unwrap().mode, 0o400);
+    assert_eq!(rootfs.lstat(Path::new("note")).unwrap().mode, 0o4777);
+    assert_eq!(rootfs.xattrs(Path::new("note")).unwrap(), [("user.note".into(), b"v\0w".to_vec())]);
+    step.scan().unwrap();
+    step.commit(DiffId(Sha256::of(b"changed"))).unwrap();
+    assert_eq!(describe_fully(&two.rootfs().unwrap()), expected);
+    assert_eq!(describe_fully(&three.rootfs().unwrap()), expected);
+    // That others come and go is no change of a tree.
+    let step = two.begin().unwrap();
+    drop((one, three));
+    assert_eq!(step.before().unwrap().difference(&step.scan().unwrap()).unwrap(), None);
+    drop(step);
+    drop(two);
+    assert_eq!(count("linked"), 2, "one was changed, one is as its layers say, one was given up");
+    assert_eq!(on_disk(&dir.path().join("trees/bases")), before);
+
+    // What borrows is found by whoever may borrow, and by nobody else.
+    let chain = [refs.clone(), vec![LayerRef { diff_id: DiffId(Sha256::of(b"changed")), ..refs[0].clone() }]].concat();
+    let plain = Trees::open(dir.path(), Some(TreeMode::Directory), Ownership::Recorded).unwrap();
+    assert!(!plain.has(&chain) && trees.has(&chain));
+    assert!(plain.checkout(&chain, &blobs, &Cancel::default()).is_err());
+    let again = trees.checkout(&chain, &Blobs::default(), &Cancel::default()).unwrap();
+    assert_eq!(again.rootfs().unwrap().read_small(Path::new("big"), 9).unwrap(), b"other");
+    assert_eq!(again.rootfs().unwrap().lstat(Path::new("second")).unwrap().links, 2);
+    drop((again, others));
+    // The base is room, too.
+    while trees.make_room() {}
+    assert_eq!((count("plain"), count("bases"), count("linked")), (0, 0, 0));
+    assert_nothing_left(dir.path());
 }

@@ -414,11 +414,13 @@ impl<'a> Unpacker<'a> {
         let fail = |problem| UnpackError::Entry { entry: path.to_owned(), problem };
         let io_fail = |error: io::Error| entry_error(path, attributes.owner, error);
         let found = match self.rootfs.parent_of(&target) {
-            Ok(Some((parent, old))) => match Stat::entry(&parent, &old) {
-                Ok(found) => Some((parent, old, found)),
-                Err(Errno::NOENT) => None,
-                Err(error) => return Err(io_fail(error.into())),
-            },
+            Ok(Some((parent, old))) => {
+                match self.rootfs.own(&parent, &old).and_then(|()| Ok(Stat::entry(&parent, &old)?)) {
+                    Ok(found) => Some((parent, old, found)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(io_fail(error)),
+                }
+            }
             Ok(None) => return Err(fail(EntryProblem::LinkToDirectory(target))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {

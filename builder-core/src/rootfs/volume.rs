@@ -149,6 +149,11 @@ fn pipes(directory: &Path) -> bool {
     rustix::fs::mknodat(CWD, directory.join("pipe"), kind, mode, 0).is_ok()
 }
 
+/// Whether files in a directory can share their blocks.
+pub(super) fn shares_blocks(directory: &Path) -> bool {
+    scratch(directory).and_then(|scratch| reflink(scratch.path())).unwrap_or(false)
+}
+
 fn reflink(directory: &Path) -> io::Result<bool> {
     let mut from = File::create(directory.join("from"))?;
     from.write_all(&[1; 4096])?;

@@ -6,6 +6,8 @@
 //! <work>/trees/flat/<hex>/     overlay mode: a whole stack as one directory, where there are more layers than a mount takes
 //! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody changes; named by chain id. Whoever takes it away
 //!                              holds an exclusive lock (flock(2)) on it for that moment, whoever copies it a shared one
+//! <work>/trees/bases/<hex>/    directory mode: a finished tree that nobody ever changes, whose files others borrow; see `borrowed`
+//! <work>/trees/linked/<hex>/   as `plain`, of trees that borrow files: for those alone who see every change before it is made
 //! <work>/trees/indexes/<hex>   what a layer holds, named by diff_id; see `index`
 //! <work>/trees/none/{a,b}/     empty directories under every stack
 //! <work>/trees/tmp/<random>/   work of one process, which holds a lock (flock(2)) on it as long as it lives
@@ -116,7 +118,7 @@ impl TreesDir {
         let work_dir = work_dir.canonicalize().map_err(io_error("open", work_dir))?;
         let this = Self { root: work_dir.join("trees"), disk: OnceLock::new() };
         make_directory(&this.root)?;
-        for name in ["layers", "flat", "plain", "indexes", "none", "none/a", "none/b", "tmp"] {
+        for name in ["layers", "flat", "plain", "bases", "linked", "indexes", "none", "none/a", "none/b", "tmp"] {
             make_directory(&this.root.join(name))?;
         }
         place_apart(&this.root.join("tmp"));
@@ -148,6 +150,14 @@ impl TreesDir {
 
     pub(super) fn plain(&self, chain: ChainId) -> PathBuf {
         self.root.join("plain").join(chain.to_hex())
+    }
+
+    pub(super) fn base(&self, chain: ChainId) -> PathBuf {
+        self.root.join("bases").join(chain.to_hex())
+    }
+
+    pub(super) fn linked(&self, chain: ChainId) -> PathBuf {
+        self.root.join("linked").join(chain.to_hex())
     }
 
     pub(super) fn indexes(&self) -> Indexes {
@@ -204,11 +214,14 @@ impl TreesDir {
     /// Removes the finished tree that nobody uses (directory mode) for the longest time; `false` if there is none. Whoever
     /// wants it again unpacks it from its layers.
     pub(super) fn forget_oldest(&self) -> Result<bool, TreeError> {
-        let parent = self.root.join("plain");
-        let entries = std::fs::read_dir(&parent).map_err(io_error("read", &parent))?;
+        let mut entries = Vec::new();
+        for kind in ["plain", "linked", "bases"] {
+            let parent = self.root.join(kind);
+            entries.extend(std::fs::read_dir(&parent).map_err(io_error("read", &parent))?.flatten());
+        }
         // What others take meanwhile is no error. A rename changes the ctime, so this is when the tree got its name.
         let mut found: Vec<_> = entries
-            .flatten()
+            .into_iter()
             .filter_map(|entry| entry.metadata().ok().map(|of| ((of.ctime(), of.ctime_nsec()), entry.path())))
             .collect();
         found.sort_unstable();

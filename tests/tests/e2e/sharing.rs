@@ -7,6 +7,8 @@ pub const TRIALS: &[Row] = &[
     ("sharing::blocks-of-a-base", blocks),
     ("sharing::stages-on-a-stage", on_a_stage),
     ("sharing::killed-in-the-middle", killed),
+    ("sharing::borrowed-files", borrowed),
+    ("sharing::borrowed-files-side-by-side", borrowed_side_by_side),
 ];
 
 /// Bytes of the base's largest file, which no compressor makes smaller.
@@ -39,11 +41,40 @@ fn base(place: &Place, name: &str) -> Result<String, String> {
     let mut entries = vec![Entry::Directory("data"), Entry::File("large", &large)];
     entries.extend(names.iter().map(|name| Entry::File(name, b"data of the base\n")));
     entries.extend(links.iter().map(|link| Entry::Symlink(link, "busybox")));
+    let ways = ways()?;
+    let names: Vec<String> = ways.iter().flat_map(|ways| &ways.files).map(|name| format!("data/{name}")).collect();
+    entries.extend(names.iter().map(|name| Entry::File(name, b"data of the base\n")));
+    if let Some(ways) = &ways {
+        entries.extend([Entry::Program("bin/change", &ways.program), Entry::File("data/source", b"source")]);
+    }
     let layers = vec![busybox_layer(&busybox), image::tree_layer(&entries)];
     let layout = place.shared.path().join(format!("shared-{name}"));
     let built = Image::new(platform(), layers, json!({"Env": ["PATH=/bin"]}));
     image::write_layout(&layout, &[("latest", &built)]).map_err(|error| error.to_string())?;
     Ok(format!("--build-context=shared=oci-layout://{}", layout.display()))
+}
+
+/// `fixtures/borrow/change.c`, which changes files in every way that there is.
+struct Ways {
+    program: Vec<u8>,
+    /// The files that it needs.
+    files: Vec<String>,
+}
+
+/// `None` without a compiler.
+fn ways() -> Result<Option<Ways>, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let source = slipway::project().join("fixtures/borrow/change.c");
+    let code = fs::read_to_string(&source).map_err(text)?;
+    let named = code.split("file(\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()));
+    let files = named.chain(["not-writable".to_owned()]).collect();
+    let Some(compiler) = process::find("gcc") else { return Ok(None) };
+    let dir = tempfile::tempdir().map_err(text)?;
+    let program = dir.path().join("change");
+    let mut compile = Command::new(compiler);
+    compile.args(["-static", "-pthread", "-O1", "-w", "-o"]).arg(&program).arg(source);
+    process::output(&mut compile, LIMIT)?;
+    Ok(Some(Ways { program: fs::read(program).map_err(text)?, files }))
 }
 
 /// `count` stages that change the base side by side, and one that gathers what they made of it.
@@ -125,5 +156,105 @@ fn killed(place: &Place) -> Outcome {
     same("digest", project.built(&arguments)?, whole)?;
     let left = fs::read_dir(project.path("work/trees/tmp")).map_err(|error| error.to_string())?.count();
     same("unfinished trees", left, 0)?;
+    Ok(None)
+}
+
+/// The user of the tier `traced`, if this machine has one and a compiler.
+fn traced_user() -> Result<Result<String, String>, String> {
+    if ways()?.is_none() {
+        return Ok(Err("gcc is not installed".to_owned()));
+    }
+    let user = user::single_id_user().filter(|_| user::is_root());
+    Ok(user.ok_or_else(|| "needs root, and the user slipway-plain, whom scripts/setup makes".to_owned()))
+}
+
+/// Stages that change everything, beside one that must not see it.
+fn stages_of_ways(count: usize) -> String {
+    let mut dockerfile = String::new();
+    for number in 0..count {
+        dockerfile += &format!(
+            "FROM shared AS w{number}\nRUN change && sha256sum /data/* > /sums\nRUN echo {number} >> /data/append\n"
+        );
+    }
+    dockerfile += &stages(2).replace("AS s", "AS t").replace("--from=s", "--from=t");
+    for number in 0..count {
+        dockerfile +=
+            &format!("COPY --from=w{number} /data /ways/{number}/data/\nCOPY --from=w{number} /sums /ways/{number}/\n");
+    }
+    dockerfile
+}
+
+/// Space that a directory takes, hard links once.
+fn space(at: &Path) -> Result<u64, String> {
+    let said = process::output(Command::new("du").args(["-s", "--block-size=1"]).arg(at), LIMIT)?;
+    said.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).ok_or(said)
+}
+
+/// In the tier `traced` stages have the files of the base in common until they change them.
+fn borrowed(place: &Place) -> Outcome {
+    let user = match traced_user()? {
+        Ok(user) => user,
+        Err(reason) => return Ok(Some(reason)),
+    };
+    let base = base(place, "borrowed")?;
+    let arguments = [&REPRODUCIBLE[..], &["--sandbox", "traced", &base]].concat();
+    for count in [2, 5] {
+        let dockerfile = stages_of_ways(count);
+        let project = place.project(&dockerfile)?;
+        let build = |what: &str| -> Result<String, String> {
+            let ended = process::run(&mut project.command_as(&user, &arguments), LIMIT);
+            let ended = expect(ended.map_err(|error| error.to_string())?, 0, &[]);
+            Ok(ended.map_err(|error| format!("{what}: {error}"))?.result())
+        };
+        same("digest", build("first")?, expected(place, &dockerfile, &base)?)?;
+        let trees = project.path("work/trees");
+        let volume = process::output(Command::new("stat").args(["-f", "-c", "%T"]).arg(&trees), LIMIT)?;
+        if fs::read_dir(trees.join("bases")).map_err(|error| error.to_string())?.count() == 0 {
+            return Ok(Some(format!("a {volume} shares blocks, or has no birth times")));
+        }
+        // One base, and the copy of its largest file that one stage makes and the last one copies.
+        let taken = space(&trees)?;
+        if taken > 3 * LARGE_BYTES + LARGE_BYTES / 2 {
+            let files = process::output(Command::new("find").arg(&trees).args(["-size", "+1000k", "-ls"]), LIMIT)?;
+            return Err(format!("{count} stages: {taken} bytes for a base of {LARGE_BYTES}\n{files}"));
+        }
+        // The base is as it was: what stands on it anew is right.
+        let changed = dockerfile.replace("RUN change", "RUN true && change");
+        project.write("Dockerfile", &changed)?;
+        let again = place.project(&changed)?.built(&[&REPRODUCIBLE[..], &[&base]].concat())?;
+        same("digest of a changed build", build("changed")?, again)?;
+    }
+    Ok(None)
+}
+
+/// Two builds on one volume at once, one of them killed now and then, have the same base.
+fn borrowed_side_by_side(place: &Place) -> Outcome {
+    let user = match traced_user()? {
+        Ok(user) => user,
+        Err(reason) => return Ok(Some(reason)),
+    };
+    let base = base(place, "beside")?;
+    let arguments = [&REPRODUCIBLE[..3], &["type=cacheonly", "--sandbox", "traced", &base]].concat();
+    let dockerfile = stages_of_ways(2);
+    let project = place.project(&dockerfile)?;
+    let changed = place.project(&dockerfile.replace("RUN change", "RUN true && change"))?;
+    let on_the_same = |of: &Project<'_>, limit: Duration| {
+        let mut command = user::command(&user, &place.binary);
+        command.args(["build", "--progress", "plain", "--work-dir"]).arg(project.path("work")).args(&arguments);
+        command.arg(of.path("context")).current_dir(project.dir.path());
+        process::run(&mut command, limit).map_err(|error| error.to_string())
+    };
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| on_the_same(&changed, LIMIT));
+        for milliseconds in (50..900).step_by(170) {
+            on_the_same(&project, Duration::from_millis(milliseconds))?;
+        }
+        expect(on_the_same(&project, LIMIT)?, 0, &[])?;
+        expect(beside.join().map_err(|_| "panic")??, 0, &[])?;
+        Ok::<(), String>(())
+    })?;
+    let last = [&REPRODUCIBLE[..], &["--sandbox", "traced", &base]].concat();
+    let ended = process::run(&mut project.command_as(&user, &last), LIMIT).map_err(|error| error.to_string())?;
+    same("digest", expect(ended, 0, &[])?.result(), expected(place, &dockerfile, &base)?)?;
     Ok(None)
 }

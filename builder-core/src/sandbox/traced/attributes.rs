@@ -67,7 +67,7 @@ impl Caller<'_> {
             return DONE;
         };
         let real = kept_mode(mode, file.kind() == libc::S_IFDIR, &me);
-        self.tell_file(&file);
+        let file = self.changing(file)?;
         self.world.chmod(&file.fd, real)?;
         // Who is not in the group of a file cannot set its setgid bit.
         let real = if real & SET_IDS == 0 { real } else { rustix::fs::fstat(&file.fd)?.st_mode & 0o7777 };
@@ -91,7 +91,7 @@ impl Caller<'_> {
         }
         let Some(owners) = file.mount.and_then(|mount| mount.owners.as_ref()) else { return DONE };
         self.still()?;
-        self.tell_file(&file);
+        let file = self.changing(file)?;
         let key = key(&file.real);
         let take = |new: u32, now: u32| if new == SAME { now } else { new };
         owners.set_owner(key, (take(uid, shown.stx_uid), take(gid, shown.stx_gid)));
@@ -190,7 +190,7 @@ impl Caller<'_> {
         if file.mount.is_some_and(|mount| mount.kind == Kind::Device) {
             return DONE;
         }
-        self.tell_file(&file);
+        let file = self.changing(file)?;
         rustix::fs::utimensat(&file.fd, "", &times, AtFlags::EMPTY_PATH)?;
         DONE
     }
@@ -358,7 +358,8 @@ impl Caller<'_> {
             return Err(Errno::NODATA);
         }
         self.still()?;
-        self.tell_file(file);
+        let own = self.owned(file)?;
+        let file = own.as_ref().unwrap_or(file);
         let owners = file.mount.and_then(|mount| mount.owners.as_ref());
         if name.as_bytes().starts_with(b"user.") {
             match (rustix::fs::setxattr(own_path(file.fd.as_fd()), name, &value, XattrFlags::empty()), owners) {
@@ -394,14 +395,16 @@ impl Caller<'_> {
             None => return Err(Errno::NODATA),
             Some(None) => {
                 self.still()?;
-                self.tell_file(file);
+                let own = self.owned(file)?;
+                let file = own.as_ref().unwrap_or(file);
                 rustix::fs::removexattr(own_path(file.fd.as_fd()), name)?;
             }
             Some(Some(_)) => {
                 self.still()?;
+                let own = self.owned(file)?;
+                let file = own.as_ref().unwrap_or(file);
                 if let Some(owners) = file.mount.and_then(|mount| mount.owners.as_ref()) {
                     owners.remove_xattr(key(&file.real), name);
-                    self.tell_file(file);
                     self.recorded(file);
                 }
             }

@@ -65,6 +65,7 @@ impl Caller<'_> {
         let real = self.task.descriptors.stat(descriptor)?;
         let real = match self.world.stands.find(&real) {
             Some(file) => super::view::statx(&*file)?,
+            None if self.world.is_borrowed(&real) => self.world.open_descriptor(&self.task, descriptor)?.1,
             None => real,
         };
         let shown = self.world.shown(&real, None, &lock(&self.task.credentials));
@@ -258,9 +259,10 @@ impl Caller<'_> {
                     let real = super::view::statx(&file)?;
                     return self.hold(file, &real, None, &me, |file, flags| reopen(file, flags, Mode::empty()));
                 }
+                let mut file = std::sync::Arc::new(file);
                 if writing {
-                    let real = super::view::statx(&file)?;
-                    self.tell_file(&self.behind(file.try_clone().map_err(|_| Errno::MFILE)?.into(), real));
+                    let real = super::view::statx(&*file)?;
+                    file = self.changing(self.behind(file, real))?.fd;
                 }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
                 return Ok(self.non_blocking(
@@ -315,8 +317,10 @@ impl Caller<'_> {
             // What the kernel would take from the file with its bytes has to be looked at before.
             let empties = flags.contains(OFlags::TRUNC) && flags.intersects(OFlags::WRONLY | OFlags::RDWR);
             let flags = if empties { flags.difference(OFlags::TRUNC) } else { flags };
-            if writing {
+            if writing || making {
                 place.tell(&self.world.view);
+                // Whoever would make the file may lock it, which must not meet others.
+                place.own(&self.world.view)?;
             }
             match place.open(flags | OFlags::NONBLOCK, Mode::empty()) {
                 // Nobody reads the pipe yet.

@@ -141,6 +141,9 @@ impl Place<'_> {
                 continue;
             }
             let key = key(&stat);
+            if owners.is_borrowed(key) {
+                continue;
+            }
             let shown = owners.facts(key).mode(mode & 0o7777);
             let real = mode & 0o7777 | needed;
             if rustix::fs::chmod(own_path(fd.as_fd()), Mode::from_raw_mode(real)).is_err() {

@@ -43,6 +43,7 @@ mod layout;
 mod loader;
 mod located;
 mod names;
+mod owned;
 mod permission;
 mod place;
 mod procfs;

@@ -163,6 +163,7 @@ impl Caller<'_> {
             writable(mount)?;
         }
         self.still()?;
+        let file = self.changing(file)?;
         self.making(to.0, &new, |place, parent, name| {
             if place.slash {
                 return Err(Errno::NOENT);

@@ -171,6 +171,9 @@ impl World {
         match self.facts(real, mount) {
             Some(facts) => {
                 (shown.stx_uid, shown.stx_gid) = facts.owner.unwrap_or((0, 0));
+                if facts.borrowed {
+                    (shown.stx_nlink, shown.stx_ctime) = (1, real.stx_mtime);
+                }
                 let mode = u32::from(real.stx_mode);
                 let mut kind = mode & libc::S_IFMT;
                 if let Some((device, major, minor)) = facts.device {
@@ -417,7 +420,8 @@ impl Caller<'_> {
     /// The file behind a descriptor of ours: the mount that it is in is found out.
     pub fn behind(&self, fd: Arc<OwnedFd>, real: Statx) -> Reached<'_> {
         let id = mount_id(&real);
-        if let Some((mount, _)) = self.world.recent.find(&real) {
+        // The same file may be in two mounts with one base.
+        if let Some((mount, _)) = self.world.recent.find(&real).filter(|_| !self.world.is_borrowed(&real)) {
             return Reached { fd, real, mount: Some(&self.world.view.mounts()[mount]), path: None };
         }
         let mut mounts = self.world.view.mounts().iter().filter(|mount| mount.mount_id == id && mount.owners.is_some());
@@ -551,7 +555,7 @@ impl World {
         if self.lately.is_known(task.thread, descriptor) {
             let stat = task.descriptors.stat(descriptor)?;
             if let Some(file) = self.lately.file(task.thread, &stat) {
-                return Ok((file, stat));
+                return Ok(self.copy_of(&file, &stat)?.unwrap_or((file, stat)));
             }
         }
         let fd = Arc::new(task.descriptors.open(descriptor, OFlags::empty())?);
@@ -561,6 +565,7 @@ impl World {
                 let stat = statx(&*file)?;
                 Ok((file, stat))
             }
+            None if let Some(copy) = self.copy_of(&fd, &stat)? => Ok(copy),
             None => {
                 self.lately.keep(task.thread, descriptor, &stat, &fd);
                 Ok((fd, stat))

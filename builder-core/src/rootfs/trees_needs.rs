@@ -1,0 +1,92 @@
+//! What trees need of the disk, who will need them, and what is there.
+
+use std::path::Path;
+
+use super::super::wanted::Expected;
+use super::super::workdir::{TempDir, TreesDir};
+use super::{Kind, LayerRef, Ownership, TreeError, Trees};
+use crate::disk::Disk;
+use crate::oci::ChainId;
+
+impl Trees {
+    /// A directory below the work dir that goes when it is dropped.
+    pub(in crate::rootfs) fn temp(&self) -> Result<TempDir, TreeError> {
+        self.dir().temp()
+    }
+
+    /// Everything that is written from now on counts.
+    pub fn account(&self, disk: Disk) {
+        self.dir().account(disk);
+    }
+
+    /// What may be written.
+    pub(crate) fn disk(&self) -> Disk {
+        self.dir().disk()
+    }
+
+    /// Removes what a build can make again and nobody uses, the oldest first; `false` if there is no more of it.
+    pub fn make_room(&self) -> bool {
+        self.dir().forget_oldest().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no room is made");
+            false
+        })
+    }
+
+    /// Lets trees in directory mode whose owners are recorded have files in common with a base that several of them begin with. Only
+    /// for those who call [`crate::rootfs::Owners::own`] before each change that a command makes; does nothing where the file system shares
+    /// blocks, which is as good.
+    pub fn borrow_files(&self) {
+        if let Kind::Directory(plains) = &self.kind
+            && self.ownership == Ownership::Recorded
+            && !super::super::volume::shares_blocks(plains.dir.root())
+        {
+            plains.borrow_files();
+        }
+    }
+
+    /// Where long lists of files go.
+    pub fn lists_in(&self) -> std::sync::Arc<Path> {
+        self.dir().root().into()
+    }
+
+    pub(in crate::rootfs) fn dir(&self) -> &TreesDir {
+        match &self.kind {
+            Kind::Overlay(stacks) => &stacks.dir,
+            Kind::Directory(plains) => &plains.dir,
+        }
+    }
+
+    /// Whether the tree of these layers is here, so that [`Trees::checkout`] has nothing to unpack.
+    pub fn has(&self, layers: &[LayerRef]) -> bool {
+        let mut top = None;
+        let mut chains = layers.iter().map(|layer| {
+            let chain = ChainId::extend(top, layer.diff_id);
+            top = Some(chain);
+            chain
+        });
+        match &self.kind {
+            Kind::Overlay(stacks) => chains.all(|chain| stacks.dir.layer(chain).exists()),
+            Kind::Directory(plains) => chains.last().is_none_or(|chain| plains.has(chain)),
+        }
+    }
+
+    /// Says that somebody will begin with a tree of these layers: whoever else needs them in directory mode leaves a tree of them
+    /// to be copied or taken. What this gives is for [`Trees::checkout_as`]; dropped, nobody comes.
+    pub fn expect(&self, layers: &[LayerRef]) -> Expected {
+        match &self.kind {
+            // All stacks share their layers.
+            Kind::Overlay(_) => Expected::nobody(),
+            Kind::Directory(plains) => plains.wanted.expect(ChainId::of(layers.iter().map(|layer| layer.diff_id))),
+        }
+    }
+
+    /// Layers that may be read at one time.
+    pub(in crate::rootfs) fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
+    /// Bytes that the tar of one layer may have.
+    pub(in crate::rootfs) fn layer_limit(&self) -> Option<u64> {
+        self.layer_limit
+    }
+}
