@@ -8,11 +8,13 @@
 //!   scripts and all; once, as the tree is another one afterwards;
 //! - `gcc`: sixty small programs are compiled and linked, one after the other;
 //! - `files`: a tar of 100,000 files is extracted, then the files are deleted;
+//! - `step`: a RUN that extracts the same tar as a step of a build, from the look at the tree before it to its layer; in the
+//!   tiers alone, with overlayfs where they can use it;
 //! - `cpu`: a loop without system calls;
 //! - `calls`: single system calls, by class (`calls.c`).
 //!
 //! Wall time of the command alone, the best of `BENCH_RUNS` (default 3), beside the ratio to plain chroot; below it processor time,
-//! the supervisor's included, which other work on the machine disturbs less. The tree lies in a
+//! the supervisor's included, which other work on the machine disturbs less. But for `step` the tree lies in a
 //! plain directory in every tier, so overlayfs is no part of it, nor is listing the changes afterwards.
 //!
 //! Environment: `BENCH_RUNS`; `BENCH_ONLY`, names of ways with commas between; `BENCH_ROWS`, names of workloads; `BENCH_DIR`, where
@@ -35,30 +37,41 @@ use ways::{WAYS, Way};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// A workload: its name, the shell script that prepares it, the one that is timed, and whether it can run again.
+/// A workload: its name, the shell script that prepares it, the one that is timed, whether it can run again, and whether it
+/// is a whole step.
 struct Row {
     name: &'static str,
     before: &'static str,
     timed: &'static str,
     repeatable: bool,
+    step: bool,
 }
 
-const ROWS: [Row; 5] = [
-    Row { name: "calls", before: "", timed: "/bench/calls", repeatable: false },
-    Row { name: "cpu", before: "", timed: "/bench/calls cpu", repeatable: true },
+const ROWS: [Row; 6] = [
+    Row { name: "calls", before: "", timed: "/bench/calls", repeatable: false, step: false },
+    Row { name: "cpu", before: "", timed: "/bench/calls cpu", repeatable: true, step: false },
     Row {
         name: "gcc",
         before: "",
         timed: "for i in $(seq 60); do gcc -O1 -o /tmp/hello /bench/hello.c || exit 1; done",
         repeatable: true,
+        step: false,
     },
     Row {
         name: "files",
         before: "mkdir -p /tmp/files",
         timed: "tar -xf /bench/files.tar -C /tmp/files && rm -rf /tmp/files/*",
         repeatable: true,
+        step: false,
     },
-    Row { name: "apt", before: "", timed: root::INSTALL, repeatable: false },
+    Row {
+        name: "step",
+        before: "",
+        timed: "mkdir /files && tar -xf /bench/files.tar -C /files",
+        repeatable: true,
+        step: true,
+    },
+    Row { name: "apt", before: "", timed: root::INSTALL, repeatable: false, step: false },
 ];
 
 /// Wall times in seconds by workload and way; of `calls`, nanoseconds by class and way.
@@ -66,10 +79,10 @@ type Times = BTreeMap<String, BTreeMap<&'static str, Vec<f64>>>;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [inside, way, tree, script] = arguments.as_slice()
+    if let [inside, way, tree, script, archive @ ..] = arguments.as_slice()
         && inside == ways::INSIDE
     {
-        return inside::main(way, Path::new(tree), script);
+        return inside::main(way, Path::new(tree), script, archive.first().map(Path::new));
     }
     let runs: usize = env("BENCH_RUNS").and_then(|text| text.parse().ok()).unwrap_or(3);
     let wanted = |variable: &str, name: &str| env(variable).is_none_or(|list| list.split(',').any(|one| one == name));
@@ -98,15 +111,16 @@ fn main() -> Result<()> {
     let mut times = Times::new();
     for row in ROWS.iter().filter(|row| wanted("BENCH_ROWS", row.name)) {
         for _ in 0..if row.repeatable { runs } else { 1 } {
-            for (way, place) in &places {
+            for (way, place) in places.iter().filter(|(way, _)| !row.step || way.is_tier()) {
                 if !row.before.is_empty() {
-                    way.run(&program, place, row.before)?;
+                    way.run(&program, place, row.before, None)?;
                 }
-                let (seconds, cpu, output) = way.run(&program, place, row.timed)?;
+                let (seconds, cpu, output) = way.run(&program, place, row.timed, row.step.then_some(root.as_path()))?;
                 times.entry(row.name.to_owned()).or_default().entry(way.name).or_default().push(seconds);
                 times.entry(format!("{}, processors", row.name)).or_default().entry(way.name).or_default().push(cpu);
                 for (class, nanoseconds) in output.lines().filter_map(|line| line.split_once('\t')) {
-                    let class = times.entry(format!("call: {class}")).or_default().entry(way.name).or_default();
+                    let kind = if row.step { "step" } else { "call" };
+                    let class = times.entry(format!("{kind}: {class}")).or_default().entry(way.name).or_default();
                     class.push(nanoseconds.parse()?);
                 }
                 writeln!(out, "{} {}: {seconds:.2} s, {cpu:.2} s of processors", row.name, way.name)?;
@@ -142,8 +156,11 @@ fn table(times: &Times, ways: &[&str]) -> String {
                 text += " – |";
                 continue;
             };
-            let shown =
-                if row.starts_with("call: ") { format!("{:.2} µs", value / 1e3) } else { format!("{value:.2} s") };
+            let shown = match row.split_once(": ") {
+                Some(("call", _)) => format!("{:.2} µs", value / 1e3),
+                Some(_) => format!("{:.2} s", value / 1e9),
+                None => format!("{value:.2} s"),
+            };
             text += &match base.filter(|_| *way != "plain") {
                 Some(base) => format!(" {shown} ({:.2}×) |", value / base),
                 None => format!(" {shown} |"),

@@ -78,6 +78,11 @@ impl Way {
         (!found).then(|| format!("no {} (package {0})", self.needs))
     }
 
+    /// Whether it is a tier of the sandbox.
+    pub fn is_tier(&self) -> bool {
+        self.line.is_none()
+    }
+
     /// Makes `place` with the tree in it.
     pub fn unpack(&self, program: &Path, place: &Path, archive: &Path) -> Result<()> {
         fs::create_dir(place)?;
@@ -110,13 +115,21 @@ impl Way {
         shell(&command).map(drop)
     }
 
-    /// Runs a script in the tree: seconds, those of processors (the supervisor's included), and what it printed.
-    pub fn run(&self, program: &Path, place: &Path, script: &str) -> Result<(f64, f64, String)> {
+    /// Runs a script in the tree: seconds, those of processors (the supervisor's included), and what it printed. With an archive
+    /// it is a step of a build that begins with that.
+    pub fn run(
+        &self,
+        program: &Path,
+        place: &Path,
+        script: &str,
+        archive: Option<&Path>,
+    ) -> Result<(f64, f64, String)> {
         let tree = place.join("root");
         match self.line {
             None => {
-                let line =
-                    format!("{} {} {INSIDE} {} {} '{script}'", self.who, program.display(), self.name, tree.display());
+                let archive = archive.map_or_else(String::new, |archive| archive.display().to_string());
+                let (program, tree) = (program.display(), tree.display());
+                let line = format!("{} {program} {INSIDE} {} {tree} '{script}' {archive}", self.who, self.name);
                 let text = shell(&line)?;
                 let (times, output) = text.split_once('\n').ok_or("the copy said nothing")?;
                 let (seconds, cpu) = times.split_once(' ').ok_or("the copy said no times")?;
