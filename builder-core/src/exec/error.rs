@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::inputs::InputError;
 use crate::cache::CacheError;
 use crate::cancel::Cancel;
+use crate::context::RemoteError;
 use crate::copy::CopyError;
 use crate::dockerfile::{LineRange, ParseErrors};
 use crate::hint::{Hint, go_quote};
@@ -26,7 +27,7 @@ use crate::store::StoreError;
 pub enum BuildError {
     /// The Dockerfile or a context cannot be read.
     #[error(transparent)]
-    Input(#[from] InputError),
+    Input(InputError),
     /// The Dockerfile has errors; all of them.
     #[error("{0}")]
     Parse(ParseErrors),
@@ -350,6 +351,15 @@ impl From<TreeError> for BuildError {
     }
 }
 
+impl From<InputError> for BuildError {
+    fn from(error: InputError) -> Self {
+        match error {
+            InputError::Fetch(RemoteError::Cancelled) => Self::Cancelled,
+            other => Self::Input(other),
+        }
+    }
+}
+
 impl From<SnapshotError> for BuildError {
     fn from(error: SnapshotError) -> Self {
         match error {
@@ -467,5 +477,7 @@ mod tests {
         assert!(matches!(told.unless(&cancel), BuildError::Step { .. }), "it failed before and was told late");
         let recall = SnapshotError::Recall { files: 2, source: TreeError::Cancelled };
         assert!(matches!(BuildError::from(recall), BuildError::Cancelled));
+        let fetched = InputError::Fetch(RemoteError::Cancelled);
+        assert_eq!(BuildError::from(fetched).class(), ErrorClass::Cancelled, "Ctrl-C while a context is fetched");
     }
 }
