@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::super::volume;
 use super::super::wanted::Expected;
 use super::super::workdir::{TempDir, TreesDir};
 use super::{Kind, LayerRef, Ownership, TreeError, Trees};
@@ -34,11 +35,12 @@ impl Trees {
 
     /// Lets trees in directory mode whose owners are recorded have files in common with a base that several of them begin with. Only
     /// for those who call [`crate::rootfs::Owners::own`] before each change that a command makes; does nothing where the file system shares
-    /// blocks, which is as good.
+    /// blocks, which is as good, or does not keep when files were made.
     pub fn borrow_files(&self) {
         if let Kind::Directory(plains) = &self.kind
             && self.ownership == Ownership::Recorded
-            && !super::super::volume::shares_blocks(plains.dir.root())
+            && !volume::shares_blocks(plains.dir.root())
+            && volume::keeps_birth_times(plains.dir.root())
         {
             plains.borrow_files();
         }

@@ -8,6 +8,8 @@ use std::path::Path;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::stat::Stat;
+
 /// Attribute that is set and read again.
 const PROBE_ATTRIBUTE: &str = "user.slipway.probe";
 
@@ -147,6 +149,15 @@ fn user_xattrs(directory: &Path) -> io::Result<bool> {
 fn pipes(directory: &Path) -> bool {
     let (kind, mode) = (FileType::Fifo, Mode::from_raw_mode(0o600));
     rustix::fs::mknodat(CWD, directory.join("pipe"), kind, mode, 0).is_ok()
+}
+
+/// Whether it is known of files in a directory when they were made, without which a number that is used again tells nothing.
+pub(super) fn keeps_birth_times(directory: &Path) -> bool {
+    let made = scratch(directory).and_then(|scratch| {
+        let file = File::create(scratch.path().join("born"))?;
+        Ok(Stat::of(&file)?.btime != (0, 0))
+    });
+    made.unwrap_or(false)
 }
 
 /// Whether files in a directory can share their blocks.
