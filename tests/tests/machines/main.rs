@@ -33,6 +33,7 @@ const ARM: Kernel = kernel("6.1", "aarch64");
 const TESTS: &[(&str, &[Kernel], Test)] = &[
     ("yama", &[BOOKWORM], yama::ptrace_scope),
     ("volumes", &[BOOKWORM], volumes::file_systems),
+    ("9p", &[BOOKWORM], volumes::shared_by_qemu),
     ("missing", &[BOOKWORM], missing::one_after_the_other),
     ("builds", &[BOOKWORM, TRIXIE, ARM], builds::same_everywhere),
     ("escapes", &[BOOKWORM, TRIXIE, ARM], builds::escapes),

@@ -31,6 +31,15 @@ const NINE_P: &str = "modprobe 9pnet_virtio; mount -t 9p -o trans=virtio,version
 /// Builds on each by root and by a user without anything: the image is that of the machine's own disk, or it is said before the first
 /// step that there can be none, and why.
 pub fn file_systems(kernel: Kernel) -> Result<(), String> {
+    on_each(kernel, &[DISKS, &[("nfs", NFS)]].concat())
+}
+
+/// The same on what qemu shares of the machine that it runs on.
+pub fn shared_by_qemu(kernel: Kernel) -> Result<(), String> {
+    on_each(kernel, &[("9p", NINE_P)])
+}
+
+fn on_each(kernel: Kernel, volumes: &[(&str, &str)]) -> Result<(), String> {
     let shared = tempfile::Builder::new().prefix("slipway-shared-").tempdir_in("/var/tmp").map_err(text)?;
     let mut machine = machine(kernel)?;
     small(&machine)?;
@@ -44,13 +53,12 @@ pub fn file_systems(kernel: Kernel) -> Result<(), String> {
     machine.step("place", without).map_err(text)?;
     machine.step("own", &build("/job/small", "root", "/var/tmp/own")).map_err(text)?;
     machine.step("own-no-pipe", &build("/job/no-pipe", "root", "/var/tmp/own")).map_err(text)?;
-    let all_of_them = || DISKS.iter().copied().chain([("nfs", NFS), ("9p", NINE_P)]);
-    for (name, prepare) in all_of_them() {
+    for (name, prepare) in volumes {
         let mount =
             format!("disk=/disks/spare; ! mountpoint -q /mnt || umount /mnt; {prepare} && grep ' /mnt ' /proc/mounts");
         machine.step(&format!("{name}-mount"), &mount).map_err(text)?;
         for user in ["root", "plain"] {
-            let context = if name == "9p" { "/job/no-pipe" } else { "/job/small" };
+            let context = if *name == "9p" { "/job/no-pipe" } else { "/job/small" };
             let build = format!("mountpoint -q /mnt || exit; {}", build(context, user, "/mnt"));
             machine.step(&format!("{name}-{user}"), &build).map_err(text)?;
         }
@@ -59,10 +67,10 @@ pub fn file_systems(kernel: Kernel) -> Result<(), String> {
     let steps = machine.run(LIMIT)?;
     let done = |name: &str| step(&steps, name);
     let (mut checks, mut builds) = (Vec::new(), vec![done("own")?]);
-    for (name, _) in all_of_them() {
+    for (name, _) in volumes {
         checks.push(says(done(&format!("{name}-mount"))?, 0, &[]));
         let [root, plain] = ["root", "plain"].map(|user| done(&format!("{name}-{user}")));
-        match name {
+        match *name {
             "fat" => {
                 let words = &["(vfat) tells no `name` from `NAME`", "--work-dir", "ext4"];
                 checks.extend([says(root?, UNUSABLE, words), says(plain?, UNUSABLE, words)]);
@@ -74,9 +82,10 @@ pub fn file_systems(kernel: Kernel) -> Result<(), String> {
             _ => builds.extend([root?, plain?]),
         }
     }
-    checks.push(says(done("ext4-info")?, 0, &["overlayfs: steps cost"]));
-    checks.push(says(done("xfs-old-info")?, 0, &["overlayfs is not possible", "ftype=1"]));
-    checks.push(says(done("nfs-info")?, 0, &["owners are recorded beside them"]));
+    let infos = [("ext4", "overlayfs: steps cost"), ("xfs-old", "ftype=1"), ("nfs", "owners are recorded beside them")];
+    for (name, word) in infos.into_iter().filter(|(name, _)| volumes.iter().any(|(volume, _)| volume == name)) {
+        checks.push(says(done(&format!("{name}-info"))?, 0, &[word]));
+    }
     checks.push(same(builds));
     all(checks)
 }
