@@ -30,7 +30,7 @@ use crate::output::{
 use crate::plan::{Action, Base, Plan};
 use crate::registry::{Credentials, Registry};
 use crate::rootfs::index::Bounds;
-use crate::rootfs::{Rootfs, TreeMode, Trees, Volume};
+use crate::rootfs::{Rootfs, TreeError, TreeMode, Trees, Volume};
 use crate::sandbox::{IdMapping, SandboxError, Tier};
 use crate::source::Origin;
 
@@ -199,10 +199,16 @@ fn has_commands(plan: &Plan) -> bool {
 }
 
 /// Before the first step, so that nobody waits for an hour to learn it.
-fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observer) -> Result<(), SandboxError> {
+fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observer) -> Result<(), BuildError> {
     let environment = &request.environment;
     environment.available()?;
-    let volume = Volume::probe(&request.work_dir).ok();
+    let work_dir = &request.work_dir;
+    let failed = |source| TreeError::Io { action: "try out the volume of", path: work_dir.clone(), source };
+    let volume = Volume::probe(work_dir).ok();
+    if let Some(lacks) = Volume::lacks(work_dir).map_err(failed)? {
+        let file_system = volume.map(|volume| volume.file_system).unwrap_or_default();
+        return Err(TreeError::Unfit { path: work_dir.clone(), file_system, lacks }.into());
+    }
     if let Some(Volume { pipes: false, file_system, .. }) = &volume {
         let message = format!(
             "the volume of the work directory ({file_system}) holds no named pipes and sockets: a RUN that makes one will fail; put \
@@ -213,7 +219,7 @@ fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observ
     let elsewhere = environment.tier != Some(Tier::Namespaces) || environment.ids == IdMapping::Root;
     // As root the sandbox's own mount allows it; in a user namespace the flag is locked. overlayfs has flags of its own.
     if !elsewhere && trees.mode() == TreeMode::Directory && volume.is_some_and(|volume| volume.no_exec) {
-        return Err(SandboxError::NoExec { work_dir: request.work_dir.clone() });
+        return Err(SandboxError::NoExec { work_dir: work_dir.clone() }.into());
     }
     Ok(())
 }

@@ -199,8 +199,7 @@ pub fn probe_work_dir(
 /// The trees of a work dir as the sandbox can use them, and whose files belong to whom.
 ///
 /// # Errors
-/// [`TreeError::NoOverlay`] if overlayfs is demanded where the sandbox cannot mount; [`TreeError::Unfit`] if the volume cannot hold
-/// trees.
+/// [`TreeError::NoOverlay`] if overlayfs is demanded where the sandbox cannot mount.
 pub(super) fn open_trees(
     work_dir: &Path,
     mode: Option<TreeMode>,
@@ -217,10 +216,6 @@ pub(super) fn open_trees(
         _ => mode,
     };
     let failed = |action| move |source| TreeError::Io { action, path: work_dir.to_owned(), source };
-    if let Some(lacks) = Volume::lacks(work_dir).map_err(failed("try out the volume of"))? {
-        let file_system = Volume::probe(work_dir).map_err(failed("try out the volume of"))?.file_system;
-        return Err(TreeError::Unfit { path: work_dir.to_owned(), file_system, lacks });
-    }
     let ownership = ownership(work_dir, environment);
     // Opening removes what earlier builders have left.
     bring_all_home(work_dir).map_err(failed("restore the cache mounts of"))?;
