@@ -37,11 +37,10 @@ pub(super) fn processes(context: &Context) {
     stress(context, "processes", scaled(1000));
 }
 
-/// `STRESS_FILES` says how many. What goes on natively in a chroot is fast enough for all of them each time.
+/// `STRESS_FILES` says how many.
 pub(super) fn files(context: &Context) {
-    let usual = if context.environment.tier == Some(Tier::Chroot) { 200_000 } else { 10_000 };
     let files = std::env::var("STRESS_FILES").map(|files| files.parse().expect("a number"));
-    stress(context, "files", files.unwrap_or(scaled(usual)));
+    stress(context, "files", files.unwrap_or(scaled(200_000)));
 }
 
 pub(super) fn deep(context: &Context) {
