@@ -204,12 +204,13 @@ fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observ
     environment.available()?;
     let work_dir = &request.work_dir;
     let failed = |source| TreeError::Io { action: "try out the volume of", path: work_dir.clone(), source };
-    let volume = Volume::probe(work_dir).ok();
     if let Some(lacks) = Volume::lacks(work_dir).map_err(failed)? {
-        let file_system = volume.map(|volume| volume.file_system).unwrap_or_default();
+        let file_system = Volume::probe(work_dir).map(|volume| volume.file_system).unwrap_or_default();
         return Err(TreeError::Unfit { path: work_dir.clone(), file_system, lacks }.into());
     }
-    if let Some(Volume { pipes: false, file_system, .. }) = &volume {
+    if let Ok(false) = Volume::holds_pipes(work_dir)
+        && let Ok(Volume { file_system, .. }) = Volume::probe(work_dir)
+    {
         let message = format!(
             "the volume of the work directory ({file_system}) holds no named pipes and sockets: a RUN that makes one will fail; put \
              --work-dir on ext4, xfs, btrfs or tmpfs if one does"
@@ -218,7 +219,7 @@ fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observ
     }
     let elsewhere = environment.tier != Some(Tier::Namespaces) || environment.ids == IdMapping::Root;
     // As root the sandbox's own mount allows it; in a user namespace the flag is locked. overlayfs has flags of its own.
-    if !elsewhere && trees.mode() == TreeMode::Directory && volume.is_some_and(|volume| volume.no_exec) {
+    if !elsewhere && trees.mode() == TreeMode::Directory && Volume::probe(work_dir).is_ok_and(|volume| volume.no_exec) {
         return Err(SandboxError::NoExec { work_dir: work_dir.clone() }.into());
     }
     Ok(())

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::mounts::{CacheMountId, bring_all_home};
 use crate::hint::Hint;
-use crate::rootfs::{Ownership, TreeError, TreeMode, Trees, Volume};
+use crate::rootfs::{Ownership, TreeError, TreeMode, Trees, Volume, lock_file};
 use crate::sandbox::{Environment, IdMapping, Tier};
 
 /// What is kept, by kind.
@@ -92,14 +92,9 @@ pub(super) struct InUse {
 /// Takes the shared lock; waits while the work dir is pruned.
 pub(super) fn hold(work_dir: &Path) -> io::Result<InUse> {
     fs::create_dir_all(work_dir)?;
-    let lock = lock_file(work_dir)?;
+    let lock = lock_file(&work_dir.join("lock"))?;
     rustix::fs::flock(&lock, FlockOperation::LockShared)?;
     Ok(InUse { _lock: lock })
-}
-
-/// NFS takes shared locks of what is open for reading only, and exclusive ones of what is open for writing only.
-fn lock_file(work_dir: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).read(true).write(true).open(work_dir.join("lock"))
 }
 
 /// Lists what is kept. A missing work dir keeps nothing.
@@ -137,7 +132,7 @@ pub fn prune(work_dir: &Path, mounts: bool) -> Result<u64, MaintainError> {
         let path = work_dir.to_owned();
         move |source| MaintainError::Io { action, path, source }
     };
-    let lock = lock_file(work_dir).map_err(failed("lock"))?;
+    let lock = lock_file(&work_dir.join("lock")).map_err(failed("lock"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(MaintainError::Busy { path: work_dir.to_owned() }),

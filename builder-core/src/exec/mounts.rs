@@ -27,7 +27,7 @@ use super::shared::{Shared, SourceTree};
 use super::ssh::SshForward;
 use crate::oci::{Sha256, canonical_json};
 use crate::plan::{FileSource, Mount, MountKind, Sharing};
-use crate::rootfs::{Attributes, LayerRef, NewFile, Owners, Rootfs, TreeStep};
+use crate::rootfs::{Attributes, LayerRef, NewFile, Owners, Rootfs, TreeStep, lock_file};
 use crate::sandbox::{self, IdMapping, MountSource, SandboxError, SandboxMount, Whereabouts};
 
 /// What must live until the RUN has ended.
@@ -237,9 +237,7 @@ impl CacheMounts {
         for copy in 0.. {
             let directory = self.root.join(if copy == 0 { name.clone() } else { format!("{name}.{copy}") });
             fs::create_dir_all(&directory).map_err(failed)?;
-            // In both ways, as NFS wants the one or the other.
-            let lock = File::options().create(true).truncate(false).read(true).write(true).open(directory.join("lock"));
-            let lock = lock.map_err(failed)?;
+            let lock = lock_file(&directory.join("lock")).map_err(failed)?;
             let operation = match sharing {
                 Sharing::Shared => FlockOperation::NonBlockingLockShared,
                 Sharing::Private | Sharing::Locked => FlockOperation::NonBlockingLockExclusive,

@@ -127,8 +127,16 @@ impl<'a> Target<'a> {
         Ok(found)
     }
 
+    /// Gives `to` all attributes of this one, internal ones too, as far as `to` may have them.
+    pub(super) fn copy_xattrs(self, to: Target<'_>) -> io::Result<()> {
+        for (name, value) in self.all_xattrs()? {
+            tolerate(&name, to.set_xattr(&name, &value))?;
+        }
+        Ok(())
+    }
+
     /// Attributes sorted by name, also those that belong to overlayfs or to us.
-    pub(super) fn all_xattrs(self) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    fn all_xattrs(self) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         let mut list = Vec::new();
         let mut capacity = 256;
         loop {

@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::attributes::{Target, tolerate};
+use super::attributes::Target;
 use super::owners::{Facts, Key, Owners};
 use super::sparse::Original;
 use super::stat::Stat;
@@ -261,9 +261,7 @@ impl Owners {
         let shown = facts.mode(was.mode);
         let real = own_mode(shown);
         to.chmod(real)?;
-        for (name, value) in from.all_xattrs()? {
-            tolerate(&name, to.set_xattr(&name, &value))?;
-        }
+        from.copy_xattrs(to)?;
         to.set_mtime(was.mtime)?;
         if let Some(record) = self.record(Key::of(&was)) {
             self.put_record(key, record);

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
-use super::attributes::{Handle, tolerate};
+use super::attributes::Handle;
 use super::borrowed::{LentFiles, own_mode};
 use super::fetch::Stop;
 use super::owners::{Key, Owners};
@@ -219,9 +219,7 @@ impl Duplicate<'_> {
         if stat.kind != FileKind::Symlink {
             to.chmod(stat.mode)?;
         }
-        for (name, value) in from.all_xattrs()? {
-            tolerate(&name, to.set_xattr(&name, &value))?;
-        }
+        from.copy_xattrs(to)?;
         to.set_mtime(stat.mtime)
     }
 }

@@ -55,4 +55,5 @@ pub use trees::*;
 pub use users::*;
 pub use view::View;
 pub use volume::Volume;
+pub(crate) use volume::lock_file;
 pub use wanted::Expected;

@@ -221,13 +221,8 @@ impl Making<'_> {
             None => Some(records(&path)?),
         };
         let lent = LentFiles::load(&path).map_err(io_error("read", &path))?;
-        if let Some(later) = self.copy_from(&from, (known.as_ref(), &lent), tree)? {
-            let path = tree.join(RECORDS);
-            later.save(&path).map_err(io_error("write", &path))?;
-        }
-        if !lent.is_empty() {
-            lent.save(tree).map_err(io_error("write", tree))?;
-        }
+        let later = self.copy_from(&from, (known.as_ref(), &lent), tree)?;
+        save_beside(tree, later.as_ref(), &lent)?;
         Ok(true)
     }
 
@@ -265,6 +260,18 @@ const RECORDS: &str = "owners.json";
 fn records(tree: &Path) -> Result<Owners, TreeError> {
     let path = tree.join(RECORDS);
     Owners::load(&path).map_err(io_error("read", &path))
+}
+
+/// Writes what is recorded of a tree, if anything is, and what it has borrowed or lends.
+fn save_beside(tree: &Path, owners: Option<&Owners>, lent: &LentFiles) -> Result<(), TreeError> {
+    if let Some(owners) = owners {
+        let path = tree.join(RECORDS);
+        owners.save(&path).map_err(io_error("write", &path))?;
+    }
+    if !lent.is_empty() {
+        lent.save(tree).map_err(io_error("write", tree))?;
+    }
+    Ok(())
 }
 
 impl Plains {
@@ -369,17 +376,10 @@ impl PlainTree {
     fn park(&mut self) -> Result<(), TreeError> {
         let Some(chain) = self.chain.filter(|_| !self.dirty) else { return Ok(()) };
         self.readable()?;
-        let tree = self.tree();
-        if let Pretence::Recorded(owners) = &self.pretence {
-            let path = tree.join(RECORDS);
-            owners.save(&path).map_err(io_error("write", &path))?;
-        }
-        if self.lent.is_empty() {
-            publish(&tree, &self.plains.dir.plain(chain))?;
-        } else {
-            self.lent.save(&tree).map_err(io_error("write", &tree))?;
-            publish(&tree, &self.plains.dir.linked(chain))?;
-        }
+        let (tree, dir) = (self.tree(), &self.plains.dir);
+        save_beside(&tree, self.owners(), &self.lent)?;
+        let place = if self.lent.is_empty() { dir.plain(chain) } else { dir.linked(chain) };
+        publish(&tree, &place)?;
         Ok(())
     }
 
@@ -391,11 +391,7 @@ impl PlainTree {
         self.dirty = true;
         let lent = LentFiles::of(&rootfs).map_err(|error| io_error("list", &error.path)(error.source))?;
         let tree = self.tree();
-        lent.save(&tree).map_err(io_error("write", &tree))?;
-        if let Pretence::Recorded(owners) = &self.pretence {
-            let path = tree.join(RECORDS);
-            owners.save(&path).map_err(io_error("write", &path))?;
-        }
+        save_beside(&tree, self.owners(), &lent)?;
         publish(&tree, &self.plains.dir.base(chain))?;
         Ok(())
     }

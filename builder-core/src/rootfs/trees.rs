@@ -235,13 +235,7 @@ impl Trees {
         source: &dyn LayerSource,
         cancel: &Cancel,
     ) -> Result<WorkTree, TreeError> {
-        let mut top = None;
-        let mut chains = Vec::with_capacity(layers.len());
-        for layer in layers {
-            let chain = ChainId::extend(top, layer.diff_id);
-            chains.push(chain);
-            top = Some(chain);
-        }
+        let chains: Vec<ChainId> = chain_ids(None, layers).collect();
         let stop = Stop::new(cancel);
         let state = match &self.kind {
             Kind::Overlay(stacks) => {
@@ -269,13 +263,7 @@ impl Trees {
         cancel: &Cancel,
     ) -> Result<Option<WorkTree>, TreeError> {
         let (Kind::Directory(plains), State::Directory(tree)) = (&self.kind, &tree.state) else { return Ok(None) };
-        let mut top = tree.chain;
-        let mut chain = |layer: &LayerRef| {
-            let chain = ChainId::extend(top, layer.diff_id);
-            top = Some(chain);
-            chain
-        };
-        let chains: Vec<ChainId> = layers.iter().map(&mut chain).collect();
+        let chains: Vec<ChainId> = chain_ids(tree.chain, layers).collect();
         let stop = Stop::new(cancel);
         let state = State::Directory(self.making(plains, (layers, &chains), source, &stop).on_copy_of(tree)?);
         Ok(Some(WorkTree { state }))
@@ -379,6 +367,14 @@ fn begin_root(rootfs: &Rootfs, before: &Rootfs) -> Result<(), TreeError> {
     let was = before.lstat(root).map_err(io_error("examine", root))?;
     let attributes = Attributes { owner: Some((was.uid, was.gid)), mode: Some(0o755), ..Attributes::default() };
     rootfs.set_attributes(root, &attributes).map_err(io_error("set the attributes of", root))
+}
+
+/// The chain id of each of `layers`, which lie on top of the chain `below`.
+fn chain_ids(below: Option<ChainId>, layers: &[LayerRef]) -> impl Iterator<Item = ChainId> {
+    layers.iter().scan(below, |top, layer| {
+        *top = Some(ChainId::extend(*top, layer.diff_id));
+        *top
+    })
 }
 
 impl TreeStep<'_> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::super::volume;
 use super::super::wanted::Expected;
 use super::super::workdir::{TempDir, TreesDir};
-use super::{Kind, LayerRef, Ownership, TreeError, Trees};
+use super::{Kind, LayerRef, Ownership, TreeError, Trees, chain_ids};
 use crate::disk::Disk;
 use crate::oci::ChainId;
 
@@ -60,12 +60,7 @@ impl Trees {
 
     /// Whether the tree of these layers is here, so that [`Trees::checkout`] has nothing to unpack.
     pub fn has(&self, layers: &[LayerRef]) -> bool {
-        let mut top = None;
-        let mut chains = layers.iter().map(|layer| {
-            let chain = ChainId::extend(top, layer.diff_id);
-            top = Some(chain);
-            chain
-        });
+        let mut chains = chain_ids(None, layers);
         match &self.kind {
             Kind::Overlay(stacks) => chains.all(|chain| stacks.dir.layer(chain).exists()),
             Kind::Directory(plains) => chains.last().is_none_or(|chain| plains.has(chain)),

@@ -85,6 +85,14 @@ impl Volume {
         Ok(Some(lacking))
     }
 
+    /// [`Volume::pipes`] alone.
+    ///
+    /// # Errors
+    /// If nothing can be written there.
+    pub fn holds_pipes(directory: &Path) -> io::Result<bool> {
+        Ok(pipes(scratch(directory)?.path()))
+    }
+
     /// Whether a file in `directory` can be given to `uid` and `gid`, which must exist in this user namespace and not be
     /// this process's own: not so where root is squashed (NFS) or the volume has fixed owners (CIFS, FUSE, some CSI drivers).
     ///
@@ -130,6 +138,15 @@ impl Volume {
         }
         confined
     }
+}
+
+/// Opens a file for flock(2), which is made if it is missing. For reading and for writing: NFS takes shared locks of what can be read
+/// only, and exclusive ones of what can be written only.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn lock_file(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).read(true).write(true).open(path)
 }
 
 /// How many disks are tried.

@@ -32,6 +32,7 @@ use rustix::io::Errno;
 use super::TreeError;
 use super::index::Indexes;
 use super::remove::remove_entry;
+use super::volume::lock_file;
 use crate::disk::Disk;
 use crate::oci::ChainId;
 
@@ -170,8 +171,7 @@ impl TreesDir {
     }
 
     fn lock(&self, operation: FlockOperation) -> io::Result<File> {
-        // For reading, too: NFS takes no shared lock of what is open for writing alone.
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(self.root.join("lock"))?;
+        let file = lock_file(&self.root.join("lock"))?;
         loop {
             match rustix::fs::flock(&file, operation) {
                 Err(Errno::INTR) => {}

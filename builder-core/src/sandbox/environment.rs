@@ -379,7 +379,7 @@ fn squashed(candidate: &Candidate, wish: &Wish) -> Option<(String, Vec<String>)>
     // Ids that every map has that has more than one.
     match Volume::keeps_owners(directory, (1, 1)) {
         // Without pipes there are no devices either, which root would be expected to make.
-        Ok(true) if Volume::probe(directory).is_ok_and(|volume| !volume.pipes) => Some((
+        Ok(true) if Volume::holds_pipes(directory).is_ok_and(|holds| !holds) => Some((
             format!("the volume of the work directory `{}` holds no device nodes", directory.display()),
             vec!["a work directory (--work-dir, SLIPWAY_DIR) on ext4, xfs, btrfs or tmpfs".to_owned()],
         )),

@@ -150,7 +150,7 @@ fn mistyped(place: &Place) -> Outcome {
     for (line, words) in [
         ("COPY requirement.txt /", "hint: did you mean `requirements.txt`?"),
         ("COPY secret.key /", "hint: line 2 (`*.key`) of the ignore file excludes it"),
-        ("COPY ../shared /", "hint: `..` does not lead out of the context"),
+        ("COPY ../other /", "hint: `..` does not lead out of the context"),
         ("COPY src/*.py /", "lstat /src: no such file or directory"),
     ] {
         project.write("Dockerfile", format!("FROM scratch\n{line}\n"))?;
