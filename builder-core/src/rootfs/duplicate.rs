@@ -33,8 +33,10 @@ use crate::disk::Disk;
 pub(super) struct Duplicate<'a> {
     pub from: &'a Rootfs,
     pub to: &'a Rootfs,
-    /// Where owners are recorded: what is known of the one, and what will be of the other.
+    /// Where anything is recorded: what is known of the one, and what will be of the other.
     pub owners: Option<(&'a Owners, &'a Owners)>,
+    /// Whether owners are real.
+    pub owned: bool,
     /// Files that need no copy, because nobody changes them.
     pub lent: &'a LentFiles,
     pub disk: &'a Disk,
@@ -213,7 +215,8 @@ impl Duplicate<'_> {
             if let Some(record) = known.record(Key::of(stat)) {
                 later.put_record(Key::of(&Stat::of(to.fd())?), record);
             }
-        } else {
+        }
+        if self.owned {
             to.chown(stat.uid, stat.gid)?;
         }
         if stat.kind != FileKind::Symlink {

@@ -72,8 +72,8 @@ pub(super) struct Plains {
 #[derive(Clone, Copy)]
 pub(super) struct Making<'a> {
     pub plains: &'a Arc<Plains>,
-    /// What is pretended where owners are real; `None`: they are recorded.
-    pub real: Option<&'a Pretence>,
+    /// What is pretended; the tree gets its own records.
+    pub pretence: &'a Pretence,
     pub layers: &'a [LayerRef],
     /// Chain ids of `layers`.
     pub chains: &'a [ChainId],
@@ -102,9 +102,9 @@ impl Making<'_> {
         if there == 0 {
             make_root(&tree)?;
         }
-        let pretence = match self.real {
-            Some(pretence) => pretence.clone(),
-            None => Pretence::Recorded(Arc::new(records(&tree)?)),
+        let pretence = match self.records(&tree)? {
+            Some(records) => self.pretence.with_records(Arc::new(records)),
+            None => self.pretence.clone(),
         };
         let lent = LentFiles::load(&tree).map_err(io_error("read", &tree))?;
         self.finish(temp, (pretence, lent), there)
@@ -120,9 +120,10 @@ impl Making<'_> {
         let tree = temp.path().join("tree");
         let path = other.tree().join("root");
         let from = Rootfs::open(&path).map_err(io_error("open", &path))?;
-        let pretence = match (&other.pretence, self.copy_from(&from, (other.owners(), &other.lent), &tree)?) {
-            (_, Some(later)) => Pretence::Recorded(Arc::new(later)),
-            (pretence, None) => pretence.clone(),
+        let known = other.pretence.records().map(Arc::as_ref);
+        let pretence = match self.copy_from(&from, (known, &other.lent), &tree)? {
+            Some(later) => other.pretence.with_records(Arc::new(later)),
+            None => other.pretence.clone(),
         };
         let mut made = self.finish(temp, (pretence, other.lent.clone()), 0)?;
         made.chain = made.chain.or(other.chain);
@@ -136,7 +137,7 @@ impl Making<'_> {
         (pretence, lent): (Pretence, LentFiles),
         there: usize,
     ) -> Result<PlainTree, TreeError> {
-        if let Pretence::Recorded(owners) = &pretence
+        if let Some(owners) = pretence.owners()
             && !lent.is_empty()
         {
             let staging = temp.path().join("staging");
@@ -205,7 +206,7 @@ impl Making<'_> {
 
     /// Whether the tree may have names of a base's files.
     fn borrows(&self) -> bool {
-        self.real.is_none() && self.plains.borrows.load(Ordering::Relaxed)
+        self.pretence.owners().is_some() && self.plains.borrows.load(Ordering::Relaxed)
     }
 
     /// Copies a finished tree; `false` if there is none.
@@ -216,14 +217,16 @@ impl Making<'_> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(lease.directory(), "root", flags, Mode::empty());
         let from = root.map(Rootfs::from_fd).map_err(|error| io_error("open", &path)(error.into()))?;
-        let known = match self.real {
-            Some(_) => None,
-            None => Some(records(&path)?),
-        };
+        let known = self.records(&path)?;
         let lent = LentFiles::load(&path).map_err(io_error("read", &path))?;
         let later = self.copy_from(&from, (known.as_ref(), &lent), tree)?;
         save_beside(tree, later.as_ref(), &lent)?;
         Ok(true)
+    }
+
+    /// What is recorded of a finished tree, where anything is recorded.
+    fn records(&self, tree: &Path) -> Result<Option<Owners>, TreeError> {
+        self.pretence.records().map(|_| records(tree)).transpose()
     }
 
     /// Copies a tree with what is known of it; what is known of the copy.
@@ -238,7 +241,8 @@ impl Making<'_> {
         let to = Rootfs::open(&tree.join("root")).map_err(io_error("open", tree))?;
         let disk = self.plains.dir.disk();
         let owners = known.zip(later.as_ref());
-        let copied = Duplicate { from, to: &to, owners, lent, disk: &disk, stop: self.stop }.make();
+        let owned = self.pretence.owners().is_none();
+        let copied = Duplicate { from, to: &to, owners, owned, lent, disk: &disk, stop: self.stop }.make();
         copied.map_err(|error| match self.stop.is_stopped() {
             true => TreeError::Cancelled,
             false => io_error("copy", &error.path)(error.source),
@@ -292,11 +296,14 @@ impl Plains {
 }
 
 impl PlainTree {
+    /// Where everything is recorded that cannot be made real without privileges.
     pub(super) fn owners(&self) -> Option<&Owners> {
-        match &self.pretence {
-            Pretence::Recorded(owners) => Some(owners),
-            Pretence::Nothing | Pretence::Marked(_) => None,
-        }
+        self.pretence.owners().map(Arc::as_ref)
+    }
+
+    /// Writes down beside the tree what is known of it.
+    fn save_beside(&self, tree: &Path, lent: &LentFiles) -> Result<(), TreeError> {
+        save_beside(tree, self.pretence.records().map(Arc::as_ref), lent)
     }
 
     fn tree(&self) -> PathBuf {
@@ -355,7 +362,7 @@ impl PlainTree {
     pub(super) fn committed(&mut self, chain: ChainId, now: Option<Arc<Listing>>) {
         self.chain = Some(chain);
         self.dirty = false;
-        if let (Pretence::Recorded(owners), Some(now)) = (&self.pretence, &now) {
+        if let (Some(records), Some(now)) = (self.pretence.records(), &now) {
             let alive: Result<Vec<Key>, ListError> = now.stats().map(|stat| stat.map(|stat| Key::of(&stat))).collect();
             match alive {
                 Ok(mut alive) => {
@@ -363,7 +370,7 @@ impl PlainTree {
                     let root = self.rootfs().ok().and_then(|rootfs| Stat::of(rootfs.root_fd()).ok());
                     alive.extend(root.as_ref().map(Key::of));
                     alive.sort_unstable();
-                    owners.retain(&alive);
+                    records.retain(&alive);
                 }
                 // They cost a little memory, and what has such an inode later is not what they are about.
                 Err(error) => tracing::debug!(%error, "records of files that are gone are kept"),
@@ -377,7 +384,7 @@ impl PlainTree {
         let Some(chain) = self.chain.filter(|_| !self.dirty) else { return Ok(()) };
         self.readable()?;
         let (tree, dir) = (self.tree(), &self.plains.dir);
-        save_beside(&tree, self.owners(), &self.lent)?;
+        self.save_beside(&tree, &self.lent)?;
         let place = if self.lent.is_empty() { dir.plain(chain) } else { dir.linked(chain) };
         publish(&tree, &place)?;
         Ok(())
@@ -391,7 +398,7 @@ impl PlainTree {
         self.dirty = true;
         let lent = LentFiles::of(&rootfs).map_err(|error| io_error("list", &error.path)(error.source))?;
         let tree = self.tree();
-        save_beside(&tree, self.owners(), &lent)?;
+        self.save_beside(&tree, &lent)?;
         publish(&tree, &self.plains.dir.base(chain))?;
         Ok(())
     }

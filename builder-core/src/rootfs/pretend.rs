@@ -3,11 +3,12 @@
 //! In a user namespace no device can be made: an empty regular file with the attribute `user.slipway.device` stands for it,
 //! which renames, copies up in overlayfs and copies with attributes keep. Nor does every id exist there: a file or
 //! directory that an image gives to another one gets the namespace's last id, and the attribute `user.slipway.owner` says
-//! whose it is, until somebody gives it away. With one id alone, owners, devices and privileged attributes are recorded
-//! beside the tree (see `owners`).
+//! whose it is, until somebody gives it away. In directory mode on a volume without such attributes (ramfs, NFS, older tmpfs) both are
+//! recorded beside the tree instead (see `owners`). With one id alone, owners, devices and privileged attributes are recorded there.
 //!
 //! # Limitations
-//! Links, fifos and sockets can have no such attribute (xattr(7)): one that belongs to an id that does not exist is an error.
+//! Links, fifos and sockets can have no such attribute (xattr(7)): one that belongs to an id that does not exist is an error where
+//! attributes are the marks.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -31,9 +32,80 @@ pub(super) enum Pretence {
     /// Nothing.
     Nothing,
     /// Devices, and owners that do not exist here, by marked files.
-    Marked(Option<Arc<StandIn>>),
+    Marked(Marks),
     /// Owners, devices and privileged attributes, by records.
     Recorded(Arc<Owners>),
+}
+
+/// How files are marked.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Marks {
+    /// The ids that there are, if those are not all.
+    pub ids: Option<Arc<StandIn>>,
+    /// Where the marks are, if files cannot have attributes. Permission bits and attributes are never among them.
+    pub records: Option<Arc<Owners>>,
+}
+
+impl Marks {
+    /// The device that a file stands for.
+    fn device(&self, stat: &Stat, dir: impl AsFd, name: &OsStr) -> Option<DeviceMark> {
+        if stat.kind != FileKind::File || stat.size != 0 {
+            return None;
+        }
+        match &self.records {
+            Some(records) => {
+                let (kind, major, minor) = records.facts(Key::of(stat)).device?;
+                Some(DeviceMark { kind, major, minor })
+            }
+            None => DeviceMark::parse(&entry_xattr(dir, name, OsStr::new(DEVICE_MARK))?),
+        }
+    }
+
+    /// The owner of a file that cannot be had here.
+    fn owner(&self, stat: &Stat, dir: impl AsFd, name: &OsStr) -> Option<(u32, u32)> {
+        match &self.records {
+            Some(records) => records.facts(Key::of(stat)).owner,
+            None => parse_owner(&entry_xattr(dir, name, OsStr::new(OWNER_MARK))?),
+        }
+    }
+
+    fn set_owner(&self, target: Target<'_>, (uid, gid): (u32, u32)) -> rustix::io::Result<()> {
+        match &self.records {
+            Some(records) => {
+                records.set_owner(Key::of(&Stat::of(target.fd())?), (uid, gid));
+                Ok(())
+            }
+            None => target.set_xattr(OsStr::new(OWNER_MARK), format!("{uid} {gid}").as_bytes()),
+        }
+    }
+}
+
+impl Pretence {
+    /// What is recorded beside the tree, if anything can be.
+    pub(super) fn records(&self) -> Option<&Arc<Owners>> {
+        match self {
+            Self::Nothing => None,
+            Self::Marked(marks) => marks.records.as_ref(),
+            Self::Recorded(owners) => Some(owners),
+        }
+    }
+
+    /// The same for a tree of which this is recorded.
+    pub(super) fn with_records(&self, records: Arc<Owners>) -> Self {
+        match self {
+            Self::Nothing => Self::Nothing,
+            Self::Marked(marks) => Self::Marked(Marks { ids: marks.ids.clone(), records: Some(records) }),
+            Self::Recorded(_) => Self::Recorded(records),
+        }
+    }
+
+    /// Where everything is recorded that somebody without privileges cannot make real.
+    pub(super) fn owners(&self) -> Option<&Arc<Owners>> {
+        match self {
+            Self::Recorded(owners) => Some(owners),
+            Self::Nothing | Self::Marked(_) => None,
+        }
+    }
 }
 
 /// Whether attributes that are not given have a default.
@@ -150,11 +222,10 @@ impl Rootfs {
         match &self.pretence {
             Pretence::Nothing => stat,
             Pretence::Recorded(owners) => owners.shown(stat),
-            Pretence::Marked(ids) => {
-                if let Some(ids) = ids
+            Pretence::Marked(marks) => {
+                if let Some(ids) = &marks.ids
                     && (stat.uid == ids.uids.last() || stat.gid == ids.gids.last())
-                    && let Some(mark) = entry_xattr(&dir, name, OsStr::new(OWNER_MARK))
-                    && let Some((uid, gid)) = parse_owner(&mark)
+                    && let Some((uid, gid)) = marks.owner(&stat, &dir, name)
                 {
                     if stat.uid == ids.uids.last() {
                         stat.uid = uid;
@@ -163,11 +234,7 @@ impl Rootfs {
                         stat.gid = gid;
                     }
                 }
-                if stat.kind == FileKind::File
-                    && stat.size == 0
-                    && let Some(mark) = entry_xattr(dir, name, OsStr::new(DEVICE_MARK))
-                    && let Some(mark) = DeviceMark::parse(&mark)
-                {
+                if let Some(mark) = marks.device(&stat, dir, name) {
                     (stat.kind, stat.device) = (mark.kind, (mark.major, mark.minor));
                 }
                 stat
@@ -178,10 +245,9 @@ impl Rootfs {
     /// Whether what a directory lists as this kind may be a device for the image.
     pub(super) fn may_be_device(&self, kind: FileKind, inode: u64) -> bool {
         kind == FileKind::File
-            && match &self.pretence {
-                Pretence::Nothing => false,
-                Pretence::Marked(_) => true,
-                Pretence::Recorded(owners) => owners.may_be_device(inode),
+            && match (&self.pretence, self.pretence.records()) {
+                (_, Some(records)) => records.may_be_device(inode),
+                (pretence, None) => !matches!(pretence, Pretence::Nothing),
             }
     }
 
@@ -195,9 +261,9 @@ impl Rootfs {
         existing: Existing,
     ) -> io::Result<()> {
         let new = existing == Existing::New;
-        let recorded = match &self.pretence {
-            Pretence::Recorded(owners) => Some((owners, Key::of(&Stat::of(target.fd())?))),
-            Pretence::Nothing | Pretence::Marked(_) => None,
+        let recorded = match self.owners() {
+            Some(owners) => Some((owners, Key::of(&Stat::of(target.fd())?))),
+            None => None,
         };
         match recorded {
             // A directory with setgid passes its group on, so even a new file of our own is not surely 0:0.
@@ -244,11 +310,13 @@ impl Rootfs {
 
     /// Changes the owner, or marks the file where that one does not exist.
     fn give(&self, target: Target<'_>, (uid, gid): (u32, u32)) -> io::Result<()> {
-        let Pretence::Marked(Some(ids)) = &self.pretence else { return target.chown(uid, gid) };
+        let Pretence::Marked(marks @ Marks { ids: Some(ids), .. }) = &self.pretence else {
+            return target.chown(uid, gid);
+        };
         let (real_uid, real_gid) = (ids.uids.real(uid), ids.gids.real(gid));
         target.chown(real_uid, real_gid)?;
         if real_uid == ids.uids.last() || real_gid == ids.gids.last() {
-            let marked = target.set_xattr(OsStr::new(OWNER_MARK), format!("{uid} {gid}").as_bytes());
+            let marked = marks.set_owner(target, (uid, gid));
             if marked.is_err() && (real_uid, real_gid) != (uid, gid) {
                 // What chown(2) says of an id that does not exist.
                 return Err(Errno::INVAL.into());
@@ -265,7 +333,7 @@ impl Rootfs {
                 target.remove_xattr(&name)?;
             }
         }
-        if let Pretence::Recorded(owners) = &self.pretence {
+        if let Some(owners) = self.owners() {
             let key = Key::of(&Stat::of(target.fd())?);
             for name in owners.xattrs(key).keys().filter(|name| !is_kept(name)) {
                 owners.remove_xattr(key, name);
@@ -305,16 +373,16 @@ impl Rootfs {
         kind: FileKind,
         (major, minor): (u32, u32),
     ) -> rustix::io::Result<()> {
-        match &self.pretence {
-            Pretence::Nothing => Err(Errno::PERM),
-            Pretence::Recorded(owners) => {
+        match (&self.pretence, self.pretence.records()) {
+            (Pretence::Nothing, _) => Err(Errno::PERM),
+            (_, Some(records)) => {
                 let fd = new_file(dir, name)?;
                 let key = Key::of(&Stat::of(&fd)?);
-                owners.forget(key);
-                owners.set_device(key, kind, (major, minor));
+                records.forget(key);
+                records.set_device(key, kind, (major, minor));
                 Ok(())
             }
-            Pretence::Marked(_) => {
+            (_, None) => {
                 let file = new_file(dir, name)?;
                 let text = DeviceMark { kind, major, minor }.to_string();
                 let marked = Target::Open(file.as_fd()).set_xattr(OsStr::new(DEVICE_MARK), text.as_bytes());
@@ -328,10 +396,15 @@ impl Rootfs {
         }
     }
 
+    /// Whether what stands for a device is recorded beside the tree, so that it is one in the tree alone.
+    pub(crate) fn records_stand_ins(&self) -> bool {
+        self.pretence.records().is_some()
+    }
+
     /// Takes notice of a new regular file, so that it does not inherit what was recorded for its inode.
     pub(super) fn is_new(&self, file: impl AsFd) -> rustix::io::Result<()> {
-        if let Pretence::Recorded(owners) = &self.pretence {
-            owners.forget(Key::of(&Stat::of(file)?));
+        if let Some(records) = self.pretence.records() {
+            records.forget(Key::of(&Stat::of(file)?));
         }
         Ok(())
     }
@@ -389,7 +462,8 @@ mod tests {
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         // As if only the ids up to our own existed.
         let standin = StandIn { uids: ids(own.0), gids: ids(own.1) };
-        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(Some(Arc::new(standin))));
+        let marks = Marks { ids: Some(Arc::new(standin)), records: None };
+        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(marks));
         let owner = |path: &str| {
             let metadata = rootfs.lstat(Path::new(path)).unwrap();
             (metadata.uid, metadata.gid)
@@ -411,10 +485,51 @@ mod tests {
     }
 
     #[test]
+    fn marks_beside_the_tree_need_no_attributes() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = |last: u32| Ids(vec![(0, last + 1)]);
+        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let standin = StandIn { uids: ids(own.0), gids: ids(own.1) };
+        let marks = Marks { ids: Some(Arc::new(standin)), records: Some(Arc::default()) };
+        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(marks));
+        let create = |path: &str, file: NewFile<'_>, owner| {
+            let attributes = Attributes { owner: Some(owner), ..Attributes::default() };
+            rootfs.create(Path::new(path), file, &attributes).unwrap();
+        };
+        let seen = |path: &str| {
+            let found = rootfs.lstat(Path::new(path)).unwrap();
+            (found.kind, found.device, (found.uid, found.gid))
+        };
+        let far = (3_000_000, 3_000_001);
+        create("null", NewFile::CharDevice(1, 3), own);
+        create("sda", NewFile::BlockDevice(8, 0), far);
+        create("link", NewFile::Symlink(Path::new("f")), far);
+        create("fifo", NewFile::Fifo, far);
+        create("d", NewFile::Directory, far);
+        create("f", NewFile::File(&mut &b""[..]), own);
+        rustix::fs::rename(dir.path().join("null"), dir.path().join("d/null")).unwrap();
+        assert_eq!(seen("d/null"), (FileKind::CharDevice, (1, 3), own));
+        assert_eq!(seen("sda"), (FileKind::BlockDevice, (8, 0), far));
+        assert_eq!(seen("link"), (FileKind::Symlink, (0, 0), far));
+        assert_eq!(seen("fifo"), (FileKind::Fifo, (0, 0), far));
+        assert_eq!(seen("f"), (FileKind::File, (0, 0), own));
+        let kinds = rootfs.read_dir(Path::new("/")).unwrap();
+        let kind = |name: &str| kinds.iter().find(|(found, _)| found == name).unwrap().1;
+        assert_eq!([kind("sda"), kind("f")], [FileKind::BlockDevice, FileKind::File]);
+        // Nothing stands on the disk.
+        let real = Rootfs::open(dir.path()).unwrap();
+        assert_eq!(real.lstat(Path::new("d/null")).unwrap().kind, FileKind::File);
+        assert!(real.xattrs(Path::new("d/null")).unwrap().is_empty());
+        // What comes in its place is what it is.
+        create("sda", NewFile::File(&mut &b""[..]), own);
+        assert_eq!(seen("sda"), (FileKind::File, (0, 0), own));
+    }
+
+    #[test]
     #[expect(clippy::print_stderr, reason = "a test that cannot run says so")]
     fn a_marked_file_is_a_device() {
         let dir = tempfile::tempdir().unwrap();
-        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(None));
+        let rootfs = Rootfs::open(dir.path()).unwrap().pretending(Pretence::Marked(Marks::default()));
         for (name, text) in [("null", "c 1 3"), ("broken", "nonsense"), ("plain", "")] {
             rootfs.create(Path::new(name), NewFile::File(&mut &b""[..]), &Attributes::default()).unwrap();
             if !text.is_empty() {

@@ -230,15 +230,12 @@ impl Rootfs {
 
     /// Where owners, devices and privileged attributes are recorded; `None` where they are real.
     pub fn owners(&self) -> Option<&std::sync::Arc<Owners>> {
-        match &self.pretence {
-            Pretence::Recorded(owners) => Some(owners),
-            Pretence::Nothing | Pretence::Marked(_) => None,
-        }
+        self.pretence.owners()
     }
 
     /// Whether owners and devices are recorded, not real.
     pub(super) fn is_recorded(&self) -> bool {
-        matches!(self.pretence, Pretence::Recorded(_))
+        self.owners().is_some()
     }
 
     /// Text of a symbolic link.
@@ -315,7 +312,7 @@ impl Rootfs {
     pub fn xattrs(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         let handle = self.handle(path)?;
         let real = handle.target().xattrs()?;
-        let Pretence::Recorded(owners) = &self.pretence else { return Ok(real) };
+        let Some(owners) = self.owners() else { return Ok(real) };
         let mut all: BTreeMap<_, _> = real.into_iter().collect();
         all.extend(owners.xattrs(Key::of(&Stat::of(handle.target().fd())?)));
         Ok(all.into_iter().collect())
@@ -330,7 +327,7 @@ impl Rootfs {
             return Ok(None);
         }
         let handle = self.handle(path)?;
-        if let Pretence::Recorded(owners) = &self.pretence {
+        if let Some(owners) = self.owners() {
             let recorded = owners.xattrs(Key::of(&Stat::of(handle.target().fd())?));
             if let Some(value) = recorded.get(name) {
                 return Ok(Some(value.clone()));
@@ -344,7 +341,7 @@ impl Rootfs {
         if is_internal(name) {
             return Ok(None);
         }
-        if let Pretence::Recorded(owners) = &self.pretence {
+        if let Some(owners) = self.owners() {
             let recorded = owners.xattrs(Key::of(&Stat::of(file)?));
             if let Some(value) = recorded.get(name) {
                 return Ok(Some(value.clone()));

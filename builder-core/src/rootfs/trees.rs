@@ -10,8 +10,9 @@ use super::fetch::Stop;
 use super::index::Bounds;
 use super::overlay::{is_opaque, probe};
 use super::plain::{Making, PlainTree, Plains};
-use super::pretend::{Pretence, StandIn};
+use super::pretend::{Marks, Pretence, StandIn};
 use super::stack::{Claims, Stacks, Unnamed};
+use super::volume;
 use super::wanted::Expected;
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
 use super::{Attributes, ListError, Listing, Rootfs, Touched, TreeError};
@@ -51,7 +52,7 @@ pub enum TreeMode {
 pub enum Ownership {
     /// Any id can be given to a file (root, or a user namespace with subordinate ids).
     Real,
-    /// The same, but nobody may open a device by a node in a tree: empty files with an attribute stand for devices.
+    /// The same, but nobody may open a device by a node in a tree: marked empty files stand for devices.
     RealFiles,
     /// Only one id exists: others, devices and privileged attributes are recorded beside the tree.
     Recorded,
@@ -62,7 +63,7 @@ pub enum Ownership {
 pub struct Trees {
     kind: Kind,
     ownership: Ownership,
-    /// What is pretended where owners are real.
+    /// What is pretended; each tree has its own records.
     pretence: Pretence,
     overlay_refused: Option<String>,
     streams: NonZeroUsize,
@@ -149,10 +150,16 @@ impl Trees {
                 Some(probe(temp.path()))
             }
         };
+        let overlay = matches!(probed, Some(Ok(_)));
         let pretence = match ownership {
             Ownership::Real if devices_work(&dir)? => Pretence::Nothing,
-            Ownership::Real | Ownership::RealFiles => Pretence::Marked(StandIn::here().map(Arc::new)),
-            Ownership::Recorded => Pretence::Nothing,
+            Ownership::Real | Ownership::RealFiles => {
+                // A stack of layers has no one place for records; nor does overlayfs work there in a user namespace.
+                let recorded = !overlay && !volume::keeps_user_attributes(dir.root());
+                let ids = StandIn::here().map(Arc::new);
+                Pretence::Marked(Marks { ids, records: recorded.then(Arc::default) })
+            }
+            Ownership::Recorded => Pretence::Recorded(Arc::default()),
         };
         let (kind, overlay_refused) = match probed {
             None => (Kind::Directory(Arc::new(Plains::new(dir))), None),
@@ -276,11 +283,7 @@ impl Trees {
         source: &'a dyn LayerSource,
         stop: &'a Stop<'a>,
     ) -> Making<'a> {
-        let real = match self.ownership {
-            Ownership::Real | Ownership::RealFiles => Some(&self.pretence),
-            Ownership::Recorded => None,
-        };
-        Making { plains, real, layers, chains, source, limit: self.layer_limit, stop }
+        Making { plains, pretence: &self.pretence, layers, chains, source, limit: self.layer_limit, stop }
     }
 }
 

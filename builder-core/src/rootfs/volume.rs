@@ -181,6 +181,11 @@ pub(super) fn keeps_birth_times(directory: &Path) -> bool {
     made.unwrap_or(false)
 }
 
+/// Whether files in a directory can have attributes of the user.
+pub(super) fn keeps_user_attributes(directory: &Path) -> bool {
+    scratch(directory).and_then(|scratch| user_xattrs(scratch.path())).unwrap_or(false)
+}
+
 /// Whether files in a directory can share their blocks.
 pub(super) fn shares_blocks(directory: &Path) -> bool {
     scratch(directory).and_then(|scratch| reflink(scratch.path())).unwrap_or(false)

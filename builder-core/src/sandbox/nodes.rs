@@ -6,7 +6,8 @@
 //!
 //! # Limitations
 //! As long as the command runs, stat(2) shows an empty regular file, as it does for device nodes of the base. Calls of 32-bit
-//! programs, and of those who have CAP_MKNOD but not CAP_DAC_OVERRIDE, are left to the kernel, which refuses them.
+//! programs, and of those who have CAP_MKNOD but not CAP_DAC_OVERRIDE, are left to the kernel, which refuses them. So are those for
+//! places in other mounts than the tree's own, where what stands for devices is recorded beside the tree and not by attributes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Uid};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType, UnshareFlags};
 
@@ -172,6 +173,9 @@ impl<'a> Nodes<'a> {
                 rustix::fs::openat2(&root, parent, place | OFlags::DIRECTORY, Mode::empty(), how)?
             }
         };
+        if self.rootfs.records_stand_ins() && mount_of(&parent) != mount_of(&root) {
+            return Ok(false);
+        }
         self.rootfs.make_stand_in(&parent, OsStr::from_bytes(name), wanted.kind, wanted.numbers)?;
 
         let passes_group_on = rustix::fs::fstat(&parent)?.st_mode & 0o2000 != 0;
@@ -200,6 +204,11 @@ fn path_of(file: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
     use std::os::fd::AsRawFd as _;
     let text = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())?;
     Ok(PathBuf::from(OsStr::from_bytes(text.as_bytes())))
+}
+
+/// The number of the mount in which an open directory lies; `None` where a profile refuses the question.
+fn mount_of(directory: &OwnedFd) -> Option<u64> {
+    Some(rustix::fs::statx(directory, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?.stx_mnt_id)
 }
 
 /// What a call asks for.

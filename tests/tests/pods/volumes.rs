@@ -12,21 +12,16 @@ use tests::pods::{Kind, Pod, SLIPWAY, Worse};
 use tests::{process, slipway};
 
 pub const TESTS: &[(&str, crate::Test)] = &[
-    ("volumes::tmpfs", || everywhere("tmpfs", &[E1, E2, E3, E4, E5, E6], NODES)),
-    ("volumes::without_attributes", || everywhere("ramfs", &[E1, E3, E5, E6], NODES)),
-    // In a user namespace an attribute is what stands for a device.
-    ("volumes::without_attributes_in_namespaces", || everywhere("ramfs", &[E2, E4], "NODE=no")),
-    ("volumes::overlay", || everywhere("overlay", &[E1, E2, E3, E4, E5, E6], NODES)),
-    ("volumes::root_squash", || everywhere("squash", &[E1, E4, E5], NODES)),
+    ("volumes::tmpfs", || everywhere("tmpfs", &[E1, E2, E3, E4, E5, E6])),
+    ("volumes::without_attributes", || everywhere("ramfs", &[E1, E2, E3, E4, E5, E6])),
+    ("volumes::overlay", || everywhere("overlay", &[E1, E2, E3, E4, E5, E6])),
+    ("volumes::root_squash", || everywhere("squash", &[E1, E4, E5])),
     ("volumes::fixed_group", fixed_group),
 ];
 
 const E4: Environment = Environment::Pod(Kind::E4);
 const E5: Environment = Environment::Pod(Kind::E5);
 const E6: Environment = Environment::Pod(Kind::E6);
-
-/// The Dockerfile makes a device node.
-const NODES: &str = "NODE=yes";
 
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -88,10 +83,10 @@ fn context(directory: &Path) -> Result<PathBuf, String> {
 }
 
 /// What `slipway build` is called with; the work dir and the results are in `own`.
-fn arguments(context: &Path, own: &Path, target: &str, argument: &str) -> Vec<String> {
+fn arguments(context: &Path, own: &Path, target: &str) -> Vec<String> {
     let path = |name: &str| own.join(name).display().to_string();
     let output = format!("type=oci,tar=false,dest={}", path(&format!("result{target}")));
-    let fixed = ["build", "--progress", "plain", "--build-arg", argument, "--output", &output, "--work-dir"];
+    let fixed = ["build", "--progress", "plain", "--output", &output, "--work-dir"];
     let mut arguments: Vec<String> = fixed.into_iter().map(str::to_owned).collect();
     arguments.push(path("work"));
     if !target.is_empty() {
@@ -102,10 +97,10 @@ fn arguments(context: &Path, own: &Path, target: &str, argument: &str) -> Vec<St
 }
 
 /// Both images of the Dockerfile, built by `slipway`; the second one from what is left of the first.
-fn built(slipway: &dyn Fn() -> Command, context: &Path, own: &Path, argument: &str) -> Result<[Layers; 2], String> {
+fn built(slipway: &dyn Fn() -> Command, context: &Path, own: &Path) -> Result<[Layers; 2], String> {
     let one = |target: &str| {
         let mut command = slipway();
-        let ended = process::run(command.args(arguments(context, own, target, argument)), LIMIT).map_err(text)?;
+        let ended = process::run(command.args(arguments(context, own, target)), LIMIT).map_err(text)?;
         if !ended.success() {
             return Err(format!("{}\n{}", ended.how(), ended.text()));
         }
@@ -116,22 +111,22 @@ fn built(slipway: &dyn Fn() -> Command, context: &Path, own: &Path, argument: &s
 }
 
 /// As root on the disk of this machine.
-fn expected(context: &Path, directory: &Path, argument: &str) -> Result<[Layers; 2], String> {
+fn expected(context: &Path, directory: &Path) -> Result<[Layers; 2], String> {
     let own = directory.join("expected");
     fs::create_dir_all(&own).map_err(text)?;
     let binary = slipway::binary()?;
-    built(&|| Command::new(&binary), context, &own, argument)
+    built(&|| Command::new(&binary), context, &own)
 }
 
 fn compare(expected: &[Layers; 2], found: &[Layers; 2]) -> Result<(), String> {
     expected.iter().zip(found).try_for_each(|(expected, found)| expected.same(found, &Varies::default()))
 }
 
-fn everywhere(kind: &str, environments: &[Environment], argument: &str) -> Result<(), String> {
+fn everywhere(kind: &str, environments: &[Environment]) -> Result<(), String> {
     let directory = crate::volume()?;
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).map_err(text)?;
     let context = context(directory.path())?;
-    let expected = expected(&context, directory.path(), argument)?;
+    let expected = expected(&context, directory.path())?;
     let mut failures = Vec::new();
     for environment in environments {
         let name = environment.name();
@@ -154,7 +149,7 @@ fn everywhere(kind: &str, environments: &[Environment], argument: &str) -> Resul
                 command.args(&arguments).envs(environment.iter().cloned());
                 command
             };
-            compare(&expected, &built(&again, &inside, &own, argument)?)
+            compare(&expected, &built(&again, &inside, &own)?)
         });
         drop(volume);
         failures.extend(ended.err().map(|error| format!("{kind} in {name}: {error}")));
@@ -167,7 +162,7 @@ fn fixed_group() -> Result<(), String> {
     let directory = crate::volume()?;
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).map_err(text)?;
     let context = context(directory.path())?;
-    let expected = expected(&context, directory.path(), NODES)?;
+    let expected = expected(&context, directory.path())?;
     let volume = directory.path().join("volume");
     fs::create_dir(&volume).map_err(text)?;
     let inside = volume.join("context");
@@ -175,5 +170,5 @@ fn fixed_group() -> Result<(), String> {
     let pod = Pod::start_worse(Kind::E6, &volume, false, Worse { group: Some(GROUP), ..Worse::default() })?;
     chown(&volume, Some(0), Some(GROUP)).map_err(text)?;
     fs::set_permissions(&volume, Permissions::from_mode(0o2775)).map_err(text)?;
-    compare(&expected, &built(&|| pod.command(SLIPWAY, &[]), &inside, &volume, NODES)?)
+    compare(&expected, &built(&|| pod.command(SLIPWAY, &[]), &inside, &volume)?)
 }

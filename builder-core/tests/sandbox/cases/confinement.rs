@@ -3,9 +3,12 @@
 use super::*;
 use crate::inside::{Context, command, shell};
 use builder_core::hint::Hint;
-use builder_core::sandbox::{ExitStatus, IdMapping, RunSpec, RunUser, SandboxError, users};
+use builder_core::rootfs::{FileKind, Rootfs};
+use builder_core::sandbox::{ExitStatus, IdMapping, RunSpec, RunUser, SandboxError, SandboxMount, Tier, users};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
 
 pub(super) fn other_devices_do_not_open(context: &Context) {
     let tree = context.tree();
@@ -198,6 +201,27 @@ pub(super) fn device_nodes(context: &Context) {
     let expected = if may { 0 } else { 1 };
     assert_eq!(made.status, ExitStatus::Code(expected), "{made:?}");
     assert!(tree.path.join("pipe").exists());
+    if context.environment.ids == IdMapping::None {
+        return;
+    }
+
+    // Where files stand for devices they are recorded beside the tree, and nowhere else.
+    let tree = context.tree();
+    let rootfs = Rootfs::open(&tree.path).expect("open").recording(Arc::default());
+    let elsewhere = context.empty_directory();
+    let mounts = vec![SandboxMount { readonly: false, ..bind(&elsewhere, "/elsewhere") }];
+    let script = "umask 027; mkdir /dir && mknod /dir/null c 1 3 && mknod -m 604 /sda b 8 1 && mv /dir/null /moved && ln /sda /hard; \
+                  touch /plain; mknod /elsewhere/null c 1 3";
+    let made = context.try_run(&rootfs, &RunSpec { mounts, ..shell(script) }).expect("runs");
+    if context.environment.tier == Some(Tier::Namespaces) && context.environment.ids != IdMapping::Root {
+        assert_eq!(made.status, ExitStatus::Code(1), "in another mount: {made:?}");
+    }
+    let seen =
+        |path: &str| rootfs.lstat(Path::new(path)).map(|found| (found.kind, found.device, found.mode)).expect(path);
+    assert_eq!(seen("/moved"), (FileKind::CharDevice, (1, 3), 0o640));
+    assert_eq!(seen("/sda"), (FileKind::BlockDevice, (8, 1), 0o604));
+    assert_eq!(seen("/hard").1, (8, 1));
+    assert_eq!(seen("/plain").0, FileKind::File);
 }
 
 pub(super) fn set_ids_of_written_files(context: &Context) {
