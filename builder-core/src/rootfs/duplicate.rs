@@ -211,10 +211,10 @@ impl Duplicate<'_> {
     /// Gives a file what another one has, in the order in which nothing undoes what came before it.
     fn give(&self, from: &Handle, to: &Handle, stat: &Stat) -> io::Result<()> {
         let (from, to) = (from.target(), to.target());
-        if let Some((known, later)) = self.owners {
-            if let Some(record) = known.record(Key::of(stat)) {
-                later.put_record(Key::of(&Stat::of(to.fd())?), record);
-            }
+        if let Some((known, later)) = self.owners
+            && let Some(record) = known.record(Key::of(stat))
+        {
+            later.put_record(Key::of(&Stat::of(to.fd())?), record);
         }
         if self.owned {
             to.chown(stat.uid, stat.gid)?;
