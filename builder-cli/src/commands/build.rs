@@ -53,7 +53,7 @@ pub fn run(flags: &BuildFlags, ambient: &Ambient) -> ExitCode {
     if let Err(error) = listen_for_signals(&cancel) {
         return cannot_listen(&error);
     }
-    request::size_pool(&build.request.limits);
+    request::size_process(&build.request.limits);
     let observer = ui::observer(build.shown);
     let outcome = match build.mode {
         BuildMode::Check => call::check(&build, &*observer, &cancel),

@@ -109,7 +109,7 @@ pub fn run(tokens: &[String], ambient: &Ambient) -> ExitCode {
     if let Err(error) = commands::build::listen_for_signals(&cancel) {
         return complain(&format!("error building image: cannot listen for signals: {error}"));
     }
-    request::size_pool(&task.request.limits);
+    request::size_process(&task.request.limits);
     match build(task, &logger, &cancel) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.end(),

@@ -272,8 +272,9 @@ pub fn platforms(texts: &[String]) -> Result<Vec<Platform>, UsageError> {
     Ok(platforms)
 }
 
-/// Gives the process's pool of threads as many as `limits` says.
-pub fn size_pool(limits: &Limits) {
+/// Gives the process's pool of threads as many as `limits` says, and its heap as many arenas as are used at a time.
+pub fn size_process(limits: &Limits) {
+    builder_core::sandbox::bound_heap(limits.cpu_threads.saturating_add(1));
     // Fails if the pool is there already, which no command that builds allows to happen; its size changes no result.
     _ = rayon::ThreadPoolBuilder::new().num_threads(limits.cpu_threads.get()).build_global();
 }

@@ -156,7 +156,7 @@ pub(super) fn build_prepared(
         report.context_bytes_read += counts.bytes;
         report.context_files_known += counts.known;
     }
-    report.timeline.samples = meter.samples();
+    report.timeline.samples = meter.samples().into();
     recorder.keep(&report);
     let (images, written) = ended.map_err(|error| match error {
         error if released.forgot() => BuildError::LayerGone { source: Box::new(error) },

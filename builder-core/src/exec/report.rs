@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::json;
 
 use super::BuildError;
 use super::shared::lock;
-use super::trace::{self, Sample, Span};
+use super::trace::{self, Details, Sample, Span};
 use crate::event::{Event, Observer, StepId, Totals, Transfer};
 
 /// What a build did. Serialised as `--report` writes it; fields are added, never changed, within one `version`.
@@ -67,8 +66,9 @@ pub struct Report {
 /// Everything that a trace shows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Timeline {
-    spans: Vec<Span>,
-    pub(super) samples: Vec<Sample>,
+    // A report is copied where a build ends; what happened in it is one and the same.
+    spans: Arc<[Span]>,
+    pub(super) samples: Arc<[Sample]>,
 }
 
 impl Report {
@@ -89,7 +89,7 @@ impl Report {
 
     /// The build as a value in Chrome's Trace Event Format, which `chrome://tracing`, Perfetto and speedscope open.
     pub fn trace(&self) -> serde_json::Value {
-        trace::chrome(self.timeline.spans.clone(), &self.timeline.samples)
+        trace::chrome(&self.timeline.spans, &self.timeline.samples)
     }
 }
 
@@ -154,12 +154,18 @@ pub(super) struct Recorder {
 #[derive(Default)]
 struct Seen {
     steps: BTreeMap<usize, StepReport>,
-    begun: BTreeMap<usize, Duration>,
+    begun: BTreeMap<usize, Begun>,
     transfers: BTreeMap<(Transfer, String), Moved>,
     spans: Vec<Span>,
     already_there: u64,
     retries: u64,
     pushed: Vec<String>,
+}
+
+/// A step that began.
+struct Begun {
+    at: Duration,
+    title: Arc<str>,
 }
 
 /// One transfer.
@@ -218,8 +224,8 @@ impl Recorder {
                 // A phase of its step.
                 Transfer::Compress => continue,
             };
-            let details = json!({"bytes": moved.bytes});
-            spans.push(Span { name: id.clone(), kind, begun: moved.first, ended: moved.last, details });
+            let details = Details::Moved { bytes: moved.bytes };
+            spans.push(Span { name: id.as_str().into(), kind, begun: moved.first, ended: moved.last, details });
         }
         Report {
             version: REPORT_VERSION,
@@ -230,7 +236,7 @@ impl Recorder {
             blobs_already_there: seen.already_there,
             retries: seen.retries,
             pushed: seen.pushed.clone(),
-            timeline: Timeline { spans, samples: Vec::new() },
+            timeline: Timeline { spans: spans.into(), samples: Arc::default() },
             ..Report::default()
         }
     }
@@ -246,7 +252,7 @@ impl Seen {
                 let report = self.steps.entry(step.0).or_default();
                 report.title = (*title).to_owned();
                 report.state = RUNNING;
-                self.begun.insert(step.0, now);
+                self.begun.insert(step.0, Begun { at: now, title: (*title).into() });
             }
             Event::CacheMiss { step, reason } => {
                 self.steps.entry(step.0).or_default().miss = Some((*reason).to_owned());
@@ -260,14 +266,15 @@ impl Seen {
             Event::StepFailed { step, elapsed } => self.ended(*step, "failed", Some(*elapsed), now),
             Event::StepCancelled { step } => self.ended(*step, "cancelled", None, now),
             Event::Phase { step, name, elapsed } => {
+                let title = self.begun.get(&step.0).map(|begun| Arc::clone(&begun.title)).unwrap_or_default();
                 let report = self.steps.entry(step.0).or_default();
                 *report.phases.entry(name).or_default() += elapsed.as_secs_f64();
                 self.spans.push(Span {
-                    name: (*name).to_owned(),
+                    name: (*name).into(),
                     kind: "phase",
                     begun: now.saturating_sub(*elapsed),
                     ended: now,
-                    details: json!({"step": report.title}),
+                    details: Details::Phase { step: title },
                 });
             }
             Event::Packed { step, digest, tar_bytes, blob_bytes, entries } => {
@@ -298,14 +305,13 @@ impl Seen {
         let report = self.steps.entry(step.0).or_default();
         report.state = state;
         report.seconds = elapsed.map_or(report.seconds, |elapsed| elapsed.as_secs_f64());
-        let begun = self.begun.get(&step.0).copied().unwrap_or(now);
-        let details = json!({
-            "state": state,
-            "cached": report.cached,
-            "tar bytes": report.bytes_compressed,
-            "blob bytes": report.bytes_written,
-        });
-        self.spans.push(Span { name: report.title.clone(), kind: "step", begun, ended: now, details });
+        let (begun, name) = match self.begun.get(&step.0) {
+            Some(begun) => (begun.at, Arc::clone(&begun.title)),
+            None => (now, report.title.as_str().into()),
+        };
+        let (tar_bytes, blob_bytes) = (report.bytes_compressed, report.bytes_written);
+        let details = Details::Step { state, cached: report.cached, tar_bytes, blob_bytes };
+        self.spans.push(Span { name, kind: "step", begun, ended: now, details });
     }
 }
 
@@ -339,7 +345,7 @@ mod tests {
         assert_eq!(report.steps.len(), 1);
         assert_eq!(report.steps[0].miss.as_deref(), Some("instruction changed"));
         assert_eq!((report.steps[0].seconds, report.steps[0].state), (2.0, "done"));
-        let names: Vec<&str> = report.timeline.spans.iter().map(|span| span.name.as_str()).collect();
+        let names: Vec<&str> = report.timeline.spans.iter().map(|span| &*span.name).collect();
         assert_eq!(names, ["[1/1] RUN true", "a", "b", "layer"]);
     }
 }

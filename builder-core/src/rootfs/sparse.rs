@@ -10,19 +10,33 @@ use crate::disk::Disk;
 /// Bytes read and written at once.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Bytes of a file that are tried first. Most files are shorter, and then nothing larger is needed.
+const SMALL_BYTES: usize = 16 * 1024;
+
 /// Shorter runs of zeros are written: each hole costs a system call and an extent.
 const HOLE_BYTES: usize = 64 * 1024;
 
 std::thread_local! {
-    // One buffer a thread: a fresh one for each of many small files would cost more than writing them.
+    // One small buffer a thread: a fresh one for each of many small files would cost more than writing them, and a large one
+    // in each of many threads more memory than all else that they do.
     static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
 /// Copies all of `data` into an empty file.
 pub(super) fn write_sparse(data: &mut dyn Read, file: &File, disk: &Disk) -> io::Result<()> {
     let mut buffer = BUFFER.take();
-    buffer.resize(CHUNK_BYTES, 0);
-    let result = copy(data, SparseWriter::new(file, disk), &mut buffer);
+    buffer.resize(SMALL_BYTES, 0);
+    let begun = fill(data, &mut buffer);
+    let result = begun.and_then(|length| {
+        let mut writer = SparseWriter::new(file, disk);
+        if length < SMALL_BYTES {
+            writer.write_aligned(&buffer[..length])?;
+            return writer.finish();
+        }
+        let mut large = vec![0; CHUNK_BYTES];
+        large[..SMALL_BYTES].copy_from_slice(&buffer);
+        copy(data, writer, &mut large, SMALL_BYTES)
+    });
     BUFFER.set(buffer);
     result
 }
@@ -110,9 +124,11 @@ impl Read for Asking<'_> {
     }
 }
 
-fn copy(data: &mut dyn Read, mut writer: SparseWriter<'_>, buffer: &mut [u8]) -> io::Result<()> {
+/// Copies what `buffer` has already, its first `read` bytes, and all that follows.
+fn copy(data: &mut dyn Read, mut writer: SparseWriter<'_>, buffer: &mut [u8], mut read: usize) -> io::Result<()> {
     loop {
-        let length = fill(data, buffer)?;
+        let length = read + fill(data, &mut buffer[read..])?;
+        read = 0;
         writer.write_aligned(&buffer[..length])?;
         if length < buffer.len() {
             return writer.finish();

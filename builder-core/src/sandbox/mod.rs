@@ -62,6 +62,7 @@ mod traced;
 pub mod users;
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,6 +109,12 @@ pub fn probe() -> Environment {
 /// What [`enter_as`] would do for each tier by itself, the strongest first, without doing it.
 pub fn survey(work_dir: Option<&Path>) -> Vec<(Tier, Environment)> {
     environment::survey(work_dir)
+}
+
+/// Bounds the memory that the process's allocator keeps though nobody uses it, however many threads a build has. For a program
+/// whose work is to build: it holds for the whole process, from now on. `threads` work at a time.
+pub fn bound_heap(threads: NonZeroUsize) {
+    sys::heap::bound(threads.get());
 }
 
 /// A mount of a RUN. Mounts are made in the order of their targets, parents first; of two with the same target the later

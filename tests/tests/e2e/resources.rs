@@ -23,7 +23,7 @@ pub const TRIALS: &[Row] = &[
 const REPRODUCIBLE: [&str; 4] =
     ["--build-arg", "SOURCE_DATE_EPOCH=1700000000", "-o", "type=oci,dest=image.tar,rewrite-timestamp=true"];
 
-fn number(value: &Value, name: &str) -> Result<u64, String> {
+pub fn number(value: &Value, name: &str) -> Result<u64, String> {
     value[name].as_u64().ok_or_else(|| format!("no number `{name}` in {value}"))
 }
 

@@ -9,6 +9,7 @@
 
 pub mod bpf;
 mod child;
+pub mod heap;
 mod keeper;
 pub mod landlock;
 pub mod memory;
