@@ -88,7 +88,7 @@ pub(super) fn build_prepared(
         cancel.clone(),
         prepared.plans.iter().flat_map(|planned| planned.images.values()),
         &released,
-        (keeps_bases(request, &trees), passing),
+        (keeps_bases(request), passing),
     );
 
     let own = request.outputs.iter().map(|output| push_registry(request, &prepared, output));
@@ -168,11 +168,9 @@ pub(super) fn build_prepared(
 
     let repositories = uploads.repositories();
     for layer in images.iter().flat_map(|image| &image.layers) {
-        match (blobs.origins.contains_key(&layer.blob.digest), trees.mode()) {
-            (false, _) => released.arrived_at_last(&layer.blob, &repositories),
-            (true, TreeMode::Overlay) => released.base_arrived(&layer.blob),
-            // The only form in which the base is kept: its tree is that of the result by now.
-            (true, TreeMode::Directory) => {}
+        match blobs.origins.contains_key(&layer.blob.digest) {
+            false => released.arrived_at_last(&layer.blob, &repositories),
+            true => released.base_arrived(&layer.blob),
         }
     }
 
@@ -479,12 +477,12 @@ fn packed_bases(request: &BuildRequest, prepared: &Prepared) -> u64 {
 }
 
 /// Whether blobs of bases stay in the store.
-fn keeps_bases(request: &BuildRequest, trees: &Trees) -> bool {
+fn keeps_bases(request: &BuildRequest) -> bool {
     let to_files = |output: &Target| {
         !matches!(output.exporter, Exporter::Registry { .. } | Exporter::CacheOnly) && !output.is_files()
     };
-    // A directory is changed in place by steps, so further trees are made from blobs. An archive needs them each time.
-    request.keep_layers || trees.mode() == TreeMode::Directory || request.outputs.iter().any(to_files)
+    // An archive needs them each time.
+    request.keep_layers || request.outputs.iter().any(to_files)
 }
 
 /// Registries that the image goes to.

@@ -215,9 +215,7 @@ pub(super) fn open_trees(
     // Opening removes what earlier builders have left.
     bring_all_home(work_dir).map_err(failed("restore the cache mounts of"))?;
     let trees = Trees::open(work_dir, mode, ownership)?;
-    if environment.tier == Some(Tier::Traced) {
-        trees.borrow_files();
-    }
+    trees.share_bases(environment.tier == Some(Tier::Traced));
     Ok((trees, ownership))
 }
 

@@ -45,7 +45,7 @@ pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, is_below, path_order};
 pub(crate) use ordered::Guide;
 pub use owners::{Facts, Key as InodeKey, Owners};
-pub use recall::{Recall, Recalled};
+pub use recall::{Recall, Recalled, Unchanged};
 pub use resolve::clean;
 pub use sparse::Original;
 pub use touched::Touched;

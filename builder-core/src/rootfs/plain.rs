@@ -6,15 +6,16 @@
 //! Where several users of one build will begin with the same layers (`wanted`), the first one that needs them unpacks them into a
 //! tree that nobody changes, and takes a copy of it (`duplicate`), as do the others; the last one takes the tree itself. A tree
 //! that is being copied is not taken away by anybody, in any process (see [`TreesDir::lend`]).
+//!
+//! Where a copy costs next to no space ([`Sharing`]), what a stage begins with stays as it was unpacked, for one user as for
+//! several: it is the one form in which a base is kept, for later builds too.
 
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
-
-use rustix::fs::{Mode, OFlags};
 
 use super::borrowed::{Borrowed, LentFiles};
 use super::duplicate::Duplicate;
@@ -22,8 +23,10 @@ use super::fetch::{Stop, open, unpack_blob};
 use super::links::Separated;
 use super::owners::{Key, Owners};
 use super::pretend::Pretence;
+use super::recall::Unchanged;
 use super::stack::Claims;
 use super::stat::Stat;
+use super::trees::chain_ids;
 use super::unpack::Whiteouts;
 use super::wanted::{Expected, Wanted};
 use super::workdir::{Taken, TempDir, TreesDir, io_error, make_directory, publish};
@@ -64,8 +67,20 @@ pub(super) struct Plains {
     pub wanted: Wanted,
     /// Those of them that somebody unpacks or copies.
     claims: Claims,
-    /// Whether trees may borrow files.
-    borrows: AtomicBool,
+    /// What trees have in common, once it is said.
+    sharing: OnceLock<Sharing>,
+}
+
+/// What a tree has in common with the unchanged one that it is a copy of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// Nothing: all bytes are there twice.
+    #[default]
+    Nothing,
+    /// Blocks of files, as the file system does it.
+    Blocks,
+    /// Files, where their owners are recorded: see `borrowed`.
+    Names,
 }
 
 /// A tree that is to be made.
@@ -171,7 +186,7 @@ impl Making<'_> {
             }
             match dir.take(&dir.plain(*chain), tree)? {
                 Taken::Yes => return Ok(at + 1),
-                Taken::Lent | Taken::Missing if self.borrows() && self.copy(*chain, tree)? => return Ok(at + 1),
+                Taken::Lent | Taken::Missing if self.keeps() && self.copy(*chain, tree)? => return Ok(at + 1),
                 Taken::Lent if self.copy(*chain, tree)? => return Ok(at + 1),
                 Taken::Lent | Taken::Missing => {}
             }
@@ -188,7 +203,7 @@ impl Making<'_> {
             return Err(TreeError::Cancelled);
         };
         drop(own);
-        if !self.plains.wanted.has(chain) {
+        if !self.keeps() && !self.plains.wanted.has(chain) {
             return Ok(0);
         }
         if self.copy(chain, tree)? {
@@ -197,7 +212,7 @@ impl Making<'_> {
         // It gets its name when it is dropped, unless it has one then.
         let base = Self { layers: &self.layers[..shared], chains: &self.chains[..shared], ..*self };
         let mut base = base.on(0, Expected::nobody())?;
-        if self.borrows() {
+        if self.keeps() {
             base.become_base()?;
         }
         drop(base);
@@ -206,17 +221,20 @@ impl Making<'_> {
 
     /// Whether the tree may have names of a base's files.
     fn borrows(&self) -> bool {
-        self.pretence.owners().is_some() && self.plains.borrows.load(Ordering::Relaxed)
+        self.pretence.owners().is_some() && self.plains.sharing() == Sharing::Names
+    }
+
+    /// Whether what others begin with stays as it is.
+    fn keeps(&self) -> bool {
+        self.borrows() || self.plains.sharing() == Sharing::Blocks
     }
 
     /// Copies a finished tree; `false` if there is none.
     fn copy(&self, chain: ChainId, tree: &Path) -> Result<bool, TreeError> {
         let dir = &self.plains.dir;
-        let path = if self.borrows() { dir.base(chain) } else { dir.plain(chain) };
+        let path = if self.keeps() { dir.base(chain) } else { dir.plain(chain) };
         let Some(lease) = dir.lend(&path)? else { return Ok(false) };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(lease.directory(), "root", flags, Mode::empty());
-        let from = root.map(Rootfs::from_fd).map_err(|error| io_error("open", &path)(error.into()))?;
+        let from = lease.root().map_err(io_error("open", &path))?;
         let known = self.records(&path)?;
         let lent = LentFiles::load(&path).map_err(io_error("read", &path))?;
         let later = self.copy_from(&from, (known.as_ref(), &lent), tree)?;
@@ -281,17 +299,23 @@ fn save_beside(tree: &Path, owners: Option<&Owners>, lent: &LentFiles) -> Result
 impl Plains {
     /// Whether there is a finished tree.
     pub(super) fn has(&self, chain: ChainId) -> bool {
-        let borrowing = || self.dir.linked(chain).exists() || self.dir.base(chain).exists();
-        self.dir.plain(chain).exists() || self.borrows.load(Ordering::Relaxed) && borrowing()
+        let sharing = self.sharing();
+        self.dir.plain(chain).exists()
+            || sharing != Sharing::Nothing && self.dir.base(chain).exists()
+            || sharing == Sharing::Names && self.dir.linked(chain).exists()
     }
 
-    /// From now on trees whose owners are recorded borrow files.
-    pub(super) fn borrow_files(&self) {
-        self.borrows.store(true, Ordering::Relaxed);
+    /// Says what trees have in common; the first word is the last.
+    pub(super) fn share(&self, sharing: Sharing) {
+        _ = self.sharing.set(sharing);
+    }
+
+    fn sharing(&self) -> Sharing {
+        self.sharing.get().copied().unwrap_or_default()
     }
 
     pub(super) fn new(dir: TreesDir) -> Self {
-        Self { dir, wanted: Wanted::default(), claims: Claims::default(), borrows: AtomicBool::new(false) }
+        Self { dir, wanted: Wanted::default(), claims: Claims::default(), sharing: OnceLock::new() }
     }
 }
 
@@ -390,17 +414,36 @@ impl PlainTree {
         Ok(())
     }
 
-    /// Puts the tree where its files can be borrowed. It cannot be used any more.
+    /// Puts the tree where it stays as it is, and others can have what is in it. It cannot be used any more.
     fn become_base(&mut self) -> Result<(), TreeError> {
         let Some(chain) = self.chain else { return Ok(()) };
         let rootfs = self.readable()?;
         // Half of it may have lost its modes.
         self.dirty = true;
-        let lent = LentFiles::of(&rootfs).map_err(|error| io_error("list", &error.path)(error.source))?;
+        let lent = match self.plains.sharing() {
+            Sharing::Names => LentFiles::of(&rootfs).map_err(|error| io_error("list", &error.path)(error.source))?,
+            Sharing::Blocks | Sharing::Nothing => LentFiles::default(),
+        };
         let tree = self.tree();
         self.save_beside(&tree, &lent)?;
         publish(&tree, &self.plains.dir.base(chain))?;
         Ok(())
+    }
+
+    /// What the lowest of `layers`, of which this tree is made, looked like when it was unpacked, if that is kept.
+    pub(super) fn unchanged(&self, layers: &[LayerRef]) -> Result<Option<Unchanged>, TreeError> {
+        let dir = &self.plains.dir;
+        for (at, chain) in chain_ids(None, layers).enumerate().collect::<Vec<_>>().into_iter().rev() {
+            let path = dir.base(chain);
+            let Some(lease) = dir.lend(&path)? else { continue };
+            let pretence = match self.pretence.records() {
+                Some(_) => self.pretence.with_records(Arc::new(records(&path)?)),
+                None => self.pretence.clone(),
+            };
+            let rootfs = lease.root().map_err(io_error("open", &path))?.pretending(pretence);
+            return Ok(Some(Unchanged { layers: at + 1, rootfs, _lease: lease }));
+        }
+        Ok(None)
     }
 
     /// The first path at which a file of a base was changed, as far as a listing of this tree tells.

@@ -1,7 +1,8 @@
 //! What files were before they changed, read from the layers they came from.
 //!
 //! In directory mode a step overwrites the only copy of a file. Where metadata cannot tell whether anything became
-//! different, the layers below can: they are kept, or can be had again.
+//! different, the layers below can: they are kept, or can be had again. Of those that are kept as they were unpacked the files
+//! themselves are read.
 //!
 //! # Limitations
 //! A whole layer is inflated for one file, the uppermost first, until all are found.
@@ -16,7 +17,8 @@ use super::fetch::{Stop, describe, open};
 use super::inflate::decompress;
 use super::resolve::clean;
 use super::unpack::UnpackError;
-use super::{FileKind, LayerRef, LayerSource, Listing, TreeError};
+use super::workdir::Lease;
+use super::{FileKind, LayerRef, LayerSource, Listing, Rootfs, TreeError};
 use crate::cancel::Cancel;
 use crate::oci::{Hasher, Sha256};
 
@@ -49,18 +51,24 @@ pub enum Recalled {
 }
 
 impl Recall<'_> {
-    /// Finds what `wanted` (paths without a leading `/` that are files or links of `before`) were. What cannot be told
-    /// for sure is missing in the answer.
+    /// Finds what `wanted` (paths without a leading `/` that are files or links of `before`) were, the lowest layers from `unchanged`
+    /// if there is that. What cannot be told for sure is missing in the answer.
     ///
     /// # Errors
-    /// If a layer cannot be read.
-    pub fn files(&self, wanted: BTreeSet<PathBuf>, before: &Listing) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> {
+    /// If a layer or a file cannot be read.
+    pub fn files(
+        &self,
+        wanted: BTreeSet<PathBuf>,
+        before: &Listing,
+        unchanged: Option<&Unchanged>,
+    ) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> {
         let mut search = Search { before, names: BTreeSet::new(), open: BTreeMap::new(), found: BTreeMap::new() };
         for path in wanted {
             search.want(path.clone(), path);
         }
         let stop = Stop::new(self.cancel);
-        for layer in self.layers.iter().rev() {
+        let packed = unchanged.map_or(0, |unchanged| unchanged.layers);
+        for layer in self.layers[packed..].iter().rev() {
             // Once more for what the layer has only as another name of a file that was not looked for.
             while !search.open.is_empty() {
                 let read = open(self.source, layer)
@@ -70,9 +78,69 @@ impl Recall<'_> {
                 }
             }
         }
+        if let Some(unchanged) = unchanged {
+            for (path, wanted) in std::mem::take(&mut search.open) {
+                let was = unchanged.file(&path, self.cancel);
+                let was = was.map_err(|source| TreeError::Io { action: "read", path: path.clone(), source })?;
+                search.found.extend(was.iter().flat_map(|was| wanted.iter().map(|path| (path.clone(), was.clone()))));
+            }
+        }
         Ok(search.found)
     }
 }
+
+/// The unpacked form of the lowest layers of a tree, which stays as it is as long as this lives.
+#[derive(Debug)]
+pub struct Unchanged {
+    /// How many layers those are.
+    pub(super) layers: usize,
+    pub(super) rootfs: Rootfs,
+    pub(super) _lease: Lease,
+}
+
+impl Unchanged {
+    /// What it has at a path that leads through no link; `None` if that is neither a file nor a link.
+    fn file(&self, path: &Path, cancel: &Cancel) -> io::Result<Option<Recalled>> {
+        let around = Path::new("/").join(path.parent().unwrap_or(Path::new("")));
+        match self.rootfs.resolve(&around, true) {
+            Ok(there) if there == around => {}
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Err(error);
+            }
+            Ok(_) | Err(_) => return Ok(None),
+        }
+        let kind = match self.rootfs.lstat(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?.kind,
+        };
+        match kind {
+            FileKind::Symlink => Ok(Some(Recalled::Symlink(self.rootfs.read_link(path)?))),
+            FileKind::File => {
+                let mut file = self.rootfs.open_file(path)?;
+                let mut hasher = Hasher::default();
+                let mut buffer = vec![0; BUFFER_BYTES];
+                loop {
+                    if cancel.is_cancelled() {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                    match file.read(&mut buffer) {
+                        Ok(0) => break,
+                        Ok(count) => hasher.update(&buffer[..count]),
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                let capability = self.rootfs.xattrs(path)?.into_iter().find(|(name, _)| name == CAPABILITY);
+                let capability = capability.map(|(_, value)| value);
+                Ok(Some(Recalled::File { sha256: hasher.finish(), capability }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The attribute that has the capabilities of a program.
+const CAPABILITY: &str = "security.capability";
 
 /// The search on its way down the layers.
 struct Search<'a> {
@@ -173,7 +241,7 @@ impl Entry {
                         Err(error) => return Err(read_error(error)),
                     }
                 }
-                let capability = entry.xattrs.into_iter().find(|(name, _)| name == "security.capability");
+                let capability = entry.xattrs.into_iter().find(|(name, _)| name == CAPABILITY);
                 Self::Known(Recalled::File { sha256: hasher.finish(), capability: capability.map(|(_, value)| value) })
             }
             _ => Self::Other,
@@ -204,7 +272,7 @@ mod tests {
         let tree = trees.checkout(&refs, &blobs, &cancel).unwrap();
         let before = tree.rootfs().unwrap().list().unwrap();
         let recall = Recall { layers: &refs, source: &blobs, cancel: &cancel };
-        let found = recall.files(BTreeSet::from([PathBuf::from(path)]), &before).unwrap();
+        let found = recall.files(BTreeSet::from([PathBuf::from(path)]), &before, None).unwrap();
         let expected = expected.map(|text| match text.strip_prefix("->") {
             Some(target) => Recalled::Symlink(target.into()),
             None => Recalled::File { sha256: Sha256::of(text.as_bytes()), capability: None },

@@ -373,7 +373,7 @@ fn begin_root(rootfs: &Rootfs, before: &Rootfs) -> Result<(), TreeError> {
 }
 
 /// The chain id of each of `layers`, which lie on top of the chain `below`.
-fn chain_ids(below: Option<ChainId>, layers: &[LayerRef]) -> impl Iterator<Item = ChainId> {
+pub(super) fn chain_ids(below: Option<ChainId>, layers: &[LayerRef]) -> impl Iterator<Item = ChainId> {
     layers.iter().scan(below, |top, layer| {
         *top = Some(ChainId::extend(*top, layer.diff_id));
         *top

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::super::plain::Sharing;
+use super::super::recall::Unchanged;
 use super::super::volume;
 use super::super::wanted::Expected;
 use super::super::workdir::{TempDir, TreesDir};
-use super::{Kind, LayerRef, Ownership, TreeError, Trees, chain_ids};
+use super::{Kind, LayerRef, Ownership, TreeError, TreeStep, Trees, Work, chain_ids};
 use crate::disk::Disk;
 use crate::oci::ChainId;
 
@@ -33,16 +35,18 @@ impl Trees {
         })
     }
 
-    /// Lets trees in directory mode whose owners are recorded have files in common with a base that several of them begin with. Only
-    /// for those who call [`crate::rootfs::Owners::own`] before each change that a command makes; does nothing where the file system shares
-    /// blocks, which is as good, or does not keep when files were made.
-    pub fn borrow_files(&self) {
-        if let Kind::Directory(plains) = &self.kind
-            && self.ownership == Ownership::Recorded
-            && !volume::shares_blocks(plains.dir.root())
-            && volume::keeps_birth_times(plains.dir.root())
-        {
-            plains.borrow_files();
+    /// Keeps what stages begin with as it is unpacked, and gives them trees that have blocks of files in common with it, where the file
+    /// system can (directory mode; otherwise it does nothing).
+    ///
+    /// Where it cannot, trees whose owners are recorded have whole files in common with it, if `sees_changes`: only for those who call
+    /// [`crate::rootfs::Owners::own`] before each change that a command makes. The file system has to keep when files were made.
+    pub fn share_bases(&self, sees_changes: bool) {
+        let Kind::Directory(plains) = &self.kind else { return };
+        let root = plains.dir.root();
+        if volume::shares_blocks(root) {
+            plains.share(Sharing::Blocks);
+        } else if sees_changes && self.ownership == Ownership::Recorded && volume::keeps_birth_times(root) {
+            plains.share(Sharing::Names);
         }
     }
 
@@ -85,5 +89,18 @@ impl Trees {
     /// Bytes that the tar of one layer may have.
     pub(in crate::rootfs) fn layer_limit(&self) -> Option<u64> {
         self.layer_limit
+    }
+}
+
+impl TreeStep<'_> {
+    /// Directory mode: what the lowest of `layers`, of which the tree is made, looked like when it was unpacked, if that is kept.
+    ///
+    /// # Errors
+    /// If what is kept cannot be opened.
+    pub fn unchanged(&self, layers: &[LayerRef]) -> Result<Option<Unchanged>, TreeError> {
+        match &self.work {
+            Work::Overlay { .. } => Ok(None),
+            Work::Directory { tree, .. } => tree.unchanged(layers),
+        }
     }
 }

@@ -7,8 +7,9 @@ use super::tests::assert_nothing_left;
 use super::*;
 use crate::disk::Disk;
 use crate::oci::Sha256;
+use crate::rootfs::plain::Sharing;
 use crate::rootfs::test_layers::*;
-use crate::rootfs::{Attributes, NewFile};
+use crate::rootfs::{Attributes, NewFile, Unchanged};
 
 /// A source that counts what is asked of it.
 struct Counted(Blobs, AtomicUsize);
@@ -261,7 +262,7 @@ fn on_disk(top: &Path) -> Vec<String> {
 fn files_of_a_base_are_borrowed_until_they_change() {
     let dir = tempfile::tempdir().unwrap();
     let trees = Trees::open(dir.path(), Some(TreeMode::Directory), Ownership::Recorded).unwrap();
-    trees.borrow_files();
+    trees.share_bases(true);
     let (blobs, refs) = Blobs::layers(&base());
     let unpacked = trees.checkout(&refs, &blobs, &Cancel::default()).unwrap();
     let expected = describe_fully(&unpacked.rootfs().unwrap());
@@ -335,4 +336,58 @@ fn files_of_a_base_are_borrowed_until_they_change() {
     while trees.make_room() {}
     assert_eq!((count("plain"), count("bases"), count("linked")), (0, 0, 0));
     assert_nothing_left(dir.path());
+}
+
+#[test]
+fn what_a_stage_begins_with_is_kept_where_copies_are_cheap() {
+    for sharing in [Sharing::Blocks, Sharing::Names] {
+        let dir = tempfile::tempdir().unwrap();
+        let trees = Trees::open(dir.path(), Some(TreeMode::Directory), Ownership::Recorded).unwrap();
+        let Kind::Directory(plains) = &trees.kind else { panic!("directories were asked for") };
+        // A file system that does not share blocks copies them.
+        plains.share(sharing);
+        let (blobs, base_refs) = Blobs::layers(&base());
+        let (more, above) = Blobs::layers(&[vec![file("d/g", "third"), file("above", "a")]]);
+        let source = Counted(blobs, AtomicUsize::new(0));
+        let begin = |refs: &[LayerRef], source: &dyn LayerSource| {
+            trees.checkout_as(trees.expect(&base_refs), refs, source, &Cancel::default()).unwrap()
+        };
+        let count = |kind: &str| std::fs::read_dir(dir.path().join("trees").join(kind)).unwrap().count();
+
+        let mut tree = begin(&base_refs, &source);
+        assert_eq!((count("bases"), source.1.load(Ordering::SeqCst)), (1, base_refs.len()), "{sharing:?}");
+        change(&mut tree, 1);
+        drop(tree);
+        // Whoever needs it again finds it, though the tree itself went on.
+        let refs = [base_refs.clone(), above].concat();
+        let mut tree = begin(&refs, &more);
+        assert!(trees.has(&base_refs), "{sharing:?}");
+        let step = tree.begin().unwrap();
+        let read = |path: &str| step.rootfs().read_small(Path::new(path), 9).unwrap();
+        assert_eq!((read("note"), read("d/g"), read("above")), (b"n".to_vec(), b"third".to_vec(), b"a".to_vec()));
+
+        // What files were is told without a layer of the base.
+        let unchanged = step.unchanged(&refs).unwrap().expect("it is kept");
+        let wanted = ["note", "d/g", "able", "link", "d/h", "with\nline and ", "d"].map(std::path::PathBuf::from);
+        let recall = |unchanged: Option<&Unchanged>, source: &dyn LayerSource| {
+            let recall = crate::rootfs::Recall { layers: &refs, source, cancel: &Cancel::default() };
+            recall.files(wanted.clone().into(), step.before().unwrap(), unchanged).unwrap()
+        };
+        let (all, all_refs) =
+            Blobs::layers(&[base().to_vec(), vec![vec![file("d/g", "third"), file("above", "a")]]].concat());
+        assert_eq!(all_refs, refs);
+        let told = recall(Some(&unchanged), &more);
+        assert_eq!(told, recall(None, &all), "{sharing:?}");
+        assert_eq!(told.len(), 5, "{told:?}");
+        drop((unchanged, step));
+        drop(tree);
+
+        // It makes room as everything does, and then the layers are read again.
+        while trees.make_room() {}
+        assert_eq!(count("bases"), 0);
+        source.1.store(0, Ordering::SeqCst);
+        drop(begin(&base_refs, &source));
+        assert_eq!(source.1.load(Ordering::SeqCst), base_refs.len());
+        assert_nothing_left(dir.path());
+    }
 }

@@ -6,7 +6,8 @@
 //! <work>/trees/flat/<hex>/     overlay mode: a whole stack as one directory, where there are more layers than a mount takes
 //! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody changes; named by chain id. Whoever takes it away
 //!                              holds an exclusive lock (flock(2)) on it for that moment, whoever copies it a shared one
-//! <work>/trees/bases/<hex>/    directory mode: a finished tree that nobody ever changes, whose files others borrow; see `borrowed`
+//! <work>/trees/bases/<hex>/    directory mode: a finished tree that nobody ever changes, whose blocks others share, or whose files
+//!                              they borrow; see `plain` and `borrowed`
 //! <work>/trees/linked/<hex>/   as `plain`, of trees that borrow files: for those alone who see every change before it is made
 //! <work>/trees/indexes/<hex>   what a layer holds, named by diff_id; see `index`
 //! <work>/trees/none/{a,b}/     empty directories under every stack
@@ -29,10 +30,10 @@ use std::sync::OnceLock;
 use rustix::fs::{FlockOperation, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::TreeError;
 use super::index::Indexes;
 use super::remove::remove_entry;
 use super::volume::lock_file;
+use super::{Rootfs, TreeError};
 use crate::disk::Disk;
 use crate::oci::ChainId;
 
@@ -286,9 +287,10 @@ fn locked(path: &Path, operation: FlockOperation) -> io::Result<Option<OwnedFd>>
 }
 
 impl Lease {
-    /// The directory.
-    pub(super) fn directory(&self) -> &OwnedFd {
-        &self.directory
+    /// The root of the tree, as the disk has it.
+    pub(super) fn root(&self) -> io::Result<Rootfs> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(Rootfs::from_fd(rustix::fs::openat(&self.directory, "root", flags, Mode::empty())?))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Two listings of one directory tree.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,14 +11,17 @@ use super::list::{Assembly, Changes};
 use super::overlay::{COMPARE_BYTES, capability, failed, fill};
 use super::{Difference, SnapshotError, found, same_metadata};
 use crate::oci::{Hasher, Sha256};
-use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recall, Recalled, Rootfs, path_order};
+use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, TreeError, path_order};
 
-/// What made `before` into `after`, which is `rootfs` now and had the layers `below`.
+/// Tells what files were before, as [`crate::rootfs::Recall::files`] does.
+pub(super) type Recalls<'a> = dyn Fn(BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> + 'a;
+
+/// What made `before` into `after`, which is `rootfs` now.
 pub(super) fn changes(
     before: &Listing,
     after: &Listing,
     rootfs: &Rootfs,
-    below: Option<Recall<'_>>,
+    recall: Option<&Recalls<'_>>,
 ) -> Result<Changes, SnapshotError> {
     // As long as the layers below have not been asked, what is undecided counts as the same.
     let mut undecided = Vec::new();
@@ -29,7 +32,7 @@ pub(super) fn changes(
     if undecided.is_empty() {
         return Ok(found);
     }
-    let changed = decide(undecided, before, rootfs, below)?;
+    let changed = decide(undecided, rootfs, recall)?;
     assemble(before, after, rootfs, &mut |path, _| changed.contains(&path))
 }
 
@@ -100,17 +103,16 @@ fn assemble(
 /// Those of `undecided` that are not what the layers below say.
 fn decide(
     undecided: Vec<(PathBuf, Metadata)>,
-    before: &Listing,
     rootfs: &Rootfs,
-    below: Option<Recall<'_>>,
+    recall: Option<&Recalls<'_>>,
 ) -> Result<BTreeSet<PathBuf>, SnapshotError> {
-    let recalled = match below {
-        Some(below) if !undecided.is_empty() => {
+    let recalled = match recall {
+        Some(recall) if !undecided.is_empty() => {
             let wanted = undecided.iter().map(|(path, _)| path.clone()).collect();
             let files = undecided.len();
-            below.files(wanted, before).map_err(|source| SnapshotError::Recall { files, source })?
+            recall(wanted).map_err(|source| SnapshotError::Recall { files, source })?
         }
-        _ => std::collections::BTreeMap::new(),
+        _ => BTreeMap::new(),
     };
     let decided = undecided.into_par_iter().map(|(path, _)| {
         let same = match recalled.get(&path) {

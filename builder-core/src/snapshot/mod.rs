@@ -72,7 +72,20 @@ pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes
     }
     let after = step.scan()?;
     match step.before() {
-        Some(before) => directory::changes(before, &after, step.rootfs(), below),
+        Some(before) => {
+            let recall = below.map(|below| {
+                move |wanted| {
+                    let unchanged = step.unchanged(below.layers)?;
+                    below.files(wanted, before, unchanged.as_ref())
+                }
+            });
+            directory::changes(
+                before,
+                &after,
+                step.rootfs(),
+                recall.as_ref().map(|recall| recall as &directory::Recalls<'_>),
+            )
+        }
         None => everything(&after, step.rootfs().lists_in()),
     }
 }

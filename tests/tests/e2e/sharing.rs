@@ -9,6 +9,7 @@ pub const TRIALS: &[Row] = &[
     ("sharing::killed-in-the-middle", killed),
     ("sharing::borrowed-files", borrowed),
     ("sharing::borrowed-files-side-by-side", borrowed_side_by_side),
+    ("sharing::bases-are-kept-in-one-form", one_form),
 ];
 
 /// Bytes of the base's largest file, which no compressor makes smaller.
@@ -257,4 +258,64 @@ fn borrowed_side_by_side(place: &Place) -> Outcome {
     let ended = process::run(&mut project.command_as(&user, &last), LIMIT).map_err(|error| error.to_string())?;
     same("digest", expect(ended, 0, &[])?.result(), expected(place, &dockerfile, &base)?)?;
     Ok(None)
+}
+
+/// Builds as `user`, if that is somebody else, and gives the bytes that were pulled.
+fn pulled(project: &Project<'_>, user: Option<&str>, arguments: &[&str]) -> Result<u64, String> {
+    let report = project.path("report.json").display().to_string();
+    let arguments = [arguments, &["--report", &report]].concat();
+    let mut command = match user {
+        Some(user) => project.command_as(user, &arguments),
+        None => project.command(&arguments),
+    };
+    expect(process::run(&mut command, LIMIT).map_err(|error| error.to_string())?, 0, &[])?;
+    read_json(Path::new(&report))?["bytes_pulled"].as_u64().ok_or_else(|| "no bytes pulled in the report".to_owned())
+}
+
+/// Without overlayfs the blobs of a base go from its registry to another one and into the tree, and are not kept. Where trees can
+/// have something in common with the base, later builds need them no more.
+fn one_form(place: &Place) -> Outcome {
+    let Some(other) = Distribution::start().map_err(|error| error.to_string())? else {
+        return Ok(Some("docker-registry is not installed".to_owned()));
+    };
+    let traced = user::single_id_user().filter(|_| user::is_root());
+    let mut lacks = None;
+    for tier in [None, traced.as_deref()] {
+        // To set a mode that a file has already makes it one to be compared with what the base has.
+        let dockerfile = "FROM BASE\nRUN busybox chmod 755 /bin/busybox && echo a > /a\n";
+        let project = place.project(dockerfile)?;
+        let name = format!("{}/kept/{}:1", other.host(), if tier.is_some() { "traced" } else { "directory" });
+        let ways: &[&str] = if tier.is_some() { &["--sandbox", "traced"] } else { &["--trees", "directory"] };
+        let arguments = [&["-t", &name, "--push"], ways].concat();
+        let entries = |of: &str| -> Result<usize, String> {
+            match fs::read_dir(project.path("work").join(of)) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+                found => Ok(found.map_err(|error| error.to_string())?.count()),
+            }
+        };
+        let first = pulled(&project, tier, &arguments)?;
+        if first < 100_000 {
+            return Err(format!("{first} bytes are no base"));
+        }
+        let large = |entry: fs::DirEntry| entry.metadata().is_ok_and(|of| of.len() > 100_000).then(|| entry.path());
+        let blobs = fs::read_dir(project.path("work/blobs/sha256")).map_err(|error| error.to_string())?;
+        same("blobs beside the tree", blobs.flatten().filter_map(large).next(), None)?;
+        project.write("Dockerfile", dockerfile.replace("BASE", &place.base()).replace("echo a", "echo b"))?;
+        let again = pulled(&project, tier, &arguments)?;
+        match (tier, entries("trees/bases")?) {
+            (Some(_), 0) => lacks = Some("no file system with birth times"),
+            (_, 0) => {}
+            (_, bases) => {
+                same("bases", bases, 1)?;
+                if again > 100_000 {
+                    return Err(format!("{again} bytes were pulled for a base that is here"));
+                }
+            }
+        }
+        place.skopeo(&["inspect", "--tls-verify=false", &format!("docker://{name}")])?;
+    }
+    if traced.is_none() {
+        lacks = Some("no user slipway-plain, whom scripts/setup makes");
+    }
+    Ok(lacks.map(str::to_owned))
 }
