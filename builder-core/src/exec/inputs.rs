@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::BuildError;
+use super::given::StandardInput;
 use super::request::{BuildRequest, ContextSource, DockerfileSource, Fetched};
 use super::ssh::{SshAgent, SshForward};
 use crate::cancel::Cancel;
@@ -33,13 +34,13 @@ pub(super) struct Inputs {
     pub(super) files: Files,
     /// Fetched contexts, whose directories are removed when the build is over; the main one is the first, if it was
     /// fetched.
-    pub(super) fetched: Vec<FetchedContext>,
+    pub(super) fetched: Vec<Arc<FetchedContext>>,
 }
 
 impl Inputs {
     /// What `SOURCE_DATE_EPOCH=context` means; `None` for a context that has no time of its own (checklist X-11).
     pub(super) fn time(&self) -> Result<Option<i64>, InputError> {
-        self.fetched.first().map_or(Ok(None), time_of)
+        self.fetched.first().map_or(Ok(None), |fetched| time_of(fetched))
     }
 }
 
@@ -141,13 +142,14 @@ impl Hint for InputError {
 pub(super) struct Reach {
     pub(super) client: http::Client,
     pub(super) disk: Disk,
+    pub(super) stdin: Arc<StandardInput>,
 }
 
 /// Opens the main context and reads the Dockerfile.
 pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Result<Inputs, BuildError> {
     let mut fetched = Vec::new();
     let remote = remote(request, reach);
-    let mut keep = |context| Root::of(context, &mut fetched);
+    let mut keep = |context: Arc<FetchedContext>| Root::of(context, &mut fetched);
     let root = match &request.context {
         ContextSource::Directory(path) => {
             // A Dockerfile that is not there would only be a consequence.
@@ -155,29 +157,28 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
             Root::Local(path.clone())
         }
         ContextSource::Empty => Root::Nothing,
-        ContextSource::Stdin => {
-            keep(remote.stream_context(std::io::stdin(), "standard input", cancel).map_err(InputError::from)?)
-        }
+        ContextSource::Stdin => keep(reach.stdin.fetch(&remote, cancel).map_err(InputError::from)?),
+        ContextSource::Tar(tar) => keep(tar.fetch(&remote, cancel).map_err(InputError::from)?.into()),
         ContextSource::Archive(path) => {
             let failed = |source| InputError::Context { path: path.clone(), source };
             let file = fs::File::open(path).map_err(failed)?;
             let name = format!("`{}`", path.display());
-            keep(remote.stream_context(file, &name, cancel).map_err(InputError::from)?)
+            keep(remote.stream_context(file, &name, cancel).map_err(InputError::from)?.into())
         }
         ContextSource::Bucket(bucket) => {
             let environment = &request.credentials.environment;
-            keep(remote.bucket_context(bucket, environment, cancel).map_err(InputError::from)?)
+            keep(remote.bucket_context(bucket, environment, cancel).map_err(InputError::from)?.into())
         }
         ContextSource::Repository(repository) => {
             let tree = remote.repository_context(repository, cancel).map_err(InputError::from)?;
-            keep(FetchedContext::Tree(tree))
+            keep(FetchedContext::Tree(tree).into())
         }
         ContextSource::Git(url) => {
             let login = crate::context::git_login(&request.credentials.environment);
             let remote = remote.clone().with_git(request.git.clone(), login);
-            keep(git_context(request, &remote, url, cancel)?)
+            keep(git_context(request, &remote, url, cancel)?.into())
         }
-        ContextSource::Url(url) => keep(remote.url_context(url, cancel).map_err(InputError::from)?),
+        ContextSource::Url(url) => keep(remote.url_context(url, cancel).map_err(InputError::from)?.into()),
     };
     let like_directory = request.fetched == Fetched::LikeDirectory;
     if like_directory && matches!(root, Root::Dockerfile(_)) {
@@ -209,7 +210,9 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         }
     };
     // Only what people keep by hand is filtered (checklist D-02): a fetched tree holds what its author chose.
-    let filtered = matches!(root, Root::Local(_)) || matches!(request.context, ContextSource::Stdin) || like_directory;
+    let filtered = matches!(root, Root::Local(_))
+        || matches!(request.context, ContextSource::Stdin | ContextSource::Tar(_))
+        || like_directory;
     let top = root.path();
     let ignore = if filtered { find_ignore_file(path.as_deref(), top).map_err(InputError::from)? } else { None };
     let patterns = match &ignore {
@@ -240,20 +243,17 @@ pub(super) fn open_named(
         request.plan.named_contexts.get(name).ok_or_else(|| BuildError::UnknownContext { name: name.to_owned() })?;
     let remote = remote(request, reach);
     let mut fetched = Vec::new();
-    let mut keep = |context| Root::of(context, &mut fetched);
+    let mut keep = |context: Arc<FetchedContext>| Root::of(context, &mut fetched);
     let (root, filtered) = match value {
         NamedContext::Directory(path) => (Root::Local(path.clone()), true),
-        NamedContext::Git(url) => (keep(git_context(request, &remote, url, cancel)?), false),
-        NamedContext::Stdin => {
-            let stream = remote.stream_context(std::io::stdin(), "standard input", cancel);
-            (keep(stream.map_err(InputError::from)?), true)
-        }
-        NamedContext::Url(url) => (keep(remote.url_context(url, cancel).map_err(InputError::from)?), false),
+        NamedContext::Git(url) => (keep(git_context(request, &remote, url, cancel)?.into()), false),
+        NamedContext::Stdin => (keep(reach.stdin.fetch(&remote, cancel).map_err(InputError::from)?), true),
+        NamedContext::Url(url) => (keep(remote.url_context(url, cancel).map_err(InputError::from)?.into()), false),
         NamedContext::Image(_) | NamedContext::OciLayout(_) => {
             return Err(BuildError::UnknownContext { name: name.to_owned() });
         }
     };
-    let time = fetched.first().map_or(Ok(None), time_of)?;
+    let time = fetched.first().map_or(Ok(None), |fetched| time_of(fetched))?;
     opened.fetched.append(&mut fetched);
     let Some(top) = root.path() else { return Ok((Files::empty(), time)) };
     let ignore = if filtered { find_ignore_file(None, Some(top)).map_err(InputError::from)? } else { None };
@@ -283,8 +283,8 @@ enum Root {
 
 impl Root {
     /// Keeps what was fetched for as long as the build needs it.
-    fn of(fetched: FetchedContext, keep: &mut Vec<FetchedContext>) -> Self {
-        let root = match &fetched {
+    fn of(fetched: Arc<FetchedContext>, keep: &mut Vec<Arc<FetchedContext>>) -> Self {
+        let root = match &*fetched {
             FetchedContext::Dockerfile { text, .. } => Self::Dockerfile(text.clone()),
             FetchedContext::Tree(tree) => Self::Fetched(tree.path().to_owned()),
         };

@@ -19,6 +19,7 @@ mod elsewhere;
 mod error;
 mod finish;
 mod forecast;
+mod given;
 mod inputs;
 mod known;
 mod maintain;
@@ -45,6 +46,7 @@ mod uploads;
 
 pub use error::{BuildError, ErrorClass};
 pub use finish::BuildResult;
+pub use given::TarContext;
 pub use inputs::InputError;
 pub use maintain::{Inventory, Kept, KeptMount, MaintainError, WorkDir, inventory, probe_work_dir, prune};
 pub use mounts::CacheMountId;
@@ -58,6 +60,7 @@ pub use ssh::SshAgent;
 
 use std::sync::Arc;
 
+use self::given::StandardInput;
 use self::report::Recorder;
 use crate::cancel::Cancel;
 use crate::event::{Event, Observer};
@@ -85,9 +88,10 @@ pub fn build_and_report(request: &BuildRequest, observer: Arc<dyn Observer>, can
     let mut request = BuildRequest { limits: request.limits.fitted(), ..request.clone() };
     request.tell_retries(&(Arc::clone(&recorder) as Arc<dyn Observer>));
     let request = &request;
+    let stdin = Arc::default();
     let mut attempts = 1;
     let result = loop {
-        match room::check().and_then(|()| build_once(request, &recorder, cancel)) {
+        match room::check().and_then(|()| build_once(request, &stdin, &recorder, cancel)) {
             Err(BuildError::LayerGone { .. }) if attempts < MOST_ATTEMPTS && !cancel.is_cancelled() => {
                 recorder.event(Event::Notice {
                     message: "a layer of an earlier build is gone from the registry that it was pushed to: it is made again",
@@ -108,8 +112,13 @@ pub fn build_and_report(request: &BuildRequest, observer: Arc<dyn Observer>, can
 /// that stands on it.
 const MOST_ATTEMPTS: u32 = 8;
 
-fn build_once(request: &BuildRequest, recorder: &Arc<Recorder>, cancel: &Cancel) -> Result<BuildResult, BuildError> {
-    let prepared = prepare(request, &**recorder, cancel)?;
+fn build_once(
+    request: &BuildRequest,
+    stdin: &Arc<StandardInput>,
+    recorder: &Arc<Recorder>,
+    cancel: &Cancel,
+) -> Result<BuildResult, BuildError> {
+    let prepared = prepare::prepare_with(request, stdin, &**recorder, cancel)?;
     if request.inherit_media_types {
         let settled = request.with_media_types_of(prepared.base_media_type(), &**recorder);
         return finish::build_prepared(&settled, prepared, recorder, cancel);

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::BuildError;
 use super::cache::StepCache;
+use super::given::StandardInput;
 use super::inputs::{self, InputError, Inputs, Reach};
 use super::maintain::{self, InUse};
 use super::request::BuildRequest;
 use super::space::Space;
 use crate::cancel::Cancel;
-use crate::context::Files;
+use crate::context::{FetchedContext, Files};
 use crate::disk::Disk;
 use crate::dockerfile::{self, Dockerfile, Finding};
 use crate::event::{Event, Observer};
@@ -50,7 +51,7 @@ pub struct Prepared {
     /// Keeps `slipway cache prune` away.
     _in_use: InUse,
     /// Keeps fetched contexts on disk while the build needs them.
-    pub(super) _fetched: Vec<crate::context::FetchedContext>,
+    pub(super) _fetched: Vec<Arc<FetchedContext>>,
 }
 
 impl Prepared {
@@ -84,6 +85,16 @@ pub struct PlatformPlan {
 /// # Errors
 /// [`BuildError`] for everything that can be known before the first step.
 pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<Prepared, BuildError> {
+    prepare_with(request, &Arc::default(), observer, cancel)
+}
+
+/// The same, and what standard input held is kept in `stdin`, or already there.
+pub(super) fn prepare_with(
+    request: &BuildRequest,
+    stdin: &Arc<StandardInput>,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<Prepared, BuildError> {
     request.check_outputs()?;
     let unusable = |source| BuildError::WorkDir { path: request.work_dir.clone(), source };
     if request.work_dir.as_os_str().is_empty() {
@@ -94,7 +105,7 @@ pub fn prepare(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel)
     let disk = disk(request)?;
     let store = Store::open_within(&request.work_dir, disk.clone())?;
     let client = http::Client::new(request.client.clone());
-    let reach = Reach { client: client.clone(), disk: disk.clone() };
+    let reach = Reach { client: client.clone(), disk: disk.clone(), stdin: Arc::clone(stdin) };
     let credentials = Credentials::new(request.credentials.clone());
     let of_registries = match &request.registry_client {
         Some(options) => http::Client::new(options.clone()),
@@ -208,7 +219,8 @@ pub fn dockerfile(request: &BuildRequest, observer: &dyn Observer, cancel: &Canc
 }
 
 fn read(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<(Inputs, Dockerfile), BuildError> {
-    let reach = Reach { client: http::Client::new(request.client.clone()), disk: Disk::default() };
+    let reach =
+        Reach { client: http::Client::new(request.client.clone()), disk: Disk::default(), stdin: Arc::default() };
     let opened = inputs::open(request, &reach, cancel)?;
     let dockerfile = parse(&opened, observer)?;
     Ok((opened, dockerfile))

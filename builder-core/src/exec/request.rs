@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::BuildError;
+use super::given::TarContext;
 use super::ssh::SshAgent;
 use crate::cache::CacheOptions;
 use crate::cloud::Bucket;
@@ -136,6 +137,8 @@ pub enum ContextSource {
     Directory(PathBuf),
     /// A tar, compressed or not, on standard input.
     Stdin,
+    /// A tar, compressed or not, of the library's caller.
+    Tar(TarContext),
     /// A tar, compressed or not, in a file.
     Archive(PathBuf),
     /// A tar, compressed or not, in an object store.
@@ -156,6 +159,7 @@ impl fmt::Display for ContextSource {
         match self {
             Self::Directory(path) | Self::Archive(path) => write!(f, "`{}`", path.display()),
             Self::Stdin => f.write_str("standard input"),
+            Self::Tar(tar) => f.write_str(tar.name()),
             Self::Bucket(bucket) => bucket.fmt(f),
             Self::Repository(_) => f.write_str("a repository"),
             Self::Git(url) | Self::Url(url) => match http::Url::parse(url) {

@@ -8,6 +8,7 @@ mod bench;
 mod cache;
 mod checks;
 mod clouds;
+mod given;
 mod known;
 mod mounts;
 mod outputs;
@@ -42,10 +43,11 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 13] = [
+    let groups: [(&str, &[Case]); 14] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
         ("clouds", clouds::CASES),
+        ("given", given::CASES),
         ("known", known::CASES),
         ("mounts", mounts::CASES),
         ("outputs", outputs::CASES),

@@ -7,11 +7,13 @@ use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use fixtures::http::{Handler, Payload, Request, Response, Server};
+use fixtures::registry::{Effect, FakeRegistry, Fault};
 
 use super::*;
 
 pub const TRIALS: &[Row] = &[
     ("sources::stdin-in-every-compression [D-11]", stdin),
+    ("sources::stdin-is-read-once-by-a-build-that-begins-anew [D-11]", begun_anew),
     ("sources::dockerfile-on-stdin [D-01 D-09]", dockerfile_on_stdin),
     ("sources::named-contexts-of-every-kind [F-12 F-13 F-14]", named),
     ("sources::git-contexts [D-10 C-58 C-59]", git_contexts),
@@ -128,6 +130,19 @@ fn stdin(place: &Place) -> Outcome {
     expect(build_of(&project, "-", &[], &plain[..700])?, 3, &["unexpected EOF"])?;
     expect(build_of(&project, "-", &[], &[0xff; 64])?, 3, &["neither an archive nor a Dockerfile"])?;
     expect(build_of(&project, "-", &[], b"")?, 3, &["the Dockerfile cannot be empty"])?;
+    Ok(None)
+}
+
+fn begun_anew(place: &Place) -> Outcome {
+    let project = place.project("")?;
+    let registry = FakeRegistry::start();
+    let name = format!("{}/pushed:1", registry.host());
+    let input = tar(&[("Dockerfile", "FROM scratch\nCOPY f /\n"), ("f", "file")]);
+    expect(build_of(&project, "-", &["-t", &name, "--push"], &input)?, 0, &[])?;
+    // The work directory has no layer that was pushed, and now the registry has none, either.
+    registry.fault(Fault::always("GET", "/v2/pushed/blobs/", Effect::status(404)));
+    let told = "a layer of an earlier build is gone";
+    expect(build_of(&project, "-", &["-o", "type=oci,dest=image.tar"], &input)?, 0, &[told])?;
     Ok(None)
 }
 
