@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cancel::Cancel;
 use crate::context::{FetchedContext, Remote, RemoteError};
 use crate::layer::entry::{Entry, EntryKind, TAR_BLOCK, padding};
+use crate::store::Store;
 
 /// A tar, compressed or not, that the caller has in memory or makes while it is read. It is what `slipway build -` takes from standard
 /// input: a `.dockerignore` in it counts, owners do not, and a text in place of a tar is the Dockerfile.
@@ -93,17 +94,23 @@ impl fmt::Debug for TarContext {
     }
 }
 
-/// What standard input held. It can be read only once, and a build may begin twice.
+/// What standard input held. It can be read only once, and a build may begin twice. The store is the one that holds its directory.
 #[derive(Debug, Default)]
-pub(super) struct StandardInput(Mutex<Option<Arc<FetchedContext>>>);
+pub(super) struct StandardInput(Mutex<Option<(Arc<FetchedContext>, Option<Store>)>>);
 
 impl StandardInput {
-    pub(super) fn fetch(&self, remote: &Remote, cancel: &Cancel) -> Result<Arc<FetchedContext>, RemoteError> {
+    pub(super) fn fetch(
+        &self,
+        remote: &Remote,
+        store: Option<&Store>,
+        cancel: &Cancel,
+    ) -> Result<Arc<FetchedContext>, RemoteError> {
         let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(context) = &*found {
+        if let Some((context, _)) = &*found {
             return Ok(Arc::clone(context));
         }
         let context = Arc::new(remote.stream_context(io::stdin(), "standard input", cancel)?);
-        Ok(Arc::clone(found.insert(context)))
+        *found = Some((Arc::clone(&context), store.cloned()));
+        Ok(context)
     }
 }

@@ -17,6 +17,7 @@ use crate::hint::Hint;
 use crate::hint::suggest::nearest;
 use crate::http::{self, Secret};
 use crate::plan::NamedContext;
+use crate::store::Store;
 
 /// Longest Dockerfile that is read, in bytes.
 const MAX_DOCKERFILE_BYTES: u64 = 16 << 20;
@@ -142,6 +143,9 @@ impl Hint for InputError {
 pub(super) struct Reach {
     pub(super) client: http::Client,
     pub(super) disk: Disk,
+    /// Whose directory for unfinished files holds what is fetched: another builder takes one that no store holds for a dead builder's. Not
+    /// there where nothing can be fetched.
+    pub(super) store: Option<Store>,
     pub(super) stdin: Arc<StandardInput>,
 }
 
@@ -157,7 +161,9 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
             Root::Local(path.clone())
         }
         ContextSource::Empty => Root::Nothing,
-        ContextSource::Stdin => keep(reach.stdin.fetch(&remote, cancel).map_err(InputError::from)?),
+        ContextSource::Stdin => {
+            keep(reach.stdin.fetch(&remote, reach.store.as_ref(), cancel).map_err(InputError::from)?)
+        }
         ContextSource::Tar(tar) => keep(tar.fetch(&remote, cancel).map_err(InputError::from)?.into()),
         ContextSource::Archive(path) => {
             let failed = |source| InputError::Context { path: path.clone(), source };
@@ -247,7 +253,9 @@ pub(super) fn open_named(
     let (root, filtered) = match value {
         NamedContext::Directory(path) => (Root::Local(path.clone()), true),
         NamedContext::Git(url) => (keep(git_context(request, &remote, url, cancel)?.into()), false),
-        NamedContext::Stdin => (keep(reach.stdin.fetch(&remote, cancel).map_err(InputError::from)?), true),
+        NamedContext::Stdin => {
+            (keep(reach.stdin.fetch(&remote, reach.store.as_ref(), cancel).map_err(InputError::from)?), true)
+        }
         NamedContext::Url(url) => (keep(remote.url_context(url, cancel).map_err(InputError::from)?.into()), false),
         NamedContext::Image(_) | NamedContext::OciLayout(_) => {
             return Err(BuildError::UnknownContext { name: name.to_owned() });
@@ -324,7 +332,8 @@ pub(super) fn remote(request: &BuildRequest, reach: &Reach) -> Remote {
         let value = secrets.get(id)?;
         Some(Secret::new(String::from_utf8_lossy(&value.bytes()).into_owned()))
     };
-    let (answers, temporary) = (request.work_dir.join("urls"), request.work_dir.join("tmp"));
+    let answers = request.work_dir.join("urls");
+    let temporary = reach.store.as_ref().map_or_else(|| request.work_dir.join("tmp"), Store::temp_dir);
     let remote = Remote::new(reach.client.clone(), &answers, &temporary, Arc::new(look_up));
     remote.within(reach.disk.clone()).with_agent(request.ssh.get("default").map(|agent| offered(agent, &temporary)))
 }

@@ -8,7 +8,7 @@ use super::cache::StepCache;
 use super::given::StandardInput;
 use super::inputs::{self, InputError, Inputs, Reach};
 use super::maintain::{self, InUse};
-use super::request::BuildRequest;
+use super::request::{BuildRequest, ContextSource};
 use super::space::Space;
 use crate::cancel::Cancel;
 use crate::context::{FetchedContext, Files};
@@ -105,7 +105,8 @@ pub(super) fn prepare_with(
     let disk = disk(request)?;
     let store = Store::open_within(&request.work_dir, disk.clone())?;
     let client = http::Client::new(request.client.clone());
-    let reach = Reach { client: client.clone(), disk: disk.clone(), stdin: Arc::clone(stdin) };
+    let reach =
+        Reach { client: client.clone(), disk: disk.clone(), store: Some(store.clone()), stdin: Arc::clone(stdin) };
     let credentials = Credentials::new(request.credentials.clone());
     let of_registries = match &request.registry_client {
         Some(options) => http::Client::new(options.clone()),
@@ -219,8 +220,12 @@ pub fn dockerfile(request: &BuildRequest, observer: &dyn Observer, cancel: &Canc
 }
 
 fn read(request: &BuildRequest, observer: &dyn Observer, cancel: &Cancel) -> Result<(Inputs, Dockerfile), BuildError> {
-    let reach =
-        Reach { client: http::Client::new(request.client.clone()), disk: Disk::default(), stdin: Arc::default() };
+    let store = match request.context {
+        ContextSource::Directory(_) | ContextSource::Empty => None,
+        _ => Some(Store::open(&request.work_dir)?),
+    };
+    let client = http::Client::new(request.client.clone());
+    let reach = Reach { client, disk: Disk::default(), store, stdin: Arc::default() };
     let opened = inputs::open(request, &reach, cancel)?;
     let dockerfile = parse(&opened, observer)?;
     Ok((opened, dockerfile))

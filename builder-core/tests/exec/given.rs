@@ -4,7 +4,9 @@ use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use builder_core::exec::{ContextSource, DockerfileSource, NoCache, TarContext};
+use builder_core::cancel::Cancel;
+use builder_core::event::Silent;
+use builder_core::exec::{self, BuildRequest, ContextSource, DockerfileSource, NoCache, TarContext};
 use builder_core::output::Target;
 use fixtures::image::gzip;
 use fixtures::registry::{Effect, FakeRegistry, Fault};
@@ -16,6 +18,7 @@ pub const CASES: &[Case] = &[
     Case { name: "files_in_memory_are_a_context", items: "D-11", run: files },
     Case { name: "a_tar_of_the_caller_is_a_context", items: "D-11", run: tars },
     Case { name: "a_tar_is_asked_for_again_when_a_build_begins_anew", items: "D-11", run: again },
+    Case { name: "another_build_leaves_a_fetched_context_alone", items: "D-11", run: beside },
 ];
 
 fn in_context() -> DockerfileSource {
@@ -108,5 +111,23 @@ fn again(bench: &Bench) -> Outcome {
     registry.fault(Fault::always("", &format!("/v2/a/blobs/{lost}"), Effect::status(404)));
     build(vec![bench.output("type=oci,dest=out,tar=false")]).ok();
     assert_eq!(opened.load(Ordering::Relaxed), 3, "once, and twice for the build that began anew");
+    Outcome::Passed
+}
+
+fn beside(bench: &Bench) -> Outcome {
+    let files = [("Dockerfile", "FROM base:1\nRUN echo begun\nCOPY f /late/\nRUN cat /late/f\n"), ("f", "content")];
+    let other = bench.request("FROM scratch\nENV a=b\n");
+    let change = |request: &mut BuildRequest| {
+        request.context = ContextSource::Tar(TarContext::of_files(files));
+        request.dockerfile = in_context();
+    };
+    let built = bench.build_watched("", change, move |line| {
+        if line == "begun" {
+            // It opens the work dir, and removes what dead builders left there.
+            exec::build(&other, Arc::new(Silent), &Cancel::default()).expect("an empty image");
+        }
+    });
+    built.ok();
+    assert_eq!(built.output, ["begun", "content"]);
     Outcome::Passed
 }
