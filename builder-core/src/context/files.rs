@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-use super::hashes::{Counters, HashCache};
+use super::hashes::{Counters, HashCache, Notes};
 use super::ignore::{Matched, Patterns};
 use crate::hint::Hint;
 use crate::oci::{Hasher, Sha256};
@@ -27,6 +28,8 @@ pub struct Files {
     pub(super) patterns: Patterns,
     pub(super) hashes: Option<HashCache>,
     pub(super) counters: Counters,
+    /// Hashes that are taken while files are read for something else, once somebody wants that.
+    pub(super) notes: OnceLock<Notes>,
 }
 
 /// How many files had to be read to know their content.
@@ -123,7 +126,8 @@ impl Files {
 
     /// An empty tree.
     pub fn empty() -> Self {
-        Self { tree: None, host: None, patterns: Patterns::default(), hashes: None, counters: Counters::default() }
+        let (patterns, counters) = (Patterns::default(), Counters::default());
+        Self { tree: None, host: None, patterns, hashes: None, counters, notes: OnceLock::new() }
     }
 
     /// Keeps the hashes of file contents in a file below `directory`, and uses those that an earlier build kept there

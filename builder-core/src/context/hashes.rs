@@ -3,6 +3,7 @@
 //! `kept` says how they lie on the disk: memory does not feel how many they are.
 
 mod kept;
+mod note;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,6 +16,8 @@ use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use self::kept::Kept;
+use self::note::ContentHasher;
+pub(super) use self::note::Notes;
 use super::files::{Files, FilesError, Found, HashCounts, io_error};
 use crate::cancel::Cancel;
 
@@ -31,7 +34,7 @@ const COARSE_TICK_NANOSECONDS: i128 = 2_000_000_000;
 /// What is hashed of a regular file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileHash {
-    /// Its bytes, as [`content_hash`] takes them.
+    /// Its bytes, as [`ContentHasher`] takes them.
     pub(crate) data: blake3::Hash,
     /// `security.capability`, the one attribute that reaches a layer.
     pub(crate) capability: Option<Vec<u8>>,
@@ -46,6 +49,12 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    /// A file was read.
+    fn count(&self, bytes: u64) {
+        self.read.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn get(&self) -> HashCounts {
         HashCounts {
             read: self.read.load(Ordering::Relaxed),
@@ -125,6 +134,22 @@ impl Drop for HashCache {
 impl Files {
     /// Hashes regular files on all threads of the current rayon pool; reads only those that are not known.
     pub(crate) fn hash(&self, files: &[(PathBuf, Found)], cancel: &Cancel) -> Result<Vec<FileHash>, FilesError> {
+        let Some(notes) = self.notes.get() else { return self.hash_rest(files, cancel) };
+        let mut hashes = notes.known(files);
+        if let Some(cache) = &self.hashes {
+            cache.keep(notes.begun, files, &hashes);
+        }
+        let rest = files.iter().zip(&hashes).filter(|(_, hash)| hash.is_none()).map(|(file, _)| file.clone());
+        let rest: Vec<_> = rest.collect();
+        let mut found = self.hash_rest(&rest, cancel)?.into_iter();
+        for hash in hashes.iter_mut().filter(|hash| hash.is_none()) {
+            *hash = found.next();
+        }
+        Ok(hashes.into_iter().flatten().collect())
+    }
+
+    /// The same for files that nobody read meanwhile.
+    fn hash_rest(&self, files: &[(PathBuf, Found)], cancel: &Cancel) -> Result<Vec<FileHash>, FilesError> {
         let mut hashes = self.hashes.as_ref().map_or_else(|| vec![None; files.len()], |cache| cache.known(files));
         let unknown = hashes.iter().filter(|hash| hash.is_none()).count();
         self.counters.known.fetch_add((files.len() - unknown) as u64, Ordering::Relaxed);
@@ -164,25 +189,19 @@ impl Files {
             None => FilesError::Cancelled,
         })?;
         self.check(&file, path, found)?;
-        self.counters.read.fetch_add(1, Ordering::Relaxed);
-        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.count(bytes);
         let capability =
             self.capability(path, &file).map_err(|error| io_error("read the attributes of", path, error))?;
         Ok(FileHash { data, capability })
     }
 }
 
-/// Hash of what a file holds, and how many bytes had to be read for it. BLAKE3 of its bytes unless whole blocks of them are zeros: then
-/// that of the others, and of where the zeros are, so that a hole of a terabyte costs nothing, and is what written zeros are.
-/// Nobody outside sees it, so it need not be SHA-256, which takes several times as long even where the processor has instructions
-/// for it.
-/// `Err(None)` when cancelled.
+/// Hash of what a file holds ([`ContentHasher`]), and how many bytes had to be read for it: holes are not. `Err(None)` when
+/// cancelled.
 fn content_hash(file: &mut File, block: &mut [u8], cancel: &Cancel) -> Result<(blake3::Hash, u64), Option<io::Error>> {
     let whole = block.len() as u64;
-    let (mut data, mut zeros) = (blake3::Hasher::new(), blake3::Hasher::new());
-    // Where the zeros began that are being passed.
-    let mut passing = None;
-    let (mut position, mut bytes, mut holes) = (0, 0, false);
+    let mut hasher = ContentHasher::default();
+    let (mut position, mut bytes) = (0, 0);
     loop {
         if cancel.is_cancelled() {
             return Err(None);
@@ -190,37 +209,24 @@ fn content_hash(file: &mut File, block: &mut [u8], cancel: &Cancel) -> Result<(b
         let length = fill(file, block)?;
         bytes += length as u64;
         if length == block.len() && block.iter().all(|byte| *byte == 0) {
-            passing.get_or_insert(position);
-            position = match rustix::fs::seek(&*file, SeekFrom::Data(position + whole)) {
+            let next = match rustix::fs::seek(&*file, SeekFrom::Data(position + whole)) {
                 Ok(data) => data / whole * whole,
                 // Nothing but a hole is left, or less than a block.
                 Err(Errno::NXIO) => file.metadata()?.len().max(position + whole) / whole * whole,
                 // A file system that does not know has no holes.
                 Err(_) => position + whole,
             };
-            rustix::fs::seek(&*file, SeekFrom::Start(position)).map_err(io::Error::from)?;
+            rustix::fs::seek(&*file, SeekFrom::Start(next)).map_err(io::Error::from)?;
+            hasher.zeros(next - position);
+            position = next;
             continue;
         }
-        if let Some(begin) = passing.take() {
-            holes = true;
-            for number in [begin, position] {
-                zeros.update(&number.to_le_bytes());
-            }
-        }
         if length == 0 {
-            break;
+            return Ok((hasher.finish(), bytes));
         }
-        data.update(&block[..length]);
+        hasher.bytes(&block[..length]);
         position += length as u64;
     }
-    if !holes {
-        return Ok((data.finalize(), bytes));
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"zeros apart");
-    hasher.update(zeros.finalize().as_bytes());
-    hasher.update(data.finalize().as_bytes());
-    Ok((hasher.finalize(), bytes))
 }
 
 /// Reads until the buffer is full or the file ends.

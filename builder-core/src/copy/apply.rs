@@ -18,12 +18,12 @@ use crate::cancel::Cancel;
 use crate::context::{self, ArchiveError, Files, FilesError, Found, TreeEntry, clean};
 use crate::oci::Sha256;
 use crate::plan::{CopyAction, CopySource, WorkdirAction};
-use crate::rootfs::index::Content;
-use crate::rootfs::{Attributes, FileKind, NewFile, Original, View};
+use crate::rootfs::index::{Content, Passing};
+use crate::rootfs::{Attributes, FileKind, NewFile, Original, Seen, Tee, View};
 
 /// Writes resolved sources into `target`.
 ///
-/// The contents are read again: a file that is not what [`super::resolve`] hashed is an error.
+/// A file that is not what [`super::resolve`] found is an error.
 ///
 /// # Errors
 /// [`CopyError`]; the target then holds a part.
@@ -122,7 +122,7 @@ impl Content for FoundFile<'_> {
 
     fn capability(&self, file: &File) -> io::Result<Option<Vec<u8>>> {
         let all = self.files.xattrs(&self.path, Some(file));
-        Ok(all.into_iter().find(|(name, _)| name == "security.capability").map(|(_, value)| value))
+        Ok(all.into_iter().find(|(name, _)| name == CAPABILITY).map(|(_, value)| value))
     }
 
     fn check(&self, file: &File) -> io::Result<()> {
@@ -132,7 +132,14 @@ impl Content for FoundFile<'_> {
     fn identity(&self) -> Option<Sha256> {
         self.files.identity(&self.path, &self.found)
     }
+
+    fn passing(&self) -> Option<Box<dyn Passing + '_>> {
+        self.files.note(&self.path, &self.found)
+    }
 }
+
+/// The attribute that is part of what a file holds.
+const CAPABILITY: &str = "security.capability";
 
 /// What a URL holds, fetched and not copied.
 struct FetchedFile(File);
@@ -185,7 +192,7 @@ impl<'c> Copy<'_, 'c> {
     fn unpack_source(&self, found: &Match) -> Result<bool, CopyError> {
         let named = Path::new("/").join(&found.named);
         let unpacked = self.unpack(&named, self.files.open(&found.path, &found.found)?)?;
-        // Opened again: it must still be what was hashed.
+        // Opened again: it must still be what was found.
         _ = self.files.open(&found.path, &found.found)?;
         Ok(unpacked)
     }
@@ -384,22 +391,33 @@ impl<'c> Copy<'_, 'c> {
                 }
                 let file = self.files.open(path, found)?;
                 attributes.xattrs = self.files.xattrs(path, Some(&file));
+                let mut passing = self.files.note(path, found);
                 if found.metadata.size >= SHARED_FROM {
                     let go_on = || match self.target.cancel.is_cancelled() {
                         true => Err(std::io::Error::other("cancelled")),
                         false => Ok(()),
                     };
-                    let original = Original { file: &file, go_on: &go_on };
+                    let mut whole = false;
+                    let seen = passing.as_deref_mut().map(|passing| Seen { passing, whole: &mut whole });
+                    let original = Original { file: &file, go_on: &go_on, seen };
                     self.target.write(target, NewFile::Copy(original), &attributes)?;
+                    passing = passing.filter(|_| whole);
                 } else {
-                    let mut content = Watched { inner: &file, cancel: self.target.cancel, bytes: 0 };
+                    let seen = passing.as_deref_mut().map(|passing| passing as &mut dyn Passing);
+                    let inner = Tee { inner: &file, passing: seen };
+                    let mut content = Watched { inner, cancel: self.target.cancel, bytes: 0 };
                     self.target.write(target, NewFile::File(&mut content), &attributes)?;
                     if content.bytes != found.metadata.size {
                         return Err(FilesError::Changed { path: Path::new("/").join(path) }.into());
                     }
                 }
                 // Size and times are still those that were listed, so all of it was copied.
-                Ok(self.files.check(&file, path, found)?)
+                self.files.check(&file, path, found)?;
+                if let Some(passing) = passing {
+                    let capability = attributes.xattrs.into_iter().find(|(name, _)| name == CAPABILITY);
+                    passing.whole(capability.map(|(_, value)| value));
+                }
+                Ok(())
             }
             FileKind::Symlink => {
                 let read;

@@ -1,6 +1,6 @@
 //! `COPY`, `ADD` and `WORKDIR` into a root filesystem: wildcards, ownership, mode, archives, URLs.
 //!
-//! [`resolve`] finds and hashes the sources and changes nothing; its hash is the content part of the step's cache key.
+//! [`resolve`] finds the sources and changes nothing; [`ResolvedCopy::content_hash`] is the content part of the step's cache key.
 //! [`apply`] writes them into the target. For `--link` the caller gives `apply` an empty target and lays the result over
 //! the stage as a layer of its own, unless `--chmod` is there too (checklist C-40, C-41): see [`links`]. Links of the
 //! stage are then not seen, a missing parent directory is made anew with mode 0755, and names in `--chown` are errors
@@ -21,7 +21,7 @@ pub use apply::{apply, workdir};
 pub use error::CopyError;
 use error::{attributes_error, io_error};
 pub use mode::{ModeChange, ModeError, Operation};
-pub use resolve::{ResolvedCopy, resolve, resolve_with_remote};
+pub use resolve::{ContentHash, ResolvedCopy, resolve, resolve_with_remote};
 
 use crate::plan::CopyAction;
 

@@ -19,14 +19,20 @@ const ITEMS_PER_SOURCE: usize = 500;
 /// Files that are hashed at one time: enough for all threads, and no second list of a million paths.
 const FILES_AT_ONCE: usize = 8192;
 
-/// Sources of one COPY or ADD, resolved: what was matched, and a hash over everything that reaches the result
-/// (checklist C-10): the content part of the step's cache key.
+/// Sources of one COPY or ADD, resolved: what was matched.
 #[derive(Debug)]
 pub struct ResolvedCopy {
     /// As many as the action has, in its order.
     pub(super) sources: Vec<Source>,
-    hash: Sha256,
-    items: Vec<(String, Sha256)>,
+}
+
+/// A hash over everything of the sources that reaches the result (checklist C-10): the content part of the step's cache key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentHash {
+    /// Over names, modes, owners, sizes, link texts, devices, capabilities and data; mtimes excluded.
+    pub whole: Sha256,
+    /// Path and hash of each file (of large trees: of what lies directly in the source), for saying which file changed.
+    pub items: Vec<(String, Sha256)>,
 }
 
 /// What became of one source.
@@ -59,18 +65,17 @@ pub(super) struct Match {
 }
 
 impl ResolvedCopy {
-    /// Hash over names, modes, owners, sizes, link texts, devices, capabilities and data; mtimes excluded.
-    pub fn content_hash(&self) -> Sha256 {
-        self.hash
-    }
-
-    /// Path and hash of each file (of large trees: of what lies directly in the source), for saying which file changed.
-    pub fn items(&self) -> Vec<(String, Sha256)> {
-        self.items.clone()
+    /// Hashes what was matched in `files` for `action`; several threads; reads only what is not known.
+    ///
+    /// # Errors
+    /// [`CopyError`], also for a file that is not what it was when it was matched.
+    pub fn content_hash(&self, action: &CopyAction, files: &Files, cancel: &Cancel) -> Result<ContentHash, CopyError> {
+        let (whole, items) = summarize(action, &self.sources, files, cancel)?;
+        Ok(ContentHash { whole, items })
     }
 }
 
-/// Matches the sources of `action` in `files` and hashes them; several threads; reads only what is selected.
+/// Matches the sources of `action` in `files`. Files are looked at and not read.
 ///
 /// # Errors
 /// [`CopyError`]; [`CopyError::NoRemote`] for URLs and git sources, which need [`resolve_with_remote`].
@@ -108,8 +113,7 @@ fn resolve_all(
             CopySource::Git(url) => Source::Git(Box::new(remote::tree(action, url, reach(url)?, cancel)?)),
         });
     }
-    let (hash, items) = summarize(action, &sources, files, cancel)?;
-    Ok(ResolvedCopy { sources, hash, items })
+    Ok(ResolvedCopy { sources })
 }
 
 pub(super) fn excludes(action: &CopyAction) -> Result<Patterns, CopyError> {

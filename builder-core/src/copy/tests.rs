@@ -298,7 +298,9 @@ fn the_hash_covers_what_reaches_the_result() {
     let hash = |source: &str, instruction: &str| {
         let trees = Trees::new(source, "");
         let files = Files::directory(trees.source.path(), Patterns::default()).expect("a directory");
-        resolve(&action(instruction), &files, &Cancel::default()).expect(instruction).content_hash()
+        let (action, cancel) = (action(instruction), Cancel::default());
+        let resolved = resolve(&action, &files, &cancel).expect(instruction);
+        resolved.content_hash(&action, &files, &cancel).expect(instruction).whole
     };
     let same = |a: &str, b: &str, instruction: &str| assert_eq!(hash(a, instruction), hash(b, instruction), "{a} {b}");
     let other = |a: &str, b: &str, instruction: &str| assert_ne!(hash(a, instruction), hash(b, instruction), "{a} {b}");
@@ -319,8 +321,9 @@ fn items_tell_which_file_changed() {
     let trees = Trees::new("d/a=a d/s/b=b c=c", "");
     let files = Files::directory(trees.source.path(), Patterns::default()).expect("a directory");
     let items = || {
-        let resolved = resolve(&action("COPY d c <<h /"), &files, &Cancel::default()).expect("resolve");
-        resolved.items()
+        let (action, cancel) = (action("COPY d c <<h /"), Cancel::default());
+        let resolved = resolve(&action, &files, &cancel).expect("resolve");
+        resolved.content_hash(&action, &files, &cancel).expect("hashed").items
     };
     let before = items();
     let names: Vec<&str> = before.iter().map(|(name, _)| &**name).collect();
@@ -366,7 +369,9 @@ fn hashes_are_kept_between_builds() {
     let build = || {
         let files = Files::directory(trees.source.path(), Patterns::default()).expect("a directory");
         let files = files.with_hash_cache(kept.path());
-        let hash = resolve(&action("COPY d /"), &files, &Cancel::default()).expect("resolve").content_hash();
+        let (action, cancel) = (action("COPY d /"), Cancel::default());
+        let resolved = resolve(&action, &files, &cancel).expect("resolve");
+        let hash = resolved.content_hash(&action, &files, &cancel).expect("hashed").whole;
         files.save_hashes().expect("save");
         (hash, files.hash_counts())
     };

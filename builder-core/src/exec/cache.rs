@@ -44,6 +44,7 @@ pub(super) struct InputRecord {
 #[derive(Debug, Clone)]
 pub(super) struct StepCache {
     root: PathBuf,
+    was_empty: bool,
 }
 
 impl StepCache {
@@ -53,7 +54,13 @@ impl StepCache {
         for part in ["steps", "inputs", "last", "sizes", "places"] {
             fs::create_dir_all(root.join(part))?;
         }
-        Ok(Self { root })
+        let was_empty = fs::read_dir(root.join("steps"))?.next().is_none();
+        Ok(Self { root, was_empty })
+    }
+
+    /// Whether it had no step when it was opened.
+    pub(super) fn was_empty(&self) -> bool {
+        self.was_empty
     }
 
     pub(super) fn step(&self, key: Sha256) -> Option<StepRecord> {

@@ -1,4 +1,7 @@
 //! COPY and ADD as steps: where files come from, what their cache key covers.
+//!
+//! A step that cannot have been done before, in a work dir where nothing was, needs its key for nothing but its record. Its files
+//! are then read once, for the layer or into the tree, and hashed while they pass (`Shared::misses_surely`).
 
 use std::cell::OnceCell;
 use std::path::Path;
@@ -9,7 +12,7 @@ use super::shared::{Shared, SourceTree};
 use super::step_key::Inputs;
 use super::{known, partial};
 use crate::context::{Clue, Files};
-use crate::copy::{self, CopyError, ResolvedCopy};
+use crate::copy::{self, ContentHash, CopyError, ResolvedCopy};
 use crate::oci::{ChainId, Sha256, canonical_json};
 use crate::plan::key::WHOLE;
 use crate::plan::{CopyAction, CopySource, FileSource, Stage};
@@ -38,7 +41,7 @@ struct Opened<'a> {
 /// Files of a context, which the whole build shares, or of a tree, opened for one step.
 enum FilesRef<'a> {
     Shared(&'a Files),
-    Own(Files),
+    Own(Box<Files>),
 }
 
 impl FilesRef<'_> {
@@ -63,17 +66,17 @@ impl<'a> Prepared<'a> {
         let shared = self.shared;
         let files = match (&self.action.from, &self.source) {
             (_, Some(source)) => {
-                FilesRef::Own(Files::rootfs(match partial::tree(shared, source.tree(), self.action)? {
+                FilesRef::Own(Box::new(Files::rootfs(match partial::tree(shared, source.tree(), self.action)? {
                     Some(tree) => {
                         let rootfs = tree.rootfs()?;
                         self.partial.get_or_init(|| tree);
                         rootfs
                     }
                     None => source.tree().rootfs(shared)?,
-                }))
+                })))
             }
             (FileSource::NamedContext(name), _) => FilesRef::Shared(shared.named_context(name)?),
-            (FileSource::Scratch, _) => FilesRef::Own(Files::empty()),
+            (FileSource::Scratch, _) => FilesRef::Own(Box::new(Files::empty())),
             _ => FilesRef::Shared(shared.context),
         };
         let resolved = copy::resolve_with_remote(self.action, files.get(), &shared.remote, &shared.cancel);
@@ -115,7 +118,7 @@ impl<'a> Prepared<'a> {
     /// What the cache key covers.
     pub(super) fn inputs(&self) -> Result<Inputs, BuildError> {
         let Some(source) = &self.source else {
-            return Ok(Inputs::from_record(&record(&self.open()?.resolved)));
+            return Ok(Inputs::from_record(&record(&self.content_hash()?)));
         };
         // A tree of layers never changes, so what was read from it once need not be read again.
         let chain = source.tree().chain().map_or_else(String::new, |chain| chain.to_string());
@@ -124,9 +127,21 @@ impl<'a> Prepared<'a> {
         if let Some(known) = self.shared.cache.input(key) {
             return Ok(Inputs::from_record(&known));
         }
-        let found = record(&self.open()?.resolved);
+        let found = record(&self.content_hash()?);
         self.shared.cache.put_input(key, &found).map_err(|source| BuildError::Cache { source })?;
         Ok(Inputs::from_record(&found))
+    }
+
+    fn content_hash(&self) -> Result<ContentHash, BuildError> {
+        let opened = self.open()?;
+        Ok(opened.resolved.content_hash(self.action, opened.files.get(), &self.shared.cancel)?)
+    }
+
+    /// Finds the sources, and has what is read of them from now on hashed in passing, for [`Prepared::inputs`] to be asked
+    /// afterwards.
+    pub(super) fn hash_in_passing(&self) -> Result<(), BuildError> {
+        self.open()?.files.get().take_notes();
+        Ok(())
     }
 
     /// Writes the files into `target`.
@@ -136,11 +151,9 @@ impl<'a> Prepared<'a> {
     }
 }
 
-fn record(resolved: &ResolvedCopy) -> InputRecord {
-    InputRecord {
-        hash: resolved.content_hash().to_hex(),
-        items: resolved.items().into_iter().map(|(path, hash)| (path, hash.to_hex())).collect(),
-    }
+fn record(hash: &ContentHash) -> InputRecord {
+    let items = hash.items.iter().map(|(path, hash)| (path.clone(), hash.to_hex()));
+    InputRecord { hash: hash.whole.to_hex(), items: items.collect() }
 }
 
 impl Inputs {

@@ -342,7 +342,7 @@ impl Shared<'_> {
     }
 
     fn content_key(&self, key: &StepKey<'_>, trail: Trail) -> Sha256 {
-        components(self, key.stage, key.step, trail.content, &key.inputs.items).key()
+        components(self, key.stage, key.step, trail.content, &key.inputs().items).key()
     }
 
     /// Notes the result of a step that was done here, now or earlier, on what `trail` says. Returns how it goes on.

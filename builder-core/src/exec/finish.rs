@@ -269,6 +269,7 @@ fn shared<'a>(
         places: Places::new(request.limits.steps.get()),
         seals: Places::new(request.limits.layers_at_once().get()),
         known: Known::default(),
+        begun: Mutex::default(),
         first_step: first_steps,
         uploads,
     }

@@ -1,6 +1,6 @@
 //! What all stages of one build use together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -18,7 +18,7 @@ use crate::cancel::Cancel;
 use crate::context::{Files, Remote};
 use crate::event::{Event, Observer, Transfer};
 use crate::layer::SealedLayer;
-use crate::oci::{BlobDigest, ChainId, Descriptor};
+use crate::oci::{BlobDigest, ChainId, Descriptor, Sha256};
 use crate::plan::{FileSource, ImageRequest, Plan, StageId};
 use crate::rootfs::{Expected, LayerRef, LayerSource, Rootfs, Trees, WorkTree};
 use crate::source::{Keep, Origin, ResolvedImage, SourceError, Sources};
@@ -55,6 +55,8 @@ pub(super) struct Shared<'a> {
     pub(super) places: Places,
     /// Layers that may be packed at one time: each uses all processors by itself, so more would only take memory.
     pub(super) seals: Places,
+    /// COPYs that were begun without a look at what was done before, by all that decides their results but what they read.
+    pub(super) begun: Mutex<BTreeSet<Sha256>>,
     /// Number of the first step of each stage.
     pub(super) first_step: Vec<usize>,
     /// What stacks of layers hold.

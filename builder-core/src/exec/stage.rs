@@ -6,8 +6,8 @@
 //! the one before it, so each is packed before the next begins.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -170,15 +170,20 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             Action::Run(_) | Action::Workdir(_) => None,
         };
         let inputs = match (&step.action, &copy) {
-            (Action::Run(action), _) => running::inputs(shared, action)?,
+            (Action::Run(action), _) => Some(running::inputs(shared, action)?),
             (Action::Copy(_), Some(prepared)) => match shared.known_inputs(self.stage, index) {
-                Some(known) => known,
-                None => prepared.inputs()?,
+                Some(known) => Some(known),
+                None if self.coming.is_empty() && shared.misses_surely(self.stage, index, self.chain()) => {
+                    prepared.hash_in_passing()?;
+                    None
+                }
+                None => Some(prepared.inputs()?),
             },
-            _ => Inputs { items: BTreeMap::new() },
+            _ => Some(Inputs { items: BTreeMap::new() }),
         };
         phases.done("inputs", begun);
         let detached = matches!(&step.action, Action::Copy(action) if crate::copy::links(action));
+        let inputs = inputs.map_or_else(OnceLock::new, OnceLock::from);
         let key = StepKey { shared, stage: self.stage, step, index, inputs };
         // Behind a layer that is being made nothing is looked up: what stands on a large layer made just now was hardly ever
         // built before, and to find out would mean to wait for it. Unless layers made again are often the same.
@@ -186,7 +191,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             self.settle()?;
             self.tree = None;
         }
-        let components = match self.coming.is_empty() {
+        let components = match self.coming.is_empty() && key.inputs.get().is_some() {
             true => Some(key.components(self.chain())),
             false => None,
         };
@@ -212,6 +217,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             }
             None => return self.make_in_tree(key, copy.as_ref(), started, &phases),
         };
+        if let Some(copy) = &copy {
+            key.learn(|| copy.inputs())?;
+        }
         self.settle()?;
         self.tree = None;
         self.keep(&key, layer, &phases).map(Some)
@@ -256,7 +264,11 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                 running::run(shared, self.stage, action, tree_step.rootfs(), id)?;
             }
             Action::Workdir(action) => crate::copy::workdir(action, tree_step.rootfs())?,
-            Action::Copy(_) => copy.as_ref().expect("prepared above").apply(tree_step.rootfs())?,
+            Action::Copy(_) => {
+                let copy = copy.expect("prepared above");
+                copy.apply(tree_step.rootfs())?;
+                key.learn(|| copy.inputs())?;
+            }
         }
         phases.done(if matches!(step.action, Action::Run(_)) { "run" } else { "copy" }, begun);
         let begun = Instant::now();
@@ -313,6 +325,10 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         if shared.request.no_cache.applies_to(&stage.name) {
             return Ok(None);
         }
+        if key.inputs.get().is_none() {
+            shared.observer.event(Event::CacheMiss { step: id, reason: NEVER_DONE });
+            return Ok(None);
+        }
         if let Some(components) = components
             && let Some(record) = shared.cache.step(components.key())
             && shared.blobs.released.knows(record.layer.blob.digest)
@@ -329,7 +345,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             return Ok(Some(found.take(shared, stage, index, &mut self.trail)));
         }
         let reason = match (shared.recall(stage, index), components) {
-            (None, _) => "not built here before".to_owned(),
+            (None, _) => NEVER_DONE.to_owned(),
             (Some(old), Some(now)) if old.key() == now.key() => "its result was pruned".to_owned(),
             (Some(old), Some(now)) => now.difference(&old),
             (Some(old), None) => key.components_on(StateKey(Sha256::of(b"not known yet"))).difference(&old),
@@ -408,6 +424,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         Ok(snapshot::changes(step, Some(Recall { layers: below, source: shared.blobs, cancel: &shared.cancel }))?)
     }
 }
+
+/// Why a step is done, where nothing is known of an earlier time.
+const NEVER_DONE: &str = "not built here before";
 
 /// How often it is looked whether another stage is at work.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

@@ -1,11 +1,12 @@
 //! What decides the result of a step, and the notes that are kept under it.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use super::BuildError;
 use super::cache::StepRecord;
 use super::elsewhere::Trail;
-use super::shared::{MadeLayer, Shared};
+use super::shared::{MadeLayer, Shared, lock};
 use crate::layer::SealedLayer;
 use crate::oci::{ChainId, Sha256};
 use crate::plan::key::{Components, StateKey};
@@ -23,17 +24,33 @@ pub(super) struct StepKey<'a> {
     pub(super) stage: &'a Stage,
     pub(super) step: &'a Step,
     pub(super) index: usize,
-    pub(super) inputs: Inputs,
+    /// Not known before the step is done where it is certain that it was not done before.
+    pub(super) inputs: OnceLock<Inputs>,
 }
 
 impl StepKey<'_> {
+    /// What the step reads: to be asked when it is known.
+    pub(super) fn inputs(&self) -> &Inputs {
+        self.inputs
+            .get()
+            .expect("a step that may have been done before is not begun without them, and none ends without them")
+    }
+
+    /// What the step has read, now that it did.
+    pub(super) fn learn(&self, inputs: impl FnOnce() -> Result<Inputs, BuildError>) -> Result<(), BuildError> {
+        if self.inputs.get().is_none() {
+            _ = self.inputs.set(inputs()?);
+        }
+        Ok(())
+    }
+
     pub(super) fn components(&self, below: Option<ChainId>) -> Components {
         self.components_on(StateKey::image(below))
     }
 
     pub(super) fn components_on(&self, below: StateKey) -> Components {
         let base = if self.index == 0 { self.stage.pinned.clone() } else { None };
-        Components::new(self.step, &self.stage.platform, below, &self.inputs.items)
+        Components::new(self.step, &self.stage.platform, below, &self.inputs().items)
             .on_base(base)
             .clamped_to(self.shared.request.clamp_mtime(self.shared.plan))
             .ignoring(self.shared.request.ignored.patterns())
@@ -70,6 +87,21 @@ impl Shared<'_> {
     fn place(&self, stage: &Stage, index: usize) -> Sha256 {
         let dockerfile = format!("{:?}", self.request.dockerfile);
         Sha256::of(format!("{dockerfile}\0{}\0{}\0{}\0{index}", stage.position, stage.name, stage.platform).as_bytes())
+    }
+
+    /// Whether no build has done this COPY or ADD on `below`, whatever its sources hold, so that its key need not be known before it
+    /// is done. `true` once: who asks again may meet what was made meanwhile.
+    pub(super) fn misses_surely(&self, stage: &Stage, index: usize, below: Option<ChainId>) -> bool {
+        if self.request.no_cache.applies_to(&stage.name) {
+            return true;
+        }
+        // Places elsewhere are asked by key.
+        if !self.request.cache.is_empty() || !self.cache.was_empty() {
+            return false;
+        }
+        let nothing = OnceLock::from(Inputs { items: BTreeMap::new() });
+        let step = StepKey { shared: self, stage, step: &stage.steps[index], index, inputs: nothing };
+        lock(&self.begun).insert(step.components(below).key())
     }
 
     pub(super) fn recall(&self, stage: &Stage, index: usize) -> Option<Components> {

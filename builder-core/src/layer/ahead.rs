@@ -145,7 +145,8 @@ pub(super) fn read<'a>(
         Opened::File(file) => Some(file),
         Opened::Stream(_) => None,
     };
-    let capability = file.capability(plain).map_err(failed)?.map(portable_capability);
+    let found = file.capability(plain).map_err(failed)?;
+    let capability = found.clone().map(portable_capability);
     if size > SMALL_BYTES {
         if let Some(file) = plain {
             announce(file);
@@ -161,7 +162,13 @@ pub(super) fn read<'a>(
         Opened::Stream(mut stream) => read_whole(&mut stream, size).map_err(failed)?,
     };
     match bytes.len() as u64 {
-        actual if actual == size => Ok(Ready { capability, content: Content::Whole(bytes) }),
+        actual if actual == size => {
+            if let Some(mut passing) = file.passing() {
+                passing.bytes(&bytes);
+                passing.whole(found);
+            }
+            Ok(Ready { capability, content: Content::Whole(bytes) })
+        }
         actual => Err(LayerError::Changed { path: path.to_owned(), expected: size, actual }),
     }
 }

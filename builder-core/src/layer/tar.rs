@@ -11,7 +11,7 @@ use rustix::fs::SeekFrom;
 use super::LayerError;
 use super::ahead::{self, Content, Ready};
 use super::entry::{Entry, EntryKind, TAR_BLOCK, padding};
-use crate::rootfs::index::{IndexEntry, IndexStep, MadeFile, Opened, Recorder};
+use crate::rootfs::index::{IndexEntry, IndexStep, MadeFile, Opened, Passing, Recorder};
 use crate::rootfs::{FileKind, Metadata, Rootfs, TarKind, View};
 use crate::snapshot::Change;
 
@@ -157,6 +157,11 @@ pub trait TreeFile: Send {
         let _ = file;
         Ok(())
     }
+
+    /// What is to see the bytes while they are read, if anybody wants to.
+    fn passing(&self) -> Option<Box<dyn Passing + '_>> {
+        None
+    }
 }
 
 impl Tree for IndexStep<'_> {
@@ -184,6 +189,10 @@ impl TreeFile for MadeFile<'_> {
 
     fn check(&self, file: &File) -> io::Result<()> {
         Self::check(self, file)
+    }
+
+    fn passing(&self) -> Option<Box<dyn Passing + '_>> {
+        Self::passing(self)
     }
 }
 
@@ -414,8 +423,13 @@ impl<S: Sink> TarWriter<S> {
                 self.sink.zeros(padding(metadata.size) as u64)
             }
             Some(Content::Open(Opened::File(file), of)) => {
-                self.content(&file, metadata.size, path)?;
-                of.check(&file).map_err(read_error)
+                let mut passing = of.passing();
+                self.content(&file, metadata.size, path, passing.as_deref_mut())?;
+                of.check(&file).map_err(read_error)?;
+                if let Some(passing) = passing {
+                    passing.whole(of.capability(Some(&file)).map_err(read_error)?);
+                }
+                Ok(())
             }
             Some(Content::Open(Opened::Stream(mut stream), _)) => self.stream(&mut stream, metadata.size, path),
             None => Ok(()),
@@ -455,7 +469,7 @@ impl<S: Sink> TarWriter<S> {
 
     /// The bytes of a stream that must be exactly `size` long.
     fn stream(&mut self, stream: &mut dyn Read, size: u64, path: &Path) -> Result<(), LayerError> {
-        let copied = copy(&mut self.sink, stream, size, size.saturating_add(1), path)?;
+        let copied = copy(&mut self.sink, stream, size, size.saturating_add(1), path, None)?;
         if copied != size {
             return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: copied });
         }
@@ -463,7 +477,13 @@ impl<S: Sink> TarWriter<S> {
     }
 
     /// The bytes of a file that must be exactly `size` long; holes are not read.
-    fn content(&mut self, mut file: &File, size: u64, path: &Path) -> Result<(), LayerError> {
+    fn content(
+        &mut self,
+        mut file: &File,
+        size: u64,
+        path: &Path,
+        mut passing: Option<&mut (dyn Passing + '_)>,
+    ) -> Result<(), LayerError> {
         let read_error = |source| LayerError::Read { path: path.to_owned(), source };
         let mut position = 0;
         // st_blocks counts 512 bytes whatever the file system's own blocks are (inode(7)).
@@ -479,12 +499,15 @@ impl<S: Sink> TarWriter<S> {
             };
             // Bytes behind the end do not count, but the file must still be that long.
             self.sink.zeros(data - position)?;
+            if let Some(passing) = &mut passing {
+                passing.zeros(data - position);
+            }
             let hole = match data {
                 end if end == size => size,
                 data => rustix::fs::seek(file, SeekFrom::Hole(data)).map_or(size, |hole| hole.min(size)),
             };
             rustix::fs::seek(file, SeekFrom::Start(data)).map_err(|error| read_error(error.into()))?;
-            let copied = copy(&mut self.sink, &mut file, hole - data, hole - data, path)?;
+            let copied = copy(&mut self.sink, &mut file, hole - data, hole - data, path, passing.as_deref_mut())?;
             position = data + copied;
             if copied != hole - data {
                 return Err(LayerError::Changed { path: path.to_owned(), expected: size, actual: position });
@@ -495,7 +518,7 @@ impl<S: Sink> TarWriter<S> {
         }
         // One byte more than is left: that it does not come says that the file is not longer.
         let rest = size - position;
-        let copied = copy(&mut self.sink, &mut file, rest, rest + 1, path)?;
+        let copied = copy(&mut self.sink, &mut file, rest, rest + 1, path, passing)?;
         let length = || rustix::fs::fstat(file).map_or(0, |status| u64::try_from(status.st_size).unwrap_or(0));
         if copied != rest || (sparse && length() != size) {
             let actual = if copied < rest { position + copied } else { length() };
@@ -506,8 +529,15 @@ impl<S: Sink> TarWriter<S> {
 }
 
 /// Copies `keep` bytes into the sink, reading up to `limit` of them; returns how many came. More than `keep` are
-/// counted but not kept.
-fn copy(sink: &mut impl Sink, from: &mut dyn Read, keep: u64, limit: u64, path: &Path) -> Result<u64, LayerError> {
+/// counted but not kept. `passing` sees those that are kept.
+fn copy(
+    sink: &mut impl Sink,
+    from: &mut dyn Read,
+    keep: u64,
+    limit: u64,
+    path: &Path,
+    mut passing: Option<&mut (dyn Passing + '_)>,
+) -> Result<u64, LayerError> {
     let mut copied = 0;
     let mut extra = [0];
     while copied < limit {
@@ -520,6 +550,9 @@ fn copy(sink: &mut impl Sink, from: &mut dyn Read, keep: u64, limit: u64, path: 
             Err(source) => return Err(LayerError::Read { path: path.to_owned(), source }),
         };
         let kept = (read as u64).min(keep.saturating_sub(copied));
+        if let Some(passing) = &mut passing {
+            passing.bytes(&room[..kept as usize]);
+        }
         copied += read as u64;
         sink.advance(kept as usize);
     }

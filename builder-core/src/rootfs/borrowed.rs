@@ -254,7 +254,7 @@ impl Owners {
             return Err(Errno::AGAIN.into());
         }
         let copy = tempfile::NamedTempFile::new_in(&borrowed.staging)?;
-        Original { file: &original, go_on: &|| Ok(()) }.copy_to(copy.as_file(), &borrowed.disk)?;
+        Original { file: &original, go_on: &|| Ok(()), seen: None }.copy_to(copy.as_file(), &borrowed.disk)?;
         let key = Key::of(&Stat::of(copy.as_file())?);
         let (from, to) = (Target::Open(original.as_fd()), Target::Open(copy.as_file().as_fd()));
         let facts = self.facts(Key::of(&was));

@@ -191,7 +191,7 @@ impl Duplicate<'_> {
                     false => Ok(()),
                 };
                 if stat.size > 0 {
-                    Original { file: &original, go_on: &go_on }.copy_to(&copy, self.disk)?;
+                    Original { file: &original, go_on: &go_on, seen: None }.copy_to(&copy, self.disk)?;
                 }
                 return self.give(&Handle::Open(original.into()), &Handle::Open(copy.into()), stat);
             }

@@ -167,7 +167,7 @@ impl Rootfs {
                 remove_entry(&dir, &name)?;
                 let copy = File::from(new_file(&dir, &name)?);
                 self.is_new(&copy)?;
-                Original { file: &data, go_on: &|| Ok(()) }.copy_to(&copy, &self.disk)?;
+                Original { file: &data, go_on: &|| Ok(()), seen: None }.copy_to(&copy, &self.disk)?;
                 self.apply(Target::Open(copy.as_fd()), metadata.kind, &attributes, Existing::New)
             }
             FileKind::Symlink => {

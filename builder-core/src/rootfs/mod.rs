@@ -47,7 +47,7 @@ pub(crate) use ordered::Guide;
 pub use owners::{Facts, Key as InodeKey, Owners};
 pub use recall::{Recall, Recalled, Unchanged};
 pub use resolve::clean;
-pub use sparse::Original;
+pub use sparse::{Original, Seen, Tee};
 pub use touched::Touched;
 pub use tree::*;
 pub use tree_error::TreeError;

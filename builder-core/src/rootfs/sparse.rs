@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 
 use rustix::fs::SeekFrom;
 
+use super::index::Passing;
 use crate::disk::Disk;
 
 /// Bytes read and written at once.
@@ -48,6 +49,34 @@ pub struct Original<'a> {
     pub file: &'a File,
     /// Asked now and then; an error ends the copy.
     pub go_on: &'a dyn Fn() -> io::Result<()>,
+    /// Who wants to see the bytes, where they have to be copied.
+    pub seen: Option<Seen<'a>>,
+}
+
+/// Who sees the bytes of a file that is copied.
+pub struct Seen<'a> {
+    /// Gets them.
+    pub passing: &'a mut (dyn Passing + 'a),
+    /// Whether it got all of them: not where the file system shares blocks, nor of files with holes.
+    pub whole: &'a mut bool,
+}
+
+/// Shows what is read to somebody else.
+pub struct Tee<'a, R> {
+    /// Read from.
+    pub inner: R,
+    /// Gets what was read.
+    pub passing: Option<&'a mut (dyn Passing + 'a)>,
+}
+
+impl<R: Read> Read for Tee<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buf)?;
+        if let Some(passing) = &mut self.passing {
+            passing.bytes(&buf[..length]);
+        }
+        Ok(length)
+    }
 }
 
 /// Bytes that the kernel is asked to copy at once: a few hundredths of a second.
@@ -55,17 +84,33 @@ const KERNEL_COPY_BYTES: u64 = 32 << 20;
 
 impl Original<'_> {
     /// Makes the empty file `to` have the same bytes, holes included.
-    pub(super) fn copy_to(&self, to: &File, disk: &Disk) -> io::Result<()> {
+    pub(super) fn copy_to(&mut self, to: &File, disk: &Disk) -> io::Result<()> {
         (self.go_on)()?;
         // Shared blocks take no room.
-        if rustix::fs::ioctl_ficlone(to, self.file).is_ok() || self.copy_in_kernel(to, disk)? {
+        if rustix::fs::ioctl_ficlone(to, self.file).is_ok() {
+            return Ok(());
+        }
+        let is_sparse = || -> io::Result<bool> {
+            let status = rustix::fs::fstat(self.file)?;
+            // Blocks of 512 bytes whatever the file system's own are (inode(7)).
+            Ok(i128::from(status.st_blocks) * 512 < i128::from(status.st_size))
+        };
+        let seen = match self.seen.take() {
+            Some(seen) if !is_sparse()? => Some(seen),
+            _ => None,
+        };
+        if seen.is_none() && self.copy_in_kernel(to, disk)? {
             return Ok(());
         }
         let mut file = self.file;
         rustix::fs::seek(file, SeekFrom::Start(0))?;
         rustix::fs::ftruncate(to, 0)?;
         rustix::fs::seek(to, SeekFrom::Start(0))?;
-        write_sparse(&mut Asking { file: &mut file, go_on: self.go_on }, to, disk)
+        let mut asking = Asking { file: &mut file, go_on: self.go_on };
+        let Some(Seen { passing, whole }) = seen else { return write_sparse(&mut asking, to, disk) };
+        write_sparse(&mut Tee { inner: asking, passing: Some(passing) }, to, disk)?;
+        *whole = true;
+        Ok(())
     }
 
     /// Whether the kernel did it. If not, `to` may have some bytes.
@@ -234,7 +279,9 @@ mod tests {
             Ok(())
         };
         let copied = File::create_new(&to).unwrap();
-        Original { file: &File::open(&from).unwrap(), go_on: &go_on }.copy_to(&copied, &Disk::default()).unwrap();
+        Original { file: &File::open(&from).unwrap(), go_on: &go_on, seen: None }
+            .copy_to(&copied, &Disk::default())
+            .unwrap();
         assert!(std::fs::read(&from).unwrap() == std::fs::read(&to).unwrap());
         assert!(copied.metadata().unwrap().blocks() < 8 << 11, "holes are not written");
         assert!(asked.get() > 0);
@@ -246,7 +293,7 @@ mod tests {
     fn what_the_kernel_does_not_copy_is_read() {
         let to = tempfile::tempfile().unwrap();
         let from = File::open("/proc/self/status").unwrap();
-        Original { file: &from, go_on: &|| Ok(()) }.copy_to(&to, &Disk::default()).unwrap();
+        Original { file: &from, go_on: &|| Ok(()), seen: None }.copy_to(&to, &Disk::default()).unwrap();
         // Its length is said to be 0, so the kernel would have copied nothing.
         assert_eq!(from.metadata().unwrap().len(), 0);
         assert!(to.metadata().unwrap().len() > 100);
@@ -258,7 +305,8 @@ mod tests {
         std::fs::write(work.path().join("from"), vec![1; 100_000]).unwrap();
         let from = File::open(work.path().join("from")).unwrap();
         let go_on = || Err(io::ErrorKind::Interrupted.into());
-        let copied = Original { file: &from, go_on: &go_on }.copy_to(&tempfile::tempfile().unwrap(), &Disk::default());
+        let copied = Original { file: &from, go_on: &go_on, seen: None }
+            .copy_to(&tempfile::tempfile().unwrap(), &Disk::default());
         assert_eq!(copied.unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -392,7 +392,7 @@ impl Rootfs {
             NewFile::File(data) => {
                 return self.create_regular(dir, name, attributes, &mut |to| write_sparse(data, to, &self.disk));
             }
-            NewFile::Copy(original) => {
+            NewFile::Copy(mut original) => {
                 return self.create_regular(dir, name, attributes, &mut |to| original.copy_to(to, &self.disk));
             }
             NewFile::Directory => match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {

@@ -8,6 +8,7 @@ use super::*;
 
 pub const TRIALS: &[Row] = &[
     ("resources::report-and-trace", report),
+    ("resources::files-are-read-once", read_once),
     ("resources::disk-budget", disk_budget),
     ("resources::disk-budget-of-own-writes", budget_of_own_writes),
     ("resources::old-trees-make-room", old_trees_make_room),
@@ -64,6 +65,45 @@ fn report(place: &Place) -> Outcome {
         let of_kind = events.iter().filter(|event| event["ph"] == "X" && event["cat"] == kind);
         if !of_kind.clone().all(|event| event["dur"].is_u64()) || of_kind.count() == 0 {
             return Err(format!("spans of kind {kind}: {trace}"));
+        }
+    }
+    Ok(None)
+}
+
+/// In a work directory where nothing was done before, files of a context are read once: no key decides whether they are needed.
+fn read_once(place: &Place) -> Outcome {
+    const LARGE: usize = 48 << 20;
+    const SMALL: usize = 300;
+    // What the programs of the RUN, the base and the builder itself read.
+    const OTHER: u64 = 12 << 20;
+    let noise = image::noise(LARGE);
+    // With a command behind it the copy in the tree is read, too.
+    for (what, last, times) in [("a layer of files", "WORKDIR /end", 1), ("a tree", "RUN echo ran > /ran", 2)] {
+        let project = place.project(&format!("FROM BASE\nCOPY . /all/\n{last}\n"))?;
+        project.write("large", &noise)?;
+        for number in 0..SMALL {
+            project.write(format!("d{}/file-{number}", number % 7), &noise[number * 1000..][..number * 100])?;
+        }
+        let hole = fs::File::create(project.path("context/hole")).map_err(|error| error.to_string())?;
+        hole.set_len(200 << 20).map_err(|error| error.to_string())?;
+        project.write("hidden/empty", "")?;
+        let arguments = ["-o", "type=cacheonly", "--report", "report.json"];
+        project.built(&arguments)?;
+        let report = read_json(&project.path("report.json"))?;
+        let read = number(&report, "bytes_read")?;
+        if read > times * LARGE as u64 + OTHER {
+            return Err(format!("{what}: {read} bytes were read of files of {LARGE}"));
+        }
+        same("files whose content was read", number(&report, "context_files_read")?, SMALL as u64 + 4)?;
+        same("and known", number(&report, "context_files_known")?, 0)?;
+        // The key that was made afterwards is the one that is asked for now.
+        expect(project.build(&arguments)?, 0, &["COPY . /all/\n#0 CACHED"])?;
+        same("layers compressed", number(&read_json(&project.path("report.json"))?, "bytes_compressed")?, 0)?;
+        // Only what changed makes a difference.
+        project.write("d1/file-1", "other")?;
+        let ended = expect(project.build(&arguments)?, 0, &["/d1/file-1"])?;
+        if ended.text().contains("file-2") {
+            return Err(format!("one file was changed: {}", ended.text()));
         }
     }
     Ok(None)

@@ -265,8 +265,13 @@ impl Kept {
         };
         let words = old.as_ref().map_or(0, |(_, run)| run.count.div_ceil(64));
         let asked = vec![0; usize::try_from(words).unwrap_or(0)];
-        let new = Spool::new(place.clone());
-        Self { old, asked, place, new, runs: Vec::new(), open: Writer::default(), changed: false }
+        Self { old, asked, ..Self::new(place) }
+    }
+
+    /// Nothing that an earlier build kept. New records go to a file in `place`.
+    pub(super) fn new(place: Place) -> Self {
+        let (new, open) = (Spool::new(place.clone()), Writer::default());
+        Self { old: None, asked: Vec::new(), place, new, runs: Vec::new(), open, changed: false }
     }
 
     /// Known hashes of `files`, in their order.

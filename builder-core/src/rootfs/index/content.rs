@@ -28,4 +28,21 @@ pub trait Content: Send + Sync {
     /// What only this file, as it is now, has: two files with one identity have the same content and capability. `None`
     /// if nothing is known for sure.
     fn identity(&self) -> Option<Sha256>;
+
+    /// What is to see the bytes while they are read, if anybody wants to.
+    fn passing(&self) -> Option<Box<dyn Passing + '_>> {
+        None
+    }
+}
+
+/// Sees what a file holds while it is read for something else.
+pub trait Passing: Send {
+    /// The next bytes.
+    fn bytes(&mut self, bytes: &[u8]);
+
+    /// So many zeros, which were not read.
+    fn zeros(&mut self, count: u64);
+
+    /// That was all, it is still what it was when it was opened, and this is its `security.capability`. Not called, nothing is known.
+    fn whole(self: Box<Self>, capability: Option<Vec<u8>>);
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::content::Content;
+use super::content::{Content, Passing};
 use super::step::{Held, IndexStep};
 use super::walk::find;
 
@@ -83,6 +83,14 @@ impl MadeFile<'_> {
         match &self.place {
             Place::Elsewhere(content) => content.check(file),
             _ => Ok(()),
+        }
+    }
+
+    /// What is to see the bytes while they are read, if anybody wants to.
+    pub fn passing(&self) -> Option<Box<dyn Passing + '_>> {
+        match &self.place {
+            Place::Elsewhere(content) => content.passing(),
+            _ => None,
         }
     }
 }

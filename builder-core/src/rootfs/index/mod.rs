@@ -31,7 +31,7 @@ mod trees;
 mod walk;
 
 pub use bulk::{Bulk, BulkFile, BulkFiles};
-pub use content::Content;
+pub use content::{Content, Passing};
 pub use extract::{Places, Visit};
 pub use format::{IndexEntry, IndexReader, IndexWriter};
 pub use kept::{Indexes, Recorder};
