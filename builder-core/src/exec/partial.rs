@@ -160,6 +160,7 @@ pub(super) fn write<'p>(
 ) -> Result<(), Failure> {
     let mut files: BTreeMap<(usize, u64), Vec<(&Path, &IndexNode)>> = BTreeMap::new();
     let mut directories = Vec::new();
+    let mut empty: BTreeMap<u64, &Path> = BTreeMap::new();
     for path in paths {
         let Some(node) = known.get(path) else { continue };
         let device = node.metadata.device;
@@ -181,7 +182,15 @@ pub(super) fn write<'p>(
                 names.push((path, node));
                 continue;
             }
-            FileKind::File | FileKind::Socket => NewFile::File(&mut io::empty()),
+            FileKind::File | FileKind::Socket => {
+                if node.metadata.links > 1
+                    && let Some(first) = empty.insert(node.metadata.inode, path)
+                {
+                    into.hard_link(first, path).map_err(Failure::Disk)?;
+                    continue;
+                }
+                NewFile::File(&mut io::empty())
+            }
             FileKind::Symlink => NewFile::Symlink(Path::new(node.link().unwrap_or_default())),
             FileKind::Fifo => NewFile::Fifo,
             FileKind::CharDevice => NewFile::CharDevice(device.0, device.1),

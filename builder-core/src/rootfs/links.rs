@@ -7,6 +7,10 @@
 //! still count as one file, wherever a directory around them went, and are joined again before somebody reads the tree as a
 //! source or it is put away.
 //!
+//! After a step names are one file exactly if the layers say so ([`Rootfs::settle`]), as in a tree that is made from them: a command
+//! that makes a further name of a lower file adds a file of that name alone to its layer, and one that changes a file and
+//! changes it back adds nothing.
+//!
 //! # Limitations
 //! While a command runs, each name of a file takes the file's place on disk, unless the file system shares blocks (xfs,
 //! btrfs). `stat` tells such a command one link where a stack of layers would tell all, so a copy that is to keep hard links
@@ -144,6 +148,93 @@ impl Rootfs {
         Ok(!untouched.is_empty())
     }
 
+    /// Makes names one file or several after a command, as the layers do with what it changed. `written` are the paths that its
+    /// layer has, with the first name of that file if it is another one; all other names are what they were before. `listing` of the
+    /// whole tree follows.
+    ///
+    /// # Errors
+    /// The path that could not be copied or linked; the tree is then half done.
+    pub(super) fn settle<E: From<ListError>>(
+        &self,
+        separated: &mut Separated,
+        listing: &mut Listing,
+        written: impl Iterator<Item = Result<(PathBuf, Option<PathBuf>), E>>,
+    ) -> Result<(), E> {
+        // Every file had one name when the command began.
+        let linked = hard_links(listing)?;
+        let names = separated.0.iter().flatten().map(|name| &name.path).chain(linked.iter().flatten());
+        let names: BTreeSet<PathBuf> = names.cloned().collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut first_of: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+        for entry in written {
+            let (path, first) = entry?;
+            if names.contains(&path) {
+                first_of.insert(path.clone(), first.unwrap_or(path));
+            }
+        }
+        Ok(self.settle_names(separated, listing, &linked, &first_of)?)
+    }
+
+    fn settle_names(
+        &self,
+        separated: &mut Separated,
+        listing: &mut Listing,
+        linked: &[Vec<PathBuf>],
+        first_of: &BTreeMap<PathBuf, PathBuf>,
+    ) -> Result<(), ListError> {
+        let is_written = |path: &PathBuf| first_of.contains_key(path);
+        let mixed: Vec<&Vec<PathBuf>> = linked.iter().filter(|names| !names.iter().all(is_written)).collect();
+        let parents = self.times_of_parents(mixed.iter().copied().flatten())?;
+        for names in &mixed {
+            let (written, kept): (Vec<&PathBuf>, Vec<&PathBuf>) = names.iter().partition(|name| is_written(name));
+            let Some((stays, others)) = kept.split_first() else { continue };
+            for name in others {
+                self.copy_file(stays, name).map_err(fail(name))?;
+            }
+            if let Some((first, others)) = written.split_first() {
+                self.copy_file(stays, first).map_err(fail(first))?;
+                for name in others {
+                    self.hard_link(first, name).map_err(fail(name))?;
+                }
+            }
+        }
+        self.set_times(&parents)?;
+        for name in mixed.into_iter().flatten() {
+            let stat = self.stat_name(name).map_err(fail(name))?;
+            listing.replace(name, stat, (stat.inode, stat.links))?;
+        }
+
+        let mut made: BTreeMap<&Path, Vec<Name>> = BTreeMap::new();
+        for (group, names) in separated.0.iter_mut().enumerate() {
+            let many = names.len();
+            let mut touched = false;
+            for mut name in std::mem::take(names) {
+                // Gone, or something else that the layer has.
+                let Ok(stat) = self.stat_name(&name.path) else { continue };
+                let same = stat == name.stat;
+                match first_of.get(&name.path) {
+                    Some(first) if same => made.entry(first).or_default().push(name),
+                    Some(_) => {}
+                    None => {
+                        touched |= !same;
+                        name.stat = stat;
+                        names.push(name);
+                    }
+                }
+            }
+            if touched || names.len() != many {
+                tell(names, group, listing)?;
+            }
+        }
+        for names in made.into_values() {
+            tell(&names, separated.0.len(), listing)?;
+            separated.0.push(names);
+        }
+        Ok(())
+    }
+
     fn stat_name(&self, path: &Path) -> io::Result<Stat> {
         match self.parent_of(path)? {
             Some((dir, name)) => Ok(self.stat_entry(&dir, &name)?),
@@ -206,6 +297,16 @@ impl Rootfs {
             self.set_attributes(path, &attributes).map_err(fail(path))
         })
     }
+}
+
+/// Says in a listing that names are one file.
+fn tell(names: &[Name], group: usize, listing: &mut Listing) -> Result<(), ListError> {
+    for Name { path, stat } in names {
+        let alone = (stat.inode, stat.links);
+        let shared = if names.len() > 1 { Separated::shared(group, names.len()) } else { alone };
+        listing.replace(path, *stat, shared)?;
+    }
+    Ok(())
 }
 
 /// Names of files that have several, in order.

@@ -382,6 +382,16 @@ impl PlainTree {
         if separated.is_empty() { Ok(()) } else { separated.follow(listing) }
     }
 
+    /// Makes hard links after a command what the layers say.
+    pub(super) fn settle<E: From<ListError>>(
+        &self,
+        rootfs: &Rootfs,
+        listing: &mut Arc<Listing>,
+        written: impl Iterator<Item = Result<(PathBuf, Option<PathBuf>), E>>,
+    ) -> Result<(), E> {
+        rootfs.settle(&mut self.separated(), Arc::make_mut(listing), written)
+    }
+
     /// Ends a step well: what is there now is the tree.
     pub(super) fn committed(&mut self, chain: ChainId, now: Option<Arc<Listing>>) {
         self.chain = Some(chain);

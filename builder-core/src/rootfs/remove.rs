@@ -4,11 +4,24 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
+use super::{Attributes, Rootfs};
+
 const OPEN_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+impl Rootfs {
+    /// Removes `path`, and leaves the time of the directory that it is in as it is.
+    pub(super) fn remove_unnoticed(&self, path: &Path) -> io::Result<()> {
+        let parent = Path::new("/").join(path.parent().unwrap_or(Path::new("")));
+        let mtime = Some(self.lstat(&parent)?.mtime);
+        self.remove(path)?;
+        self.set_attributes(&parent, &Attributes { mtime, ..Attributes::default() })
+    }
+}
 
 /// Removes an entry of a directory and all below it; missing is fine. Links are never followed.
 pub(super) fn remove_entry(dir: impl AsFd, name: &OsStr) -> io::Result<()> {

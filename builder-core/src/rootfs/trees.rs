@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fetch::Stop;
@@ -428,6 +428,35 @@ impl TreeStep<'_> {
             Work::Overlay { upper, tree, .. } => is_opaque(upper, path, tree.stacks.marks),
             Work::Directory { .. } => Ok(false),
         }
+    }
+
+    /// Overlay mode: takes files out of the upper directory, so that what is below shows again. That is for copies of it which are not
+    /// in the layer: making a name of a lower file copies it, and what was one file with others is one with the new name then, while
+    /// in the layers it stays what it was. A tree that is made from the layers would be another one.
+    ///
+    /// # Errors
+    /// The first path that could not be removed.
+    pub fn uncover(&self, paths: &[PathBuf]) -> Result<(), ListError> {
+        let Work::Overlay { upper, .. } = &self.work else { return Ok(()) };
+        paths.iter().try_for_each(|path| {
+            upper.remove_unnoticed(path).map_err(|source| ListError { path: path.clone(), source })
+        })
+    }
+
+    /// Directory mode: the same end. `written` are the paths of the layer, with the first name of each file that has several in it.
+    ///
+    /// # Errors
+    /// Those of `written`; the path that could not be copied or linked.
+    pub fn settle<E: From<ListError>>(
+        &self,
+        written: impl Iterator<Item = Result<(PathBuf, Option<PathBuf>), E>>,
+    ) -> Result<(), E> {
+        if let Work::Directory { now, tree, command: true, .. } = &self.work
+            && let Some(now) = &mut *now.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            return tree.settle(&self.rootfs, now, written);
+        }
+        Ok(())
     }
 
     /// Directory mode: everything in the tree before the step. `None` in overlay mode.

@@ -64,30 +64,34 @@ impl Change {
 
 /// Finds what a step changed. Same result in overlay and directory mode, if `below` is what the tree was made from.
 ///
+/// The tree has the hard links of the layers then: what a step had copied without changing it is taken away ([`TreeStep::uncover`]),
+/// and names are one file or several as the list has it ([`TreeStep::settle`]).
+///
 /// # Errors
 /// What the kernel says about a path; a layer of `below` that cannot be read.
 pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes, SnapshotError> {
     if let (Some(upper), Some(lower)) = (step.upper(), step.lower()) {
-        return overlay::changes(upper, lower, &|path| step.is_opaque(path));
+        let (changes, misleading) = overlay::changes(upper, lower, &|path| step.is_opaque(path))?;
+        step.uncover(&misleading).map_err(|error| overlay::failed(&error.path, error.source))?;
+        return Ok(changes);
     }
     let after = step.scan()?;
-    match step.before() {
-        Some(before) => {
-            let recall = below.map(|below| {
-                move |wanted| {
-                    let unchanged = step.unchanged(below.layers)?;
-                    below.files(wanted, before, unchanged.as_ref())
-                }
-            });
-            directory::changes(
-                before,
-                &after,
-                step.rootfs(),
-                recall.as_ref().map(|recall| recall as &directory::Recalls<'_>),
-            )
+    let Some(before) = step.before() else { return everything(&after, step.rootfs().lists_in()) };
+    let recall = below.map(|below| {
+        move |wanted| {
+            let unchanged = step.unchanged(below.layers)?;
+            below.files(wanted, before, unchanged.as_ref())
         }
-        None => everything(&after, step.rootfs().lists_in()),
-    }
+    });
+    let recall = recall.as_ref().map(|recall| recall as &directory::Recalls<'_>);
+    let changes = directory::changes(before, &after, step.rootfs(), recall)?;
+    drop(after);
+    step.settle(changes.iter().filter_map(|change| match change {
+        Ok(Change::Entry { path, link_to, .. }) => Some(Ok((path, link_to))),
+        Ok(Change::Removed { .. }) => None,
+        Err(error) => Some(Err(SnapshotError::Keep(error))),
+    }))?;
+    Ok(changes)
 }
 
 /// A whole tree as changes to an empty one. `place` is where a long list goes.

@@ -47,15 +47,27 @@ impl PartialOrd for InOrder {
 enum Seen {
     Different(Difference),
     /// Same metadata as below: what only its content can tell.
-    Undecided(Metadata),
+    Undecided(Metadata, Copy),
 }
 
-/// What the upper layer changes in the tree `lower`.
+/// What a file in the upper layer is if it turns out to be the one below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Copy {
+    /// As good as that one.
+    Harmless,
+    /// One of several names here or there, which was set apart from the others, or is one file with names that it is not one with in
+    /// the layers.
+    Misleading,
+}
+
+/// What the upper layer changes in the tree `lower`, and which files in it only mislead about hard links: they are in no layer,
+/// and what is below is the same.
 pub(super) fn changes(
     upper: &Rootfs,
     lower: &Rootfs,
     is_opaque: &dyn Fn(&Path) -> io::Result<bool>,
-) -> Result<Changes, SnapshotError> {
+) -> Result<(Changes, Vec<PathBuf>), SnapshotError> {
+    let mut misleading = Vec::new();
     let listing = upper.list()?;
     let ancestor = |path: &Path| found(upper, path);
     let mut assembly = Assembly::new(upper.lists_in(), &ancestor);
@@ -73,7 +85,7 @@ pub(super) fn changes(
             seen.push(removed(first.0));
         }
         if seen.len() >= AT_ONCE {
-            decide(std::mem::take(&mut seen), upper, lower, &mut assembly)?;
+            decide(std::mem::take(&mut seen), upper, lower, &mut assembly, &mut misleading)?;
         }
         while open.len() > 1 && open.last().is_some_and(|directory| !path.starts_with(&directory.path)) {
             open.pop();
@@ -96,7 +108,11 @@ pub(super) fn changes(
         }
         match below {
             Some(below) if same_metadata(&below, &metadata) => match metadata.kind {
-                FileKind::File | FileKind::Symlink => seen.push((path, Seen::Undecided(metadata))),
+                FileKind::File | FileKind::Symlink => {
+                    let several = !hides && (metadata.links > 1 || below.links > 1);
+                    let copy = if several { Copy::Misleading } else { Copy::Harmless };
+                    seen.push((path, Seen::Undecided(metadata, copy)));
+                }
                 _ => {}
             },
             Some(below) if metadata.kind == FileKind::Socket => {
@@ -109,8 +125,8 @@ pub(super) fn changes(
         }
     }
     seen.extend(gone.into_iter().map(|gone| removed(gone.0)));
-    decide(seen, upper, lower, &mut assembly)?;
-    Ok(assembly.finish())
+    decide(seen, upper, lower, &mut assembly, &mut misleading)?;
+    Ok((assembly.finish(), misleading))
 }
 
 /// Adds what is different to the list, in the order in which it was seen.
@@ -119,18 +135,41 @@ fn decide(
     upper: &Rootfs,
     lower: &Rootfs,
     assembly: &mut Assembly<'_>,
+    misleading: &mut Vec<PathBuf>,
 ) -> Result<(), SnapshotError> {
     let decided: Vec<_> = seen
         .into_par_iter()
         .map(|(path, seen)| match seen {
-            Seen::Different(difference) => Ok(Some((path, difference))),
-            Seen::Undecided(metadata) => match same_content(upper, lower, &path, &metadata) {
-                Ok(same) => Ok((!same).then_some((path, Difference::Written(metadata)))),
-                Err(source) => Err(failed(&path, source)),
-            },
+            Seen::Different(difference) => Ok((path, Decided::Different(difference))),
+            Seen::Undecided(metadata, copy) => {
+                let decided = match same_content(upper, lower, &path, &metadata) {
+                    Ok(false) => Ok(Decided::Different(Difference::Written(metadata))),
+                    Ok(true) if copy == Copy::Misleading => same_xattrs(upper, lower, &path)
+                        .map(|same| Decided::Same(if same { Copy::Misleading } else { Copy::Harmless })),
+                    Ok(true) => Ok(Decided::Same(Copy::Harmless)),
+                    Err(error) => Err(error),
+                };
+                decided.map_err(|source| failed(&path, source)).map(|decided| (path, decided))
+            }
         })
         .collect::<Result<_, _>>()?;
-    decided.into_iter().flatten().try_for_each(|(path, difference)| assembly.add(path, difference))
+    for (path, decided) in decided {
+        match decided {
+            Decided::Different(difference) => assembly.add(path, difference)?,
+            Decided::Same(Copy::Misleading) => misleading.push(path),
+            Decided::Same(Copy::Harmless) => {}
+        }
+    }
+    Ok(())
+}
+
+enum Decided {
+    Different(Difference),
+    Same(Copy),
+}
+
+fn same_xattrs(upper: &Rootfs, lower: &Rootfs, path: &Path) -> io::Result<bool> {
+    Ok(upper.xattrs(path)? == lower.xattrs(path)?)
 }
 
 /// Names of the directory `path` in the tree before that a directory of the same name, made anew, does not have.

@@ -50,7 +50,7 @@ impl Overlay {
                 _ => Ok(false),
             }
         };
-        Ok(all(&overlay::changes(&open("upper"), &open("lower"), &is_opaque).expect("readable")))
+        Ok(all(&overlay::changes(&open("upper"), &open("lower"), &is_opaque).expect("readable").0))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use builder_core::exec::{BuildRequest, NoCache};
+use builder_core::rootfs::TreeMode;
 
 use crate::bench::{Bench, Built};
 use crate::{Case, Outcome};
@@ -14,6 +15,7 @@ pub const CASES: &[Case] = &[
     Case { name: "kept_layers_do_not_bring_their_times", items: "X-12", run: kept },
     Case { name: "an_output_has_the_last_word", items: "X-13", run: overridden },
     Case { name: "threads_do_not_show", items: "X-14", run: threads },
+    Case { name: "a_tree_from_its_layers_has_the_same_hard_links", items: "C-26 T-04 X-14", run: hard_links },
 ];
 
 /// 2001-09-09T01:46:40Z
@@ -29,6 +31,39 @@ fn build(bench: &Bench, output: &str, change: impl FnOnce(&mut BuildRequest)) ->
         request.outputs = vec![bench.output(&format!("type=oci,dest=out,tar=false{output}"))];
         change(request);
     })
+}
+
+/// Names of one file that the layers tell otherwise than a tree in which the commands ran, and empty ones.
+const LINKS: &str = "FROM base:1 AS made\nARG SOURCE_DATE_EPOCH\n\
+    RUN mkdir /d /e && echo one >/d/a && ln /d/a /d/b && ln /d/a /d/z && : >/d/x && ln /d/x /d/y && echo two >/e/l && \
+        ln /e/l /e/k && echo 3 >/e/3 && cp -p /e/3 /e/4 && mkfifo /d/f && ln /d/f /d/g\n\
+    RUN ln /e/3 /e/5 && ln /d/a /d/c && ln /d/a /d/e && chmod 600 /d/z && chmod 644 /d/z && rm /e/k && mv /e/l /e/m\n\
+    RUN mkdir /n && mv /d /n/d && ln /n/d/c /n/d/h\n\
+    RUN rm /e/4 && ln /e/3 /e/4 && echo seen >/seen && stat -c '%n %h' /e/* /n/d/* >>/seen\n\
+    FROM base:1\nCOPY --from=made /n /n\nCOPY --from=made /n/d/a /n/d/b /n/d/x /n/d/y /both/\nCOPY --from=made /e /e\n\
+    RUN cp -a /n /again && stat -c '%n %h' /n/d/* /e/*\n";
+
+fn hard_links(bench: &Bench) -> Outcome {
+    for mode in [None, Some(TreeMode::Directory)] {
+        let build = |work: &str, target: Option<&str>| {
+            bench.build(LINKS, |request| {
+                request.plan.build_args.insert("SOURCE_DATE_EPOCH".to_owned(), EPOCH.to_owned());
+                request.plan.target = target.map(str::to_owned);
+                request.outputs = vec![bench.output(&format!("type=oci,dest=out,tar=false{REWRITE}"))];
+                request.work_dir = bench.path(&format!("{work}-{mode:?}"));
+                request.tree_mode = mode;
+            })
+        };
+        let live = build("live", None);
+        build("killed", Some("made")).ok();
+        // What a killed builder leaves of a tree in use.
+        std::fs::remove_dir_all(bench.path(&format!("killed-{mode:?}/trees"))).expect("the trees");
+        let made_again = build("killed", None);
+        assert_eq!(made_again.step("RUN mkdir /n && mv /d /n/d && ln /n/d/c /n/d/h"), "CACHED");
+        assert_eq!(live.output, made_again.output, "{mode:?}");
+        assert_eq!(live.digest(), made_again.digest(), "{mode:?}");
+    }
+    Outcome::Passed
 }
 
 const REWRITE: &str = ",rewrite-timestamp=true";
