@@ -38,6 +38,7 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
     let work = || {
         let mut failures = Vec::new();
         while let Some(stage) = needed.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let _awaited = Awaited { shared, stage };
             let done = build(shared, stage).map(Arc::new).map_err(|error| {
                 shared.cancel.cancel();
                 failures.push((stage.id.0, error));
@@ -67,6 +68,22 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
         return Err(error);
     }
     shared.stage(shared.plan.target)
+}
+
+/// A stage that others wait for. They do so no longer when its thread panics: the panic is told when all threads have ended.
+struct Awaited<'a> {
+    shared: &'a Shared<'a>,
+    stage: &'a Stage,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.cancel.cancel();
+            lock(&self.shared.expected).remove(&self.stage.id);
+            self.shared.stages[self.stage.id.0].fill(None);
+        }
+    }
 }
 
 /// Says that a stage will need the directory of its base, if a command runs in it.

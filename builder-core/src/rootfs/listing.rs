@@ -88,6 +88,9 @@ pub fn is_below(path: &Path, directory: &Path) -> bool {
     path != directory && path.starts_with(directory)
 }
 
+/// What each of two lists has where they differ.
+type Difference = (Option<(PathBuf, Stat)>, Option<(PathBuf, Stat)>);
+
 impl Listing {
     /// Number of files.
     pub fn len(&self) -> usize {
@@ -122,8 +125,8 @@ impl Listing {
         self.raw().map(|entry| entry.map(|(_, stat)| stat))
     }
 
-    /// The first path of which two lists say different things, but for times at which directories changed, which nobody asks.
-    pub(super) fn difference(&self, other: &Self) -> Result<Option<PathBuf>, ListError> {
+    /// What both lists say where they differ first, but for times at which directories changed, which nobody asks.
+    pub(super) fn difference(&self, other: &Self) -> Result<Option<Difference>, ListError> {
         let asked = |(path, mut stat): (PathBuf, Stat)| {
             if stat.kind == FileKind::Directory {
                 stat.ctime = (0, 0);
@@ -135,8 +138,8 @@ impl Listing {
         loop {
             match (ours.next().transpose()?, theirs.next().transpose()?) {
                 (None, None) => return Ok(None),
-                (Some(one), Some(other)) if one == other => {}
-                (Some((path, _)), _) | (None, Some((path, _))) => return Ok(Some(path)),
+                (one, other) if one == other => {}
+                differ => return Ok(Some(differ)),
             }
         }
     }
@@ -145,6 +148,14 @@ impl Listing {
     pub(super) fn replace(&mut self, path: &Path, stat: Stat, shared: (u64, u64)) -> Result<(), ListError> {
         if let Some(entry) = self.find(path)? {
             self.notes.insert(entry.index, Note { stat, shared: Some(shared) });
+        }
+        Ok(())
+    }
+
+    /// Notes what the disk has at a path of the list now.
+    pub(super) fn note(&mut self, path: &Path, stat: Stat) -> Result<(), ListError> {
+        if let Some(Entry { index, note, .. }) = self.find(path)? {
+            self.notes.insert(index, Note { stat, ..note });
         }
         Ok(())
     }

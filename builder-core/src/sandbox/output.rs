@@ -1,6 +1,7 @@
 //! Streams a pipe line by line.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
@@ -14,7 +15,17 @@ const LINE_BYTES: usize = 16 * 1024;
 ///
 /// It ends when no process holds the other end, or, once `ended` has an event (its other end was closed), as soon as the
 /// pipe is empty: a descriptor that a process handed out of the sandbox must not hang the build.
-pub fn stream(pipe: &OwnedFd, ended: &OwnedFd, mut line: impl FnMut(&[u8])) {
+///
+/// # Panics
+/// If `line` does, at the end: until then the rest is read, as who writes would wait for ever.
+pub fn stream(pipe: &OwnedFd, ended: &OwnedFd, line: impl FnMut(&[u8])) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| read_lines(pipe, ended, line))) {
+        read_lines(pipe, ended, |_| {});
+        resume_unwind(panic);
+    }
+}
+
+fn read_lines(pipe: &OwnedFd, ended: &OwnedFd, mut line: impl FnMut(&[u8])) {
     // Without it a read after the last byte would block although `ended` has told that nothing will come.
     if rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).is_err() {
         return;
@@ -91,6 +102,20 @@ mod tests {
     #[track_caller]
     fn check(pieces: &[&[u8]], expected: &[&[u8]]) {
         assert_eq!(lines(pieces), expected, "{pieces:?}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reader_that_panicked() {
+        let (reader, writer) = pipe().expect("pipe");
+        let (ended, alive) = pipe().expect("pipe");
+        let mut writer = std::fs::File::from(writer);
+        std::thread::scope(|scope| {
+            let streamed = scope.spawn(|| stream(&reader, &ended, |line| assert_eq!(line, b"good")));
+            // More than a pipe holds.
+            writer.write_all(b"good\nbad\n").and_then(|()| writer.write_all(&[b'\n'; 1 << 20])).expect("write");
+            drop((writer, alive));
+            assert!(streamed.join().is_err());
+        });
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod given;
 mod known;
 mod mounts;
 mod outputs;
+mod panics;
 mod platforms;
 mod reproducible;
 mod secrets;
@@ -43,7 +44,7 @@ enum Outcome {
 fn main() {
     let arguments = Arguments::from_args();
     let environment = sandbox::enter().expect("namespaces can be entered");
-    let groups: [(&str, &[Case]); 14] = [
+    let groups: [(&str, &[Case]); 15] = [
         ("cache", cache::CASES),
         ("checks", checks::CASES),
         ("clouds", clouds::CASES),
@@ -51,6 +52,7 @@ fn main() {
         ("known", known::CASES),
         ("mounts", mounts::CASES),
         ("outputs", outputs::CASES),
+        ("panics", panics::CASES),
         ("platforms", platforms::CASES),
         ("reproducible", reproducible::CASES),
         ("secrets", secrets::CASES),

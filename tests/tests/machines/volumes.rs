@@ -26,7 +26,8 @@ const NFS: &str = "mkdir -p /srv/x /var/lib/nfs/v4recovery /var/lib/nfs/rpc_pipe
                    mount -t nfs4 -o vers=4.2 127.0.0.1:/ /mnt";
 
 /// What qemu shares of the machine that it runs on.
-const NINE_P: &str = "modprobe 9pnet_virtio; mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 shared /mnt";
+const NINE_P: &str =
+    "modprobe 9pnet_virtio; mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 shared /mnt && chmod 1777 /mnt";
 
 /// Builds on each by root and by a user without anything: the image is that of the machine's own disk, or it is said before the first
 /// step that there can be none, and why.
@@ -44,6 +45,7 @@ fn on_each(kernel: Kernel, volumes: &[(&str, &str)]) -> Result<(), String> {
     let mut machine = machine(kernel)?;
     small(&machine)?;
     machine.share(shared.path());
+    machine.parameters("step=300");
     let build = |context: &str, user: &str, directory: &str| {
         let out = "OUT=$(mktemp -u -p /run/user out-XXXXXX)";
         format!("export CONTEXT={context} {out}; build {user} auto {directory}/{user} 2>&1")
