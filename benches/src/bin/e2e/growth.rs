@@ -202,7 +202,7 @@ impl Place<'_> {
             .replace("{dockerfile}", &file.display().to_string())
             .replace("{tag}", &format!("{host}/out:{number}"))
             .replace("{state}", &state.display().to_string());
-        let run = Job { line, program: &self.slipway.program, state: &state, follow_disk: false }.run();
+        let run = Job { line, programs: &self.slipway.programs, daemon: None, state: &state, follow_disk: false }.run();
         registry.remove();
         remove_state(&state);
         run

@@ -16,7 +16,9 @@
 //!   in. `name.zstd=`, `name.cache-to=` and `name.cache-from=` (with `{cache}`, a repository) say how it does those; a builder
 //!   without them has no entry in such rows. buildah is added by itself where it is installed. Kaniko and BuildKit, say:
 //!   `kaniko=chroot-kaniko --context {context} --dockerfile {dockerfile} --destination {tag} --insecure`,
-//!   `buildkit=buildctl-daemonless --root {state} …`.
+//!   `buildkit=buildctl-daemonless --root {state} …`. For a builder with a daemon `name.daemon=` is what runs beside each build
+//!   and ends with SIGTERM, `name.ready=` fails until that can be used, and `name.programs=` are the names of programs whose
+//!   memory counts; neither start nor end is timed. `scripts/peer-buildkit` makes these lines for a BuildKit from Debian.
 //! - `BENCH_ONLY`: names of builders, with commas between; others are left out.
 //! - `BENCH_RUNS`: timed runs of each (default 3). `BENCH_ROWS`: only rows whose name contains one of these texts (with `|` between).
 //! - `BENCH_SCALE`: multiplies file counts and bytes (default 1.0).
@@ -234,7 +236,8 @@ impl Bench<'_> {
             .replace("{tag}", &format!("{host}/out/{}:{tag}", peer.name))
             .replace("{cache}", &format!("{host}/cache/{}", peer.name))
             .replace("{state}", &state.display().to_string());
-        Job { line, program: &peer.program, state: &state, follow_disk }.run()
+        let daemon = peer.daemon(&state);
+        Job { line, programs: &peer.programs, daemon, state: &state, follow_disk }.run()
     }
 }
 

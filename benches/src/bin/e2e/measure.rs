@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -38,12 +38,68 @@ pub struct Run {
 pub struct Job<'a> {
     /// A command line for `sh -c`.
     pub line: String,
-    /// File name of the builder's program, whose processes' memory is counted.
-    pub program: &'a str,
+    /// File names of the builder's programs, whose processes' memory is counted.
+    pub programs: &'a [String],
+    /// What must run beside it.
+    pub daemon: Option<Daemon>,
     /// The builder's state.
     pub state: &'a Path,
     /// Whether the size of `state` is followed, which costs time.
     pub follow_disk: bool,
+}
+
+/// The daemon of a builder that has one. Its start and its end are not timed; what it takes meanwhile counts.
+#[derive(Debug, Clone)]
+pub struct Daemon {
+    /// A command line for `sh -c` that runs until it gets SIGTERM.
+    pub line: String,
+    /// One that fails until the daemon can be used.
+    pub ready: String,
+}
+
+/// How long a daemon may take to start.
+const DAEMON_START: Duration = Duration::from_secs(60);
+
+/// A daemon that runs. Ended when dropped.
+struct Running(Child);
+
+impl Daemon {
+    fn start(&self, log: &Path) -> Result<Running> {
+        let log = fs::File::create(log)?;
+        let child = Command::new("sh")
+            .arg("-c")
+            .arg(&self.line)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let mut running = Running(child);
+        let started = Instant::now();
+        loop {
+            let ready = Command::new("sh")
+                .arg("-c")
+                .arg(&self.ready)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?;
+            if ready.success() {
+                return Ok(running);
+            }
+            if running.0.try_wait()?.is_some() || started.elapsed() > DAEMON_START {
+                return Err(format!("the daemon does not start: {}", self.line).into());
+            }
+            std::thread::sleep(MEMORY_INTERVAL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // That it has ended by itself shows in the build.
+        _ = Command::new("kill").arg(self.0.id().to_string()).stderr(Stdio::null()).status();
+        _ = self.0.wait();
+    }
 }
 
 impl Job<'_> {
@@ -51,7 +107,13 @@ impl Job<'_> {
     pub fn run(&self) -> Result<Run> {
         let log_path = self.state.with_extension("log");
         let log = fs::File::create(&log_path)?;
-        let (started, cpu_before) = (Instant::now(), children_cpu_seconds()?);
+        let daemon = match &self.daemon {
+            Some(daemon) => Some(daemon.start(&self.state.with_extension("daemon.log"))?),
+            None => None,
+        };
+        let daemon_pid = daemon.as_ref().map(|daemon| daemon.0.id());
+        let daemon_cpu = || daemon_pid.map_or(0.0, tree_cpu_seconds);
+        let (started, cpu_before) = (Instant::now(), children_cpu_seconds()? + daemon_cpu());
         let mut child = Command::new("sh")
             .arg("-c")
             .arg(&self.line)
@@ -59,13 +121,13 @@ impl Job<'_> {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        let root = child.id();
+        let roots: Vec<u32> = std::iter::once(child.id()).chain(daemon_pid).collect();
         let (peak, peak_disk) = (AtomicU64::new(0), AtomicU64::new(0));
         let ended = AtomicBool::new(false);
         let (ok, seconds) = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !ended.load(Ordering::Relaxed) {
-                    peak.fetch_max(anonymous_bytes(root, self.program), Ordering::Relaxed);
+                    peak.fetch_max(anonymous_bytes(&roots, self.programs), Ordering::Relaxed);
                     std::thread::sleep(MEMORY_INTERVAL);
                 }
             });
@@ -82,7 +144,7 @@ impl Job<'_> {
             ended.store(true, Ordering::Relaxed);
             status.map(|status| (status.success(), seconds))
         })?;
-        let cpu_seconds = children_cpu_seconds()? - cpu_before;
+        let cpu_seconds = children_cpu_seconds()? + daemon_cpu() - cpu_before;
         if !ok {
             let text = fs::read_to_string(&log_path)?;
             let tail: Vec<_> = text.lines().rev().take(TAIL).collect();
@@ -97,25 +159,41 @@ impl Job<'_> {
 
 /// Processor time of all children that were waited for, and theirs (proc(5), `cutime` and `cstime`; 100 ticks a second).
 fn children_cpu_seconds() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let (_, fields) = stat.rsplit_once(')').ok_or("/proc/self/stat has no name")?;
-    let ticks = |at: usize| fields.split_whitespace().nth(at).and_then(|field| field.parse::<u64>().ok());
-    let (user, system) = ticks(13).zip(ticks(14)).ok_or("/proc/self/stat is too short")?;
-    Ok((user + system) as f64 / 100.0)
+    Ok(ticks("self", &[13, 14]).ok_or("/proc/self/stat cannot be read")? as f64 / 100.0)
 }
 
-/// Anonymous memory of those descendants of `root` that run `program`; pages that they share count once.
-fn anonymous_bytes(root: u32, program: &str) -> u64 {
-    let mut total = 0;
-    let mut open = vec![root];
+/// Processor time of a process, its descendants, and those of them that were waited for (`utime` to `cstime`).
+fn tree_cpu_seconds(root: u32) -> f64 {
+    let all: u64 = tree(&[root]).into_iter().filter_map(|pid| ticks(&pid.to_string(), &[11, 12, 13, 14])).sum();
+    all as f64 / 100.0
+}
+
+/// The sum of fields of /proc/PID/stat, counted from the one behind the name.
+fn ticks(pid: &str, fields: &[usize]) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, behind) = stat.rsplit_once(')')?;
+    let values: Vec<&str> = behind.split_whitespace().collect();
+    fields.iter().map(|at| values.get(*at)?.parse::<u64>().ok()).sum()
+}
+
+/// Anonymous memory of those processes below `roots` that run one of `programs`; pages that they share count once.
+fn anonymous_bytes(roots: &[u32], programs: &[String]) -> u64 {
+    let ours = |pid: &u32| {
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        exe.file_name().is_some_and(|name| programs.iter().any(|program| name == program.as_str()))
+    };
+    tree(roots).into_iter().filter(ours).filter_map(pss_anon).sum()
+}
+
+/// Processes and their descendants.
+fn tree(roots: &[u32]) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut open = roots.to_vec();
     while let Some(pid) = open.pop() {
         open.extend(children(pid));
-        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        if exe.file_name().is_some_and(|name| name == program) {
-            total += pss_anon(pid).unwrap_or(0);
-        }
+        found.push(pid);
     }
-    total
+    found
 }
 
 /// Children of a process, by all of its threads.

@@ -5,16 +5,20 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::measure::Daemon;
 use crate::{Result, env};
 
 /// A builder: command templates for `sh -c` with `{context} {dockerfile} {tag} {state} {cache}` to be filled in.
 pub struct Peer {
     /// For the table.
     pub name: String,
-    /// File name of its program, whose processes' memory is counted.
-    pub program: String,
+    /// File names of its programs, whose processes' memory is counted.
+    pub programs: Vec<String>,
     /// By [`Way`].
     templates: BTreeMap<Way, String>,
+    /// A command that runs beside it, with `{state}`, if it has a daemon, and one that fails until that can be used.
+    daemon: Option<String>,
+    ready: Option<String>,
 }
 
 /// What is asked of a builder.
@@ -44,15 +48,32 @@ impl Way {
 }
 
 impl Peer {
+    fn new(name: &str, program: &str, templates: BTreeMap<Way, String>) -> Self {
+        Self { name: name.to_owned(), programs: vec![program.to_owned()], templates, daemon: None, ready: None }
+    }
+
     /// Its command for `way`; `None` if it cannot do that.
     pub fn template(&self, way: Way) -> Option<&str> {
         self.templates.get(&way).map(String::as_str)
+    }
+
+    /// What must run beside it.
+    pub fn daemon(&self, state: &Path) -> Option<Daemon> {
+        let fill = |template: &str| template.replace("{state}", &state.display().to_string());
+        let line = fill(self.daemon.as_ref()?);
+        Some(Daemon { line, ready: self.ready.as_deref().map_or_else(|| "true".to_owned(), fill) })
     }
 }
 
 fn file_name(path: &Path) -> Result<String> {
     let name = path.file_name().ok_or_else(|| format!("{} names no program", path.display()))?;
     Ok(name.to_string_lossy().into_owned())
+}
+
+/// The program that a command line starts.
+fn program(template: &str) -> Result<String> {
+    let word = template.split_whitespace().find(|word| *word != "exec").ok_or("BENCH_PEERS: no command")?;
+    file_name(Path::new(word))
 }
 
 /// slipway, buildah where it is installed, and those of `BENCH_PEERS`.
@@ -65,15 +86,24 @@ pub fn peers() -> Result<Vec<Peer>> {
         let (name, template) = line.split_once('=').ok_or("BENCH_PEERS: name=command template")?;
         let (name, template) = (name.trim(), template.trim().to_owned());
         let (name, word) = name.split_once('.').unwrap_or((name, ""));
-        let way =
-            Way::word(word).ok_or_else(|| format!("BENCH_PEERS: {word} is none of zstd, cache-to, cache-from"))?;
-        if let Some(peer) = peers.iter_mut().find(|peer| peer.name == name) {
-            peer.templates.insert(way, template);
-            continue;
+        let at = match peers.iter().position(|peer| peer.name == name) {
+            Some(at) => at,
+            None => {
+                peers.push(Peer::new(name, &program(&template)?, BTreeMap::new()));
+                peers.len() - 1
+            }
+        };
+        let peer = &mut peers[at];
+        match (word, Way::word(word)) {
+            (_, Some(way)) => _ = peer.templates.insert(way, template),
+            ("daemon", _) => peer.daemon = Some(template),
+            ("ready", _) => peer.ready = Some(template),
+            ("programs", _) => peer.programs = template.split_whitespace().map(str::to_owned).collect(),
+            (word, None) => {
+                let words = "zstd, cache-to, cache-from, daemon, ready, programs";
+                return Err(format!("BENCH_PEERS: {word} is none of {words}").into());
+            }
         }
-        let program = template.split_whitespace().find(|word| *word != "exec").ok_or("BENCH_PEERS: no command")?;
-        let program = file_name(Path::new(program))?;
-        peers.push(Peer { name: name.to_owned(), program, templates: BTreeMap::from([(way, template)]) });
     }
     if let Some(only) = env("BENCH_ONLY") {
         peers.retain(|peer| only.split(',').any(|name| name == peer.name));
@@ -96,7 +126,7 @@ fn slipway() -> Result<Peer> {
         (Way::CacheTo, build("-t {tag} --push --cache-to type=registry,ref={cache},mode=max")),
         (Way::CacheFrom, build("-t {tag} --push --cache-from type=registry,ref={cache}")),
     ]);
-    Ok(Peer { name: "slipway".to_owned(), program: file_name(&path)?, templates })
+    Ok(Peer::new("slipway", &file_name(&path)?, templates))
 }
 
 /// One line does both, as slipway's does; layers are kept so that the warm rows mean the same.
@@ -114,5 +144,5 @@ fn buildah() -> Peer {
         (Way::CacheTo, line("--cache-to {cache}", "")),
         (Way::CacheFrom, line("--cache-from {cache}", "")),
     ]);
-    Peer { name: "buildah".to_owned(), program: "buildah".to_owned(), templates }
+    Peer::new("buildah", "buildah", templates)
 }
