@@ -158,6 +158,17 @@ impl Listener {
         self.add(id, descriptor, new_flags, AND_SEND)
     }
 
+    /// As [`Self::reply_with`]; ours is closed before the caller goes on.
+    ///
+    /// # Errors
+    /// As [`Self::reply_with`].
+    pub fn hand(&self, id: u64, descriptor: OwnedFd, cloexec: bool) -> Result<(), Errno> {
+        let number = self.add(id, descriptor.as_fd(), if cloexec { libc::O_CLOEXEC as u32 } else { 0 }, 0)?;
+        drop(descriptor);
+        self.reply(id, Reply::Value(number.into()));
+        Ok(())
+    }
+
     fn add(&self, id: u64, descriptor: BorrowedFd<'_>, new_flags: u32, flags: u32) -> Result<i32, Errno> {
         let source = descriptor.as_raw_fd().cast_unsigned();
         let raw = RawAdd { id, flags, source, new: 0, new_flags };

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::super::numbers::{RENAMEAT, late};
 use super::super::sys::bpf;
 use super::super::sys::notify::{Notification, Reply};
+use super::pipes::Pipe;
 use super::tasks::lock;
 use super::world::{Caller, World};
 
@@ -20,8 +21,8 @@ pub enum Answer {
     Continue,
     /// A descriptor, closed by exec or not.
     Give(OwnedFd, bool),
-    /// A named pipe that has to be waited for: opened by a thread of its own with these flags.
-    Wait(OwnedFd, rustix::fs::OFlags),
+    /// A named pipe, whose other end has to be waited for, with these flags.
+    Meet(Pipe, rustix::fs::OFlags),
 }
 
 /// Address that no program uses: the loader's call for a file that the supervisor holds ready.
@@ -33,8 +34,13 @@ type Answered = Result<Answer, Errno>;
 pub const DONE: Answered = Ok(Answer::Value(0));
 
 impl World {
-    /// Answers one call. `complain` gets a line for the output of the RUN, at most once. `wait` is given what would block.
-    pub fn answer(&self, call: Notification, complain: &dyn Fn(&str), wait: &dyn Fn(u64, OwnedFd, rustix::fs::OFlags)) {
+    /// Answers one call. `complain` gets a line for the output of the RUN, at most once. `meet` is given what would block.
+    pub fn answer(
+        &self,
+        call: Notification,
+        complain: &dyn Fn(&str),
+        meet: &dyn Fn((u64, i32), Pipe, rustix::fs::OFlags),
+    ) {
         let (id, thread) = (call.id, call.thread);
         let answered = if call.architecture != bpf::NATIVE {
             if !self.narrow.swap(true, Ordering::Relaxed) {
@@ -61,7 +67,7 @@ impl World {
                     Err(errno) => Reply::Error(errno),
                 }
             }
-            Ok(Answer::Wait(fd, flags)) => return wait(id, fd, flags),
+            Ok(Answer::Meet(pipe, flags)) => return meet((id, thread), pipe, flags),
             Err(errno) => Reply::Error(errno),
         };
         self.listener.reply(id, reply);

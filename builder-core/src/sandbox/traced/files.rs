@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use super::calls::{Answer, DONE};
 use super::ids::{Credentials, capability};
 use super::permission::may;
+use super::pipes::Pipe;
 use super::tasks::lock;
 use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, read_link, reopen};
 use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode};
@@ -265,11 +266,8 @@ impl Caller<'_> {
                     file = self.changing(self.behind(file, real))?.fd;
                 }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
-                return Ok(self.non_blocking(
-                    reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?,
-                    asked,
-                    None,
-                ));
+                let open = reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?;
+                return Ok(non_blocking(open, asked, false));
             }
             if place.slash && making {
                 return Err(Errno::ISDIR);
@@ -327,7 +325,7 @@ impl Caller<'_> {
                 Err(Errno::NXIO) if !flags.contains(OFlags::NONBLOCK) => {
                     let fd = place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
                     match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-                        FileType::Fifo => Ok(Answer::Wait(fd, flags)),
+                        FileType::Fifo => Ok(Answer::Meet(Pipe::Writing(fd), flags)),
                         _ => Err(Errno::NXIO),
                     }
                 }
@@ -336,13 +334,13 @@ impl Caller<'_> {
                     if writing {
                         self.before_writing(place.mount, &fd, empties, &me)?;
                     }
-                    Ok(self.non_blocking(fd, asked, Some(place)))
+                    Ok(non_blocking(fd, asked, true))
                 }
             }
         })?;
         Ok(match opened {
             Answer::Give(fd, _) => Answer::Give(fd, cloexec),
-            Answer::Wait(fd, flags) => Answer::Wait(fd, if cloexec { flags | OFlags::CLOEXEC } else { flags }),
+            Answer::Meet(pipe, flags) => Answer::Meet(pipe, if cloexec { flags | OFlags::CLOEXEC } else { flags }),
             other => other,
         })
     }
@@ -393,26 +391,6 @@ impl Caller<'_> {
             _ => self.world.stands.for_file(file)?,
         };
         Ok(Answer::Give(given, false))
-    }
-
-    /// Takes `O_NONBLOCK`, with which everything is opened so as not to hang, away again; waits for the other end of a pipe.
-    fn non_blocking(&self, fd: OwnedFd, asked: OFlags, place: Option<&Place<'_>>) -> Answer {
-        if asked.contains(OFlags::NONBLOCK) {
-            return Answer::Give(fd, false);
-        }
-        // What can be sought in is no pipe.
-        if rustix::fs::tell(&fd) == Err(Errno::SPIPE)
-            && let Some(place) = place
-            && let Ok(stat) = rustix::fs::fstat(&fd)
-            && FileType::from_raw_mode(stat.st_mode) == FileType::Fifo
-            && !asked.contains(OFlags::RDWR)
-            && let Ok(path) = place.open(OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
-        {
-            return Answer::Wait(path, asked.difference(OFlags::CLOEXEC) | OFlags::NOCTTY);
-        }
-        let flags = asked.difference(OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::NOCTTY);
-        _ = rustix::fs::fcntl_setfl(&fd, flags);
-        Answer::Give(fd, false)
     }
 
     /// Makes a file, if nothing is there.
@@ -494,6 +472,26 @@ impl Caller<'_> {
         let wanted = if reading { may::READ } else { 0 } | if writing { may::WRITE } else { 0 };
         self.allow(&shown, wanted, me)
     }
+}
+
+/// Takes `O_NONBLOCK`, with which everything is opened so as not to hang, away again; the end of a pipe that has a name waits for the other one.
+fn non_blocking(fd: OwnedFd, asked: OFlags, named: bool) -> Answer {
+    if asked.contains(OFlags::NONBLOCK) {
+        return Answer::Give(fd, false);
+    }
+    // What can be sought in is no pipe.
+    if named
+        && rustix::fs::tell(&fd) == Err(Errno::SPIPE)
+        && let Ok(stat) = rustix::fs::fstat(&fd)
+        && FileType::from_raw_mode(stat.st_mode) == FileType::Fifo
+        && !asked.contains(OFlags::RDWR)
+    {
+        let pipe = if asked.contains(OFlags::WRONLY) { Pipe::Met(fd) } else { Pipe::Reading(fd) };
+        return Answer::Meet(pipe, asked.difference(OFlags::CLOEXEC) | OFlags::NOCTTY);
+    }
+    let flags = asked.difference(OFlags::CLOEXEC | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC | OFlags::NOCTTY);
+    _ = rustix::fs::fcntl_setfl(&fd, flags);
+    Answer::Give(fd, false)
 }
 
 /// A file with this text that can only be read.

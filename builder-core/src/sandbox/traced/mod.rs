@@ -45,6 +45,7 @@ mod located;
 mod names;
 mod owned;
 mod permission;
+mod pipes;
 mod place;
 mod procfs;
 mod recent;
@@ -280,7 +281,6 @@ fn trace(
         umask: own_umask(),
         devices: AtomicBool::new(owners.has_devices()),
         narrow: AtomicBool::new(false),
-        blocked: Mutex::default(),
         giving: RwLock::default(),
         programs: Mutex::default(),
         stands: stands::Stands::default(),

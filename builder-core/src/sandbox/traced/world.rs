@@ -43,8 +43,6 @@ pub struct World {
     pub devices: AtomicBool,
     /// Whether it has been said that 32-bit programs do not run.
     pub narrow: AtomicBool,
-    /// Named pipes that are being opened by threads of their own; let go at the end.
-    pub blocked: Mutex<Vec<Arc<OwnedFd>>>,
     /// Held by readers from the moment when a caller gets a file until our own descriptor of it is closed; see [`World::settle`].
     pub giving: RwLock<()>,
     /// Programs that run, so that each is held open once.
@@ -195,15 +193,6 @@ impl World {
             }
         }
         shown
-    }
-
-    /// Forgets what is left to wait for: opens of named pipes that nobody will serve any more.
-    pub fn let_go(&self) {
-        for pipe in lock(&self.blocked).iter() {
-            // Opened for both ends it never blocks, and wakes who waits for either: fifo(7).
-            let flags = OFlags::RDWR | OFlags::NONBLOCK;
-            _ = reopen(pipe.as_fd(), flags, Mode::empty());
-        }
     }
 }
 

@@ -34,6 +34,7 @@ cases![
     processes::exit_codes,
     processes::signals,
     processes::streams,
+    processes::named_pipes,
     processes::a_thousand_lines_in_order,
     processes::output_without_line_end,
     processes::standard_input_is_empty,

@@ -47,6 +47,23 @@ pub(super) fn signals(context: &Context) {
     assert!(lines.iter().all(|line| line.ends_with("0000000000000000")), "{lines:?}");
 }
 
+pub(super) fn named_pipes(context: &Context) {
+    let tree = context.tree();
+    // Whichever end comes first, it waits for the other, and neither sees the other go before it has done its work.
+    let script = "i=0; while test $i -lt 25; do i=$((i+1)); \
+                  (echo first > /p) & read -r line < /p && wait $! && test $line = first || exit 1; \
+                  cat /p > /out & echo second > /p && wait $! && read -r line < /out && test $line = second || exit 2; \
+                  cat < /p > /out & : > /p && wait $! && test ! -s /out || exit 3; done";
+    context.sh(&tree, &format!("mkfifo /p && {script}"));
+    // One that was there before.
+    context.sh(&tree, script);
+    let through = "mkfifo /q /r; seq 3 > /q & cat /q > /r & cat /r; test -p /q && rm /q /r";
+    assert_eq!(context.sh(&tree, through), ["1", "2", "3"]);
+    // A signal ends who waits, for either end.
+    let ended = "for end in 'cat /p' 'echo x > /p'; do sh -c \"$end\" & kill $!; wait $!; echo $?; done";
+    assert_eq!(context.sh(&tree, ended), ["143", "143"]);
+}
+
 pub(super) fn streams(context: &Context) {
     let tree = context.tree();
     let outcome = context.try_run(&tree.rootfs, &shell("echo out; echo err >&2; echo > /dev/stdout"));

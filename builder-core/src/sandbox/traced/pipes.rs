@@ -1,0 +1,144 @@
+//! Opening named pipes: an end waits for the other one (fifo(7)).
+//!
+//! Each pipe has a thread until it is open, which looks again and again: an open(2) that waits in the kernel could only be ended by opening the other
+//! end, which whoever else waits would see come and go. An end that is open here counts for the other one, so it is opened once and given away, and closed here
+//! before its caller goes on.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::pipe::SpliceFlags;
+
+use super::super::sys::notify::Reply;
+use super::super::sys::pipe;
+use super::view::reopen;
+use super::world::World;
+
+/// Time between two looks, at first and at last: who waits for long loses no more by a late look than programs that take turns.
+const LOOKS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
+
+/// Ends the call, and lets the kernel begin it anew or say `EINTR` as the signal's handler wants it (`ERESTARTSYS`, which no program sees).
+const RESTART: i32 = 512;
+
+/// A named pipe that is being opened without `O_NONBLOCK`.
+pub enum Pipe {
+    /// Open for reading, in a way that does not wait.
+    Reading(OwnedFd),
+    /// To be opened for writing, here with `O_PATH`: nobody reads it yet.
+    Writing(OwnedFd),
+    /// Open for writing, and somebody reads it.
+    Met(OwnedFd),
+}
+
+/// Gives `pipe` to the call `id` of `thread`, with `flags`, when the other end is there.
+pub fn give(world: &World, (id, thread): (u64, i32), pipe: Pipe, flags: OFlags) {
+    let listener = &world.listener;
+    match meet(world, (id, thread), pipe, flags) {
+        Ok(Some(open)) => {
+            if let Err(errno) = listener.hand(id, open, flags.contains(OFlags::CLOEXEC)) {
+                listener.reply(id, Reply::Error(errno));
+            }
+        }
+        // Nobody waits any more.
+        Ok(None) => {}
+        Err(errno) => _ = listener.reply(id, Reply::Error(errno)),
+    }
+}
+
+fn meet(world: &World, (id, thread): (u64, i32), mut pipe: Pipe, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+    let flags = flags.difference(OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
+    let mut pause = LOOKS.0;
+    loop {
+        if let Pipe::Writing(path) = &pipe {
+            match reopen(path.as_fd(), flags | OFlags::NONBLOCK, Mode::empty()) {
+                Ok(open) => pipe = Pipe::Met(open),
+                Err(Errno::NXIO) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        let open = match pipe {
+            Pipe::Met(open) => open,
+            Pipe::Reading(open) if is_met(&open) => open,
+            waits => {
+                if !world.listener.is_waiting(id) {
+                    return Ok(None);
+                }
+                if is_interrupted(thread) {
+                    return Err(Errno::from_raw_os_error(RESTART));
+                }
+                match &waits {
+                    Pipe::Reading(open) => {
+                        let mut looked = [PollFd::new(open, PollFlags::IN)];
+                        _ = poll(&mut looked, Timespec::try_from(pause).ok().as_ref());
+                    }
+                    _ => sleep(pause),
+                }
+                pause = LOOKS.1.min(pause * 2);
+                pipe = waits;
+                continue;
+            }
+        };
+        rustix::fs::fcntl_setfl(&open, flags.difference(OFlags::NOCTTY))?;
+        return Ok(Some(open));
+    }
+}
+
+/// Whether somebody has opened a pipe for writing since it was opened for reading.
+fn is_met(open: &OwnedFd) -> bool {
+    let mut looked = [PollFd::new(open, PollFlags::IN)];
+    // Something was written, or who could have is gone again.
+    if poll(&mut looked, Some(&Timespec::default())).is_ok_and(|found| found > 0) {
+        return true;
+    }
+    // This takes nothing away; without writers it ends at once, with them it would have to wait.
+    let Ok((_other, end)) = pipe() else { return false };
+    rustix::pipe::tee(open, &end, 1, SpliceFlags::NONBLOCK) == Err(Errno::AGAIN)
+}
+
+/// Whether a signal waits for `thread` that ends a call: a call that is answered sees none by itself.
+fn is_interrupted(thread: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return false };
+    interrupts(&status)
+}
+
+/// The same of what proc_pid_status(5) describes.
+fn interrupts(status: &str) -> bool {
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":"));
+        line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
+    };
+    // Nothing happens by these unless there is a handler.
+    let quiet = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
+    let quiet = quiet.iter().fold(0, |all, signal| all | 1 << (signal - 1));
+    let waiting = set("SigPnd") | set("ShdPnd");
+    waiting & !set("SigBlk") & !set("SigIgn") & !(quiet & !set("SigCgt")) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_end_a_call() {
+        let check = |pending: u64, blocked: u64, ignored: u64, caught: u64, expected| {
+            let status = format!(
+                "Name:\tcat\nSigQ:\t1/2\nSigPnd:\t{:016x}\nShdPnd:\t{pending:016x}\nSigBlk:\t{blocked:016x}\n\
+                 SigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n",
+                0
+            );
+            assert_eq!(interrupts(&status), expected, "{status}");
+        };
+        let (terminate, child) = (1 << (libc::SIGTERM - 1), 1 << (libc::SIGCHLD - 1));
+        check(0, 0, 0, 0, false);
+        check(terminate, 0, 0, 0, true);
+        check(terminate, terminate, 0, 0, false);
+        check(terminate, 0, terminate, 0, false);
+        check(child, 0, 0, 0, false);
+        check(child, 0, 0, child, true);
+        assert!(!interrupts(""));
+    }
+}
