@@ -79,7 +79,10 @@ pub(super) fn build_prepared(
     {
         observer.event(Event::Notice { message: &message });
     }
-    let released = Released::new(request, &cache, &prepared.store);
+    let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
+    let disk = (request.limits.disk_bytes, prepared.reach.disk.clone());
+    let meter = Meter::new(&request.work_dir, disk, outputs, &cache, recorder, started).making_room_in(&trees);
+    let released = Released::new(request, &cache, &prepared.store, &meter);
     let (passing, passes) = Passing::new(base_blobs(request, &prepared), registries(request));
     let blobs = BlobAccess::new(
         &prepared.store,
@@ -105,9 +108,6 @@ pub(super) fn build_prepared(
     let uploads = Uploads::new(request, &registries, &blobs, (&released, passes), &*observer);
     let elsewhere = Elsewhere::new(request, prepared.sources.registry(), Arc::clone(&observer));
     let stop = cancel.child();
-    let outputs = request.outputs.iter().filter_map(|output| output.directory()).collect();
-    let disk = (request.limits.disk_bytes, prepared.reach.disk.clone());
-    let meter = Meter::new(&request.work_dir, disk, outputs, &cache, recorder, started).making_room_in(&trees);
     let build = || {
         let mut images = Vec::new();
         let mut roots = Vec::new();

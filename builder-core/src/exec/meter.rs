@@ -2,11 +2,12 @@
 //! that takes it, so that nothing can forget to count.
 //!
 //! A thread looks every now and then, more rarely where looking takes longer, and at once when a writer of the builder
-//! might pass the budget ([`crate::disk`]).
+//! might pass the budget ([`crate::disk`]). Free space on the volume is looked at every 20 ms: what is gone from it may be a new peak, or a
+//! command's that passes the budget, and makes somebody look. Before a large layer goes it is looked, too.
 //!
 //! # Limitations
 //! Between two looks more may be taken than the peak says, and a command in a RUN can pass the budget by what it writes in
-//! that time. Free space on the volume is looked at every 20 ms where there is a budget, and what is gone from it makes somebody look.
+//! that time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -34,8 +35,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// The same where a budget must be kept.
 const PAUSE_WITH_BUDGET: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Free space on the volume is looked at so often where a budget must be kept: what is gone from it may be a command's.
+/// Free space on the volume is looked at so often: what is gone from it may be a command's.
 const GLANCE: Duration = Duration::from_millis(20);
+
+/// What is gone from the volume counts as a new peak if that is higher than the last one by so many bytes and one part in
+/// [`NEW_PEAK_SHARE`]: others write there, too.
+const NEW_PEAK_BYTES: u64 = 1 << 20;
+const NEW_PEAK_SHARE: u64 = 50;
 
 /// A look takes at most one part in so many of the time.
 const SHARE: u32 = 20;
@@ -152,6 +158,19 @@ impl<'a> Meter<'a> {
         lock(&self.state).samples.clone()
     }
 
+    /// To be called before something of so many bytes goes: what is in use now may be more than ever, for less time than there is between two
+    /// looks. What is small is passed over.
+    pub(super) fn before_removal(&self, bytes: u64) {
+        let peak = lock(&self.state).peaks.disk;
+        if bytes < NEW_PEAK_BYTES.max(peak / NEW_PEAK_SHARE) {
+            return;
+        }
+        let (unnamed, _) = self.open_files();
+        let used = self.space.measure().saturating_add(unnamed);
+        let mut state = lock(&self.state);
+        state.peaks.disk = state.peaks.disk.max(used);
+    }
+
     fn watch(&self, stop: &Cancel, ended: &Receiver<()>) {
         let (pause, share) = match self.budget {
             Some(_) => (PAUSE_WITH_BUDGET, SHARE_WITH_BUDGET),
@@ -165,17 +184,17 @@ impl<'a> Meter<'a> {
             let until = Instant::now() + (took * share).clamp(pause.0, pause.1);
             // What others do on the volume must not keep us busy.
             let earliest = Instant::now() + took;
+            let for_a_peak = Instant::now() + took * share;
             loop {
                 let left = until.saturating_duration_since(Instant::now());
-                let wait = if self.budget.is_some() { left.min(GLANCE) } else { left };
                 crossbeam_channel::select! {
                     recv(ended) -> _ => return self.look(stop),
                     // Somebody wants to write and may not know whether that is too much.
                     recv(asked) -> _ => break,
-                    default(wait) => {}
+                    default(left.min(GLANCE)) => {}
                 }
                 let now = Instant::now();
-                if now >= until || now >= earliest && self.may_be_over() {
+                if now >= until || now >= earliest && self.may_be_over() || now >= for_a_peak && self.may_be_a_peak() {
                     break;
                 }
             }
@@ -184,10 +203,20 @@ impl<'a> Meter<'a> {
 
     /// Whether the budget may be passed, as far as free space tells.
     fn may_be_over(&self) -> bool {
-        let (used, free) = lock(&self.state).last;
-        let gone = |now: u64| used.saturating_add(free.saturating_sub(now));
+        self.budget.is_some_and(|budget| self.estimate() > budget)
+    }
+
+    /// Whether more may be taken than ever, as far as free space tells.
+    fn may_be_a_peak(&self) -> bool {
+        let peak = lock(&self.state).peaks.disk;
+        self.estimate() > peak.saturating_add(peak / NEW_PEAK_SHARE).saturating_add(NEW_PEAK_BYTES)
+    }
+
+    /// What was in use at the last look, and what is gone from the volume since.
+    fn estimate(&self) -> u64 {
         let now = free_space(&self.work_dir).map(|(free, _)| free);
-        self.budget.zip(now).is_some_and(|(budget, now)| gone(now) > budget)
+        let (used, free) = lock(&self.state).last;
+        used.saturating_add(now.map_or(0, |now| free.saturating_sub(now)))
     }
 
     fn look(&self, stop: &Cancel) {
@@ -298,13 +327,22 @@ impl<'a> Meter<'a> {
         }
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
         let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
-        if u32::from_str_radix(flags.trim(), 8).ok()? & ACCESS == 0 {
+        if u32::from_str_radix(flags.trim(), 8).ok()? & ACCESS == 0 || is_detached(&info) {
             return None;
         }
         let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
         tracing::debug!(path = %target.display(), "a file outside of the work dir is open for writing");
         Some(metadata.blocks() * 512)
     }
+}
+
+/// Whether a file is on a mount that has no place: a tree stacked from directories below the work dir, where it is found. Nobody else in
+/// this process has such mounts.
+fn is_detached(info: &str) -> bool {
+    let Some(mount) = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim) else { return false };
+    // proc_pid_mountinfo(5): the number comes first.
+    let places = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    !places.is_empty() && !places.lines().any(|line| line.split(' ').next() == Some(mount))
 }
 
 /// Ends the watch.
@@ -385,6 +423,31 @@ mod tests {
         let (unnamed, elsewhere) = meter.open_files();
         assert!((100_000..150_000).contains(&(unnamed - before.0)), "{unnamed}");
         assert_eq!(elsewhere, before.1);
+    }
+
+    #[test]
+    fn a_peak_that_ends_at_once_is_seen() {
+        let work = tempfile::tempdir().expect("a directory");
+        let cache = StepCache::open(work.path()).expect("a cache");
+        let recorder = Recorder::new(Arc::new(Silent));
+        let meter = Meter::new(work.path(), (None, Disk::default()), Vec::new(), &cache, &recorder, Instant::now());
+        fs::write(work.path().join("layer"), vec![1; 3 << 20]).expect("a file");
+        meter.before_removal(3 << 20);
+        fs::remove_file(work.path().join("layer")).expect("removed");
+        assert!(meter.peaks().disk >= 3 << 20);
+        // What is small hardly matters.
+        fs::write(work.path().join("layer"), vec![1; 5 << 20]).expect("a file");
+        meter.before_removal(1000);
+        assert!(meter.peaks().disk < 5 << 20);
+    }
+
+    #[test]
+    fn a_mount_without_a_place_is_no_place_elsewhere() {
+        let file = tempfile::tempfile().expect("a file");
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).expect("fdinfo");
+        assert!(!is_detached(&info), "{info}");
+        assert!(is_detached("pos:\t0\nflags:\t0100002\nmnt_id:\t4294967295\nino:\t3\n"));
+        assert!(!is_detached("pos:\t0\n"));
     }
 
     #[test]

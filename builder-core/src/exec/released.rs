@@ -14,6 +14,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::cache::StepCache;
+use super::meter::Meter;
 use super::request::BuildRequest;
 use crate::oci::{BlobDigest, Descriptor, Reference};
 use crate::output::Exporter;
@@ -23,6 +24,8 @@ use crate::store::Store;
 pub(super) struct Released<'a> {
     cache: &'a StepCache,
     store: &'a Store,
+    /// Wants to know before something goes.
+    meter: &'a Meter<'a>,
     /// Whether layers go at all.
     releases: bool,
     /// Whether they go while the build runs.
@@ -32,14 +35,14 @@ pub(super) struct Released<'a> {
 }
 
 impl<'a> Released<'a> {
-    pub(super) fn new(request: &BuildRequest, cache: &'a StepCache, store: &'a Store) -> Self {
+    pub(super) fn new(request: &BuildRequest, cache: &'a StepCache, store: &'a Store, meter: &'a Meter<'a>) -> Self {
         // What is fetched again is fetched as base images are: without a client or a leniency for pushes alone.
         let usual = |exporter: &Exporter| matches!(exporter, Exporter::Registry { insecure: false, .. });
         let to_registries = !request.outputs.is_empty() && request.outputs.iter().all(|output| usual(&output.exporter));
         let releases = to_registries && !request.keep_layers && request.registry_client.is_none();
         // Records for other places take the blob from the store when the image's push is through.
         let early = releases && request.cache.to.is_empty();
-        Self { cache, store, releases, early, forgotten: AtomicBool::new(false) }
+        Self { cache, store, meter, releases, early, forgotten: AtomicBool::new(false) }
     }
 
     /// All destinations have a layer that was made here, while the build runs.
@@ -79,6 +82,7 @@ impl<'a> Released<'a> {
     }
 
     fn remove(&self, digest: BlobDigest) {
+        self.meter.before_removal(self.store.size(digest).unwrap_or(0));
         if let Err(error) = self.store.remove(digest) {
             tracing::debug!(%error, "a layer that was pushed stays");
         }
