@@ -23,12 +23,14 @@ pub enum Rewrite {
     Watch = 4,
     /// sendmsg(2), sendmmsg(2).
     Message = 5,
+    /// getsockopt(2) for `SO_PEERCRED`.
+    Peer = 6,
 }
 
 impl Rewrite {
     /// From the message of a stop.
     pub fn from_message(message: u64) -> Option<Self> {
-        [Self::Exec, Self::Connect, Self::Bind, Self::Watch, Self::Message]
+        [Self::Exec, Self::Connect, Self::Bind, Self::Watch, Self::Message, Self::Peer]
             .into_iter()
             .find(|rewrite| *rewrite as u64 == message)
     }
@@ -200,6 +202,7 @@ pub fn first() -> Vec<libc::sock_filter> {
         Rule::always(libc::SYS_connect, trace(Rewrite::Connect)),
         Rule::when(libc::SYS_sendto, When::NotZero(4), trace(Rewrite::Connect)),
         Rule::always(libc::SYS_bind, trace(Rewrite::Bind)),
+        Rule::when(libc::SYS_getsockopt, When::OneOf(2, vec![libc::SO_PEERCRED as u32]), trace(Rewrite::Peer)),
         Rule::always(libc::SYS_inotify_add_watch, trace(Rewrite::Watch)),
         Rule::when(libc::SYS_clone, When::AnyBit(0, UNTRACED), Action::Errno(EPERM as u16)),
         Rule::when(libc::SYS_prctl, When::OneOf(0, PLAYED_PRCTL.to_vec()), Action::Notify),

@@ -44,6 +44,7 @@ mod loader;
 mod located;
 mod names;
 mod owned;
+mod peers;
 mod permission;
 mod pipes;
 mod place;

@@ -31,6 +31,8 @@ enum Work {
     Loading(Box<Loading>),
     /// A call whose path is replaced.
     Rewriting(Box<Rewriting>),
+    /// A call whose answer is looked at, as it was made.
+    Asking(Box<Registers>),
 }
 
 /// A call that names a file. The thread is given a descriptor of it, makes the call with a path to that descriptor, and
@@ -250,6 +252,13 @@ impl<'a> Tracer<'a> {
                     Err(errno) => Self::refuse(thread, registers, errno),
                 }
             }
+            Some(Rewrite::Peer) => {
+                if registers.argument(1) as i32 != libc::SOL_SOCKET {
+                    return ptrace::go(thread, 0);
+                }
+                self.work.insert(thread, Work::Asking(Box::new(registers)));
+                ptrace::go_to_call(thread)
+            }
             Some(rewrite) => match self.change(&caller, rewrite, &registers) {
                 Ok(None) => ptrace::go(thread, 0),
                 Ok(Some((file, change, made))) => {
@@ -330,7 +339,7 @@ impl<'a> Tracer<'a> {
                 }
                 Ok(None)
             }
-            Rewrite::Exec => Ok(None),
+            Rewrite::Exec | Rewrite::Peer => Ok(None),
         }
     }
 
@@ -397,6 +406,13 @@ impl<'a> Tracer<'a> {
                 ptrace::go(thread, 0)
             }
             Some(Work::Rewriting(work)) => self.next_step(&task, *work),
+            Some(Work::Asking(before)) => {
+                if Registers::of(thread)?.result() == 0 {
+                    // What cannot be written to is the caller's business: the kernel could.
+                    _ = self.caller(task, &before).show_peer();
+                }
+                ptrace::go(thread, 0)
+            }
             Some(other) => {
                 self.work.insert(thread, other);
                 ptrace::go(thread, 0)

@@ -94,6 +94,7 @@ cases![
     stress::longest,
     stress::killed,
     stress::users,
+    stress::peers,
     stress::written_programs,
     stress::changes,
     stress::a_capability_alone,

@@ -60,6 +60,11 @@ pub(super) fn users(context: &Context) {
     stress(context, "users", scaled(20));
 }
 
+pub(super) fn peers(context: &Context) {
+    context.needs_ids();
+    stress(context, "peers", 1);
+}
+
 pub(super) fn written_programs(context: &Context) {
     stress(context, "written", scaled(100));
 }
