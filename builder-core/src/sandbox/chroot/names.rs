@@ -125,7 +125,7 @@ impl Server<'_> {
             .and_then(|first| Some((first, second.map(|second| place(second).ok_or(())).transpose().ok()?)))
         else {
             if replaces {
-                tree.forget_all_ways();
+                tree.forget_all_ways(call.thread);
             }
             return Some(CONTINUE);
         };
@@ -133,14 +133,14 @@ impl Server<'_> {
         // Nodes of /dev are the tree's.
         if !both().any(|(place, _)| matches!(place, Place::Served(path) if !path.starts_with("/dev"))) {
             if replaces {
-                both().for_each(|(_, path)| tree.forget_way(path));
+                both().for_each(|(_, path)| tree.forget_way(call.thread, path));
             }
             let goes = matches!(deed, Deed::Remove(_) | Deed::Rename(_));
             let refused = both().find_map(|(_, path)| tree.refuses_path(path, goes));
             return Some(refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno))));
         }
         if replaces {
-            tree.forget_all_ways();
+            tree.forget_all_ways(call.thread);
         }
         let done = Identity::of(call.thread).ok_or(Errno::SRCH).and_then(|identity| {
             let refused = match deed {
@@ -222,7 +222,7 @@ impl Server<'_> {
     pub fn chdir(&self, call: &Notification, path: u64) -> Answer {
         let place = self.served(call, HERE, path, true);
         // What is asked from now on is asked by who has gone there, or by another thread.
-        self.files.tree.forget_bases();
+        self.files.tree.forget_bases(call.thread);
         let Some((path, identity)) = place else { return CONTINUE };
         match self.files.directory(&path, identity, call.thread) {
             Some(inner) => {

@@ -143,6 +143,7 @@ impl Server<'_> {
     }
 
     fn answer(&self, call: &Notification) -> Answer {
+        self.files.tree.called(call.thread);
         if call.architecture != bpf::NATIVE {
             return foreign(self, call);
         }
@@ -158,7 +159,7 @@ impl Server<'_> {
             libc::SYS_readlinkat => self.readlink(call, at, b, c, d),
             libc::SYS_chdir => self.chdir(call, a),
             libc::SYS_fchdir => {
-                self.files.tree.forget_bases();
+                self.files.tree.forget_bases(call.thread);
                 CONTINUE
             }
             libc::SYS_statfs => self.statfs(call, a, b),
@@ -399,7 +400,7 @@ fn signal_to(id: i32, signal: i32) {
 /// the tree's alone.
 fn foreign(server: &Server<'_>, call: &Notification) -> Answer {
     // It may be one that goes somewhere else.
-    server.files.tree.forget_bases();
+    server.files.tree.forget_bases(call.thread);
     let numbers = if cfg!(target_arch = "x86_64") { &I386 } else { &ARM };
     let [a, b, c, d, ..] = call.arguments;
     let position = numbers.iter().position(|number| i64::from(call.number) == i64::from(*number));

@@ -131,21 +131,21 @@ impl Tree {
         Some(if name_goes && *top == path { Errno::BUSY } else { Errno::ROFS })
     }
 
-    /// What has this absolute path is going to be another, maybe a link that leads elsewhere.
-    pub fn forget_way(&self, path: &Path) {
+    /// A call of `thread` makes what has this absolute path another, maybe a link that leads elsewhere.
+    pub fn forget_way(&self, thread: i32, path: &Path) {
         match self.ways.of(&self.root, path, false) {
             Way::Plain(path) => {
                 let path = normal(&path);
                 self.ways.forget(path.as_os_str().as_bytes());
-                self.bases.forget(&path);
+                self.bases.forget(thread, &path);
             }
-            Way::Links => self.forget_all_ways(),
+            Way::Links => self.forget_all_ways(thread),
         }
     }
 
-    /// Something is going to be another, and it cannot be told what.
-    pub fn forget_all_ways(&self) {
-        self.bases.forget_all();
+    /// A call of `thread` makes something another, and it cannot be told what.
+    pub fn forget_all_ways(&self, thread: i32) {
+        self.bases.forget_all(thread);
         self.ways.forget_all();
     }
 
@@ -260,8 +260,13 @@ impl Tree {
     }
 
     /// A thread goes somewhere else.
-    pub fn forget_bases(&self) {
-        self.bases.forget_all();
+    pub fn forget_bases(&self, thread: i32) {
+        self.bases.forget_all(thread);
+    }
+
+    /// A thread makes a call: whatever it went to, it is there.
+    pub fn called(&self, thread: i32) {
+        self.bases.called(thread);
     }
 
     /// The path in the tree of a path of this process; `None` for what lies elsewhere.
