@@ -202,11 +202,12 @@ fn commands_can_run(request: &BuildRequest, trees: &Trees, observer: &dyn Observ
     environment.available()?;
     let work_dir = &request.work_dir;
     let failed = |source| TreeError::Io { action: "try out the volume of", path: work_dir.clone(), source };
-    if let Some(lacks) = Volume::lacks(work_dir).map_err(failed)? {
+    let fitness = Volume::fitness(work_dir).map_err(failed)?;
+    if let Some(lacks) = fitness.lacks {
         let file_system = Volume::probe(work_dir).map(|volume| volume.file_system).unwrap_or_default();
         return Err(TreeError::Unfit { path: work_dir.clone(), file_system, lacks }.into());
     }
-    if let Ok(false) = Volume::holds_pipes(work_dir)
+    if !fitness.pipes
         && let Ok(Volume { file_system, .. }) = Volume::probe(work_dir)
     {
         let message = format!(

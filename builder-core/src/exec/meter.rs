@@ -297,28 +297,26 @@ impl<'a> Meter<'a> {
         // 0 to 2 are the caller's.
         let numbers = descriptors.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         numbers.filter(|number| *number > 2).fold((0, 0), |(unnamed, elsewhere), number| {
-            match self.taken_without_name(number, &mut seen) {
+            let Some(file) = OpenFile::of(number) else { return (unnamed, elsewhere) };
+            match self.taken_without_name(&file, &mut seen) {
                 Some(bytes) => (unnamed + bytes, elsewhere),
-                None => (unnamed, elsewhere + self.taken_elsewhere(number).unwrap_or(0)),
+                None => (unnamed, elsewhere + self.taken_elsewhere(&file).unwrap_or(0)),
             }
         })
     }
 
     /// Space of the file behind a descriptor, if it lies below the work dir and no walk finds it; each file once.
-    fn taken_without_name(&self, descriptor: u32, seen: &mut BTreeSet<(u64, u64)>) -> Option<u64> {
-        let path = format!("/proc/self/fd/{descriptor}");
-        if !fs::read_link(&path).ok()?.starts_with(&self.work_dir) {
+    fn taken_without_name(&self, file: &OpenFile, seen: &mut BTreeSet<(u64, u64)>) -> Option<u64> {
+        if !file.target.starts_with(&self.work_dir) {
             return None;
         }
-        let metadata = fs::metadata(&path).ok().filter(|metadata| metadata.is_file() && metadata.nlink() == 0)?;
+        let metadata = fs::metadata(&file.link).ok().filter(|metadata| metadata.is_file() && metadata.nlink() == 0)?;
         Some(if seen.insert((metadata.dev(), metadata.ino())) { metadata.blocks() * 512 } else { 0 })
     }
 
     /// Space of the file behind a descriptor, if it counts.
-    fn taken_elsewhere(&self, descriptor: u32) -> Option<u64> {
+    fn taken_elsewhere(&self, OpenFile { descriptor, link, target }: &OpenFile) -> Option<u64> {
         const ACCESS: u32 = 3;
-        let path = format!("/proc/self/fd/{descriptor}");
-        let target = fs::read_link(&path).ok()?;
         let in_memory = target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:");
         let allowed = in_memory || ["/dev", "/proc", "/sys"].iter().any(|other| target.starts_with(other));
         let is_ours = target.starts_with(&self.work_dir) || self.outputs.iter().any(|place| target.starts_with(place));
@@ -330,7 +328,7 @@ impl<'a> Meter<'a> {
         if u32::from_str_radix(flags.trim(), 8).ok()? & ACCESS == 0 || is_detached(&info) {
             return None;
         }
-        let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+        let metadata = fs::metadata(link).ok().filter(fs::Metadata::is_file)?;
         tracing::debug!(path = %target.display(), "a file outside of the work dir is open for writing");
         Some(metadata.blocks() * 512)
     }
@@ -343,6 +341,22 @@ fn is_detached(info: &str) -> bool {
     // proc_pid_mountinfo(5): the number comes first.
     let places = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     !places.is_empty() && !places.lines().any(|line| line.split(' ').next() == Some(mount))
+}
+
+/// A descriptor of this process, its link in /proc, and what that says it stands for.
+struct OpenFile {
+    descriptor: u32,
+    link: String,
+    target: PathBuf,
+}
+
+impl OpenFile {
+    /// `None` if it was closed meanwhile.
+    fn of(descriptor: u32) -> Option<Self> {
+        let link = format!("/proc/self/fd/{descriptor}");
+        let target = fs::read_link(&link).ok()?;
+        Some(Self { descriptor, link, target })
+    }
 }
 
 /// Ends the watch.
@@ -466,16 +480,19 @@ mod tests {
         let meter =
             |outputs| Meter::new(work.path(), (None, Disk::default()), outputs, &cache, &recorder, Instant::now());
         let (strict, lenient) = (meter(Vec::new()), meter(vec![other.path().to_owned()]));
-        let number = |file: &dyn AsRawFd| u32::try_from(file.as_raw_fd()).expect("a descriptor");
+        let taken = |meter: &Meter<'_>, file: &dyn AsRawFd| {
+            let number = u32::try_from(file.as_raw_fd()).expect("a descriptor");
+            meter.taken_elsewhere(&OpenFile::of(number).expect("open"))
+        };
         let file = fs::File::create(other.path().join("x")).expect("a file");
         std::io::Write::write_all(&mut &file, &[1; 100_000]).expect("written");
-        assert!(strict.taken_elsewhere(number(&file)).is_some_and(|size| size >= 100_000));
-        assert_eq!(lenient.taken_elsewhere(number(&file)), None, "an output");
+        assert!(taken(&strict, &file).is_some_and(|size| size >= 100_000));
+        assert_eq!(taken(&lenient, &file), None, "an output");
         assert!(strict.open_files().1 >= 100_000);
         // Memory, although it has a descriptor.
         let memory = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
         rustix::io::write(&memory, &[1; 100_000]).expect("written");
-        assert_eq!(strict.taken_elsewhere(number(&memory)), None);
+        assert_eq!(taken(&strict, &memory), None);
     }
 
     #[test]

@@ -54,6 +54,6 @@ pub use tree_error::TreeError;
 pub use trees::*;
 pub use users::*;
 pub use view::View;
-pub use volume::Volume;
 pub(crate) use volume::lock_file;
+pub use volume::{Fitness, Volume};
 pub use wanted::Expected;

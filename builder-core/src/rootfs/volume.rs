@@ -40,6 +40,15 @@ pub struct Volume {
     pub free_files: Option<u64>,
 }
 
+/// Whether a volume can hold the trees of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fitness {
+    /// What every image needs and the volume has not, as the end of a sentence about it; `None` if it can hold trees.
+    pub lacks: Option<&'static str>,
+    /// [`Volume::pipes`], which some images need.
+    pub pipes: bool,
+}
+
 impl Volume {
     /// Looks at the volume of `directory`, which is made if it is missing. What is tried leaves nothing behind.
     ///
@@ -62,27 +71,27 @@ impl Volume {
         })
     }
 
-    /// What every image needs and this volume has not: `None` if it can hold trees. Owners, modes, devices and attributes are not asked
-    /// for, as they can be recorded beside a tree.
+    /// What trees need of this volume, and whether it has that. Owners, modes, devices and attributes are not asked for, as they can be
+    /// recorded beside a tree.
     ///
     /// # Errors
     /// If nothing can be written there.
-    pub fn lacks(directory: &Path) -> io::Result<Option<&'static str>> {
+    pub fn fitness(directory: &Path) -> io::Result<Fitness> {
         let scratch = scratch(directory)?;
         let (file, other) = (scratch.path().join("name"), scratch.path().join("NAME"));
         File::create(&file)?;
-        let lacking = if other.try_exists()? {
-            "tells no `name` from `NAME`"
+        let lacks = if other.try_exists()? {
+            Some("tells no `name` from `NAME`")
         } else if std::os::unix::fs::symlink("name", &other).is_err() {
-            "has no symbolic links"
+            Some("has no symbolic links")
         } else if std::fs::hard_link(&file, scratch.path().join("link")).is_err() {
-            "has no hard links"
+            Some("has no hard links")
         } else if File::create(scratch.path().join(UNUSUAL_NAME)).is_err() {
-            "cannot hold names with a colon or a backslash"
+            Some("cannot hold names with a colon or a backslash")
         } else {
-            return Ok(None);
+            None
         };
-        Ok(Some(lacking))
+        Ok(Fitness { lacks, pipes: pipes(scratch.path()) })
     }
 
     /// [`Volume::pipes`] alone.
@@ -229,7 +238,8 @@ mod tests {
         assert!(!volume.file_system.is_empty());
         assert!(volume.free_bytes > 0);
         assert!(volume.pipes);
-        assert_eq!(Volume::lacks(&work).unwrap(), None, "a plain directory of this machine");
+        let fit = Fitness { lacks: None, pipes: true };
+        assert_eq!(Volume::fitness(&work).unwrap(), fit, "a plain directory of this machine");
         let kept = Volume::keeps_owners(&work, (61_234, 61_235)).unwrap();
         assert_eq!(kept, rustix::process::geteuid().is_root(), "a plain directory of this machine");
         assert_eq!(std::fs::read_dir(&work).unwrap().count(), 0);
@@ -238,6 +248,6 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_an_error() {
         assert!(Volume::probe(Path::new("/proc/slipway")).is_err());
-        assert!(Volume::lacks(Path::new("/proc/slipway")).is_err());
+        assert!(Volume::fitness(Path::new("/proc/slipway")).is_err());
     }
 }

@@ -62,7 +62,7 @@ impl World {
                 drop(fd);
                 drop(giving);
                 match given {
-                    Ok(number) => return self.lately.given(thread, number),
+                    Ok(number) => return self.behind.given(thread, number),
                     Err(Errno::NOENT) => return,
                     Err(errno) => Reply::Error(errno),
                 }

@@ -29,6 +29,7 @@
 //! - A directory whose path on the host is longer than 4,095 bytes can be worked in, but links in it are not followed.
 
 mod attributes;
+mod behind;
 mod calls;
 mod descriptors;
 mod elf;
@@ -38,10 +39,10 @@ mod filter;
 mod held;
 mod identity;
 mod ids;
-mod lately;
 mod layout;
 mod loader;
 mod located;
+mod met;
 mod names;
 mod owned;
 mod peers;
@@ -49,7 +50,6 @@ mod permission;
 mod pipes;
 mod place;
 mod procfs;
-mod recent;
 mod serve;
 mod stands;
 mod tasks;
@@ -285,8 +285,8 @@ fn trace(
         giving: RwLock::default(),
         programs: Mutex::default(),
         stands: stands::Stands::default(),
-        recent: recent::Recent::default(),
-        lately: lately::Lately::default(),
+        met: met::Met::default(),
+        behind: behind::Behind::default(),
         modes_by_path: AtomicBool::new(false),
         ourselves,
     };

@@ -214,7 +214,7 @@ impl Caller<'_> {
                 false => place.tell(&self.world.view),
             }
             self.world.view.forget(&place.path, change);
-            self.world.lately.let_go();
+            self.world.behind.let_go();
             Ok(())
         })?;
         DONE
@@ -273,7 +273,7 @@ impl Caller<'_> {
                 }
                 self.world.view.forget(&source.path, change);
                 self.world.view.forget(&target.path, Change::Name);
-                self.world.lately.let_go();
+                self.world.behind.let_go();
                 Ok(())
             });
             match done {

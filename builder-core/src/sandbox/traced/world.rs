@@ -11,13 +11,13 @@ use rustix::path::DecInt;
 
 use super::super::sys::notify::{Listener, Notification};
 use super::super::sys::{memory, raw};
+use super::behind::Behind;
 use super::descriptors::link_text;
 use super::held::Directory;
 use super::ids::{Credentials, capability};
-use super::lately::Lately;
 use super::located::LONG;
+use super::met::Met;
 use super::procfs;
-use super::recent::Recent;
 use super::stands::Stands;
 use super::tasks::{Program, Task, Tasks, lock};
 use super::view::{
@@ -50,9 +50,9 @@ pub struct World {
     /// Files that descriptors of the RUN stand for.
     pub stands: Stands,
     /// Where files were met lately.
-    pub recent: Recent,
+    pub met: Met,
     /// What descriptors stood for lately.
-    pub lately: Lately,
+    pub behind: Behind,
     /// Whether this kernel cannot change modes by descriptors alone.
     pub modes_by_path: AtomicBool,
     /// /proc/self/fd, `O_PATH`.
@@ -115,7 +115,7 @@ impl World {
         let real = task.descriptors.stat(descriptor)?;
         let is_directory = u32::from(real.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
         let generation = self.view.generation();
-        if is_directory && let Some(path) = self.lately.path(&real, generation) {
+        if is_directory && let Some(path) = self.behind.path(&real, generation) {
             return Ok(Base::Path(path));
         }
         let host = match task.descriptors.path(descriptor) {
@@ -129,7 +129,7 @@ impl World {
             // The number may stand for something else by now.
             let same = |now: &Statx| (key(now), mount_id(now)) == (key(&real), mount_id(&real));
             if is_directory && task.descriptors.stat(descriptor).as_ref().is_ok_and(same) {
-                self.lately.remember(&real, generation, &path);
+                self.behind.remember(&real, generation, &path);
             }
             return Ok(Base::Path(path));
         }
@@ -410,7 +410,7 @@ impl Caller<'_> {
     pub fn behind(&self, fd: Arc<OwnedFd>, real: Statx) -> Reached<'_> {
         let id = mount_id(&real);
         // The same file may be in two mounts with one base.
-        if let Some((mount, _)) = self.world.recent.find(&real).filter(|_| !self.world.is_borrowed(&real)) {
+        if let Some((mount, _)) = self.world.met.find(&real).filter(|_| !self.world.is_borrowed(&real)) {
             return Reached { fd, real, mount: Some(&self.world.view.mounts()[mount]), path: None };
         }
         let mut mounts = self.world.view.mounts().iter().filter(|mount| mount.mount_id == id && mount.owners.is_some());
@@ -432,7 +432,7 @@ impl Caller<'_> {
     /// Remembers where a file is, and whether it was told that it changed.
     pub fn met(&self, real: &Statx, mount: &Mount, told: bool) {
         if let Some(index) = self.world.view.mounts().iter().position(|known| std::ptr::eq(known, mount)) {
-            self.world.recent.remember(real, index, told);
+            self.world.met.remember(real, index, told);
         }
     }
 
@@ -444,7 +444,7 @@ impl Caller<'_> {
             return view.touched.entry(path);
         }
         // Whoever gives a file another name or moves it tells of that as well. One without a name is nowhere.
-        if file.real.stx_nlink == 0 || self.world.recent.find(&file.real).is_some_and(|(_, told)| told) {
+        if file.real.stx_nlink == 0 || self.world.met.find(&file.real).is_some_and(|(_, told)| told) {
             return;
         }
         match self.world.host_path(&file.fd).ok().and_then(|host| view.inside(&host)) {
@@ -541,9 +541,9 @@ impl World {
     /// # Errors
     /// `EBADF` if it has no such descriptor.
     pub fn open_descriptor(&self, task: &Task, descriptor: i32) -> Result<(Arc<OwnedFd>, Statx), Errno> {
-        if self.lately.is_known(task.thread, descriptor) {
+        if self.behind.is_known(task.thread, descriptor) {
             let stat = task.descriptors.stat(descriptor)?;
-            if let Some(file) = self.lately.file(task.thread, &stat) {
+            if let Some(file) = self.behind.file(task.thread, &stat) {
                 return Ok(self.copy_of(&file, &stat)?.unwrap_or((file, stat)));
             }
         }
@@ -556,7 +556,7 @@ impl World {
             }
             None if let Some(copy) = self.copy_of(&fd, &stat)? => Ok(copy),
             None => {
-                self.lately.keep(task.thread, descriptor, &stat, &fd);
+                self.behind.keep(task.thread, descriptor, &stat, &fd);
                 Ok((fd, stat))
             }
         }

@@ -37,7 +37,7 @@ struct Kept {
 
 /// What is known.
 #[derive(Debug, Default)]
-pub struct Lately {
+pub struct Behind {
     /// Whether a file is held open.
     any: AtomicBool,
     files: Mutex<[Option<Kept>; FILES]>,
@@ -60,7 +60,7 @@ fn place(thread: i32) -> usize {
     thread.unsigned_abs() as usize % FILES
 }
 
-impl Lately {
+impl Behind {
     /// Whether a descriptor stood for a file that is held open.
     pub fn is_known(&self, thread: i32, descriptor: i32) -> bool {
         self.any.load(Ordering::Relaxed)
@@ -138,19 +138,19 @@ mod tests {
             (file, real)
         };
         let ((one, first), (_, second)) = (open("one"), open("two"));
-        let lately = Lately::default();
-        assert!(!lately.is_known(7, 3));
-        lately.keep(7, 3, &first, &one);
-        assert!(lately.is_known(7, 3) && !lately.is_known(7, 4) && !lately.is_known(8, 3));
-        assert!(lately.file(7, &first).is_some_and(|file| Arc::ptr_eq(&file, &one)));
-        assert!(lately.file(7, &second).is_none());
-        lately.given(7, 4);
-        assert!(lately.is_known(7, 3));
-        lately.given(7, 3);
-        assert!(!lately.is_known(7, 3), "it is to be opened");
-        lately.keep(7, 3, &first, &one);
-        lately.let_go();
-        assert!(!lately.is_known(7, 3) && lately.file(7, &first).is_none());
+        let behind = Behind::default();
+        assert!(!behind.is_known(7, 3));
+        behind.keep(7, 3, &first, &one);
+        assert!(behind.is_known(7, 3) && !behind.is_known(7, 4) && !behind.is_known(8, 3));
+        assert!(behind.file(7, &first).is_some_and(|file| Arc::ptr_eq(&file, &one)));
+        assert!(behind.file(7, &second).is_none());
+        behind.given(7, 4);
+        assert!(behind.is_known(7, 3));
+        behind.given(7, 3);
+        assert!(!behind.is_known(7, 3), "it is to be opened");
+        behind.keep(7, 3, &first, &one);
+        behind.let_go();
+        assert!(!behind.is_known(7, 3) && behind.file(7, &first).is_none());
         assert_eq!(Arc::strong_count(&one), 1, "closed");
     }
 
@@ -158,18 +158,18 @@ mod tests {
     fn what_cannot_be_told_apart_is_not_kept() {
         let file = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").expect("open")));
         let mut real = statx(&*file).expect("statx");
-        let lately = Lately::default();
+        let behind = Behind::default();
         real.stx_mask &= !StatxFlags::BTIME.bits();
-        lately.keep(7, 3, &real, &file);
-        lately.remember(&real, 1, b"/a");
-        assert!(!lately.is_known(7, 3));
-        assert_eq!(lately.path(&real, 1), None);
+        behind.keep(7, 3, &real, &file);
+        behind.remember(&real, 1, b"/a");
+        assert!(!behind.is_known(7, 3));
+        assert_eq!(behind.path(&real, 1), None);
         real.stx_mask |= StatxFlags::BTIME.bits();
         real.stx_nlink = 0;
-        lately.keep(7, 3, &real, &file);
-        assert!(!lately.is_known(7, 3), "without a name");
-        lately.remember(&real, 1, b"/a");
-        assert_eq!(lately.path(&real, 1), Some(b"/a".to_vec()));
-        assert_eq!(lately.path(&real, 2), None, "directories moved since");
+        behind.keep(7, 3, &real, &file);
+        assert!(!behind.is_known(7, 3), "without a name");
+        behind.remember(&real, 1, b"/a");
+        assert_eq!(behind.path(&real, 1), Some(b"/a".to_vec()));
+        assert_eq!(behind.path(&real, 2), None, "directories moved since");
     }
 }

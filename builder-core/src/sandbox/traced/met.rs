@@ -14,7 +14,7 @@ const PLACES: usize = 256;
 
 /// A file that was met.
 #[derive(Debug, Clone, Copy)]
-struct Met {
+struct Entry {
     key: InodeKey,
     /// The host's mount.
     id: u64,
@@ -27,9 +27,9 @@ struct Met {
 /// Files by inode. Nothing moves from one mount to another (rename(2), link(2): `EXDEV`), so what is remembered stays true; a
 /// number that is used again comes with another birth time, and where there are none nothing is remembered.
 #[derive(Debug)]
-pub struct Recent(Mutex<[Option<Met>; PLACES]>);
+pub struct Met(Mutex<[Option<Entry>; PLACES]>);
 
-impl Default for Recent {
+impl Default for Met {
     fn default() -> Self {
         Self(Mutex::new([None; PLACES]))
     }
@@ -39,7 +39,7 @@ fn place(real: &Statx) -> usize {
     (real.stx_ino % PLACES as u64) as usize
 }
 
-impl Recent {
+impl Met {
     /// Index of the mount that a file is in, and whether it was told that it changed, if it was met lately.
     pub fn find(&self, real: &Statx) -> Option<(usize, bool)> {
         let (key, id) = (key(real), mount_id(real));
@@ -50,7 +50,7 @@ impl Recent {
     /// Remembers a file in the mount with this index.
     pub fn remember(&self, real: &Statx, mount: usize, told: bool) {
         if real.stx_mask & StatxFlags::BTIME.bits() != 0 {
-            lock(&self.0)[place(real)] = Some(Met { key: key(real), id: mount_id(real), mount, told });
+            lock(&self.0)[place(real)] = Some(Entry { key: key(real), id: mount_id(real), mount, told });
         }
     }
 }
