@@ -6,7 +6,7 @@ use tests::machine::{Done, Kernel, Machine};
 use tests::slipway;
 
 /// How long one machine may take: an emulated processor beside others needs minutes for what takes seconds.
-pub const LIMIT: Duration = Duration::from_secs(1800);
+pub const LIMIT: Duration = Duration::from_secs(3600);
 
 /// Exit code of a build that cannot run commands here.
 pub const UNAVAILABLE: i32 = 6;

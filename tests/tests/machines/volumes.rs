@@ -45,7 +45,6 @@ fn on_each(kernel: Kernel, volumes: &[(&str, &str)]) -> Result<(), String> {
     let mut machine = machine(kernel)?;
     small(&machine)?;
     machine.share(shared.path());
-    machine.parameters("step=300");
     let build = |context: &str, user: &str, directory: &str| {
         let out = "OUT=$(mktemp -u -p /run/user out-XXXXXX)";
         format!("export CONTEXT={context} {out}; build {user} auto {directory}/{user} 2>&1")
