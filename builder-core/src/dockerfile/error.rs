@@ -289,6 +289,9 @@ pub enum ParseErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CsvProblem {
+    /// No line at all.
+    #[error("EOF")]
+    Empty,
     /// A quote inside an unquoted field.
     #[error("parse error on line 1, column {column}: bare \" in non-quoted-field")]
     BareQuote {

@@ -234,8 +234,11 @@ impl Flags {
 /// Splits a line of comma-separated values, such as that of `--mount`, as Go's `encoding/csv` does.
 ///
 /// # Errors
-/// When a quote stands where none may.
+/// When there is nothing, or a quote stands where none may.
 pub fn csv_fields(line: &str) -> Result<Vec<String>, CsvProblem> {
+    if line.is_empty() {
+        return Err(CsvProblem::Empty);
+    }
     let mut fields = Vec::new();
     let mut position = 0;
     loop {
@@ -363,7 +366,8 @@ mod tests {
     #[test]
     fn csv() {
         assert_eq!(csv_fields("a=b,,\"c,\"\"d\""), Ok(vec!["a=b".to_owned(), String::new(), "c,\"d".to_owned()]));
-        assert_eq!(csv_fields(""), Ok(vec![String::new()]));
+        assert_eq!(csv_fields(""), Err(CsvProblem::Empty));
+        assert_eq!(csv_fields(","), Ok(vec![String::new(); 2]));
         assert_eq!(csv_fields("a,"), Ok(vec!["a".to_owned(), String::new()]));
         assert_eq!(csv_fields("a\"b"), Err(CsvProblem::BareQuote { column: 2 }));
         assert_eq!(csv_fields("\"a"), Err(CsvProblem::Quote { column: 3 }));

@@ -86,6 +86,14 @@ pub enum PlanErrorKind {
         /// What is wrong with it.
         source: ReferenceParseError,
     },
+    /// A stage's name could not be that of a `--build-context` in its place.
+    #[error("invalid context name {name}")]
+    ContextName {
+        /// Lower-cased.
+        name: String,
+        /// What is wrong with it.
+        source: ReferenceParseError,
+    },
     /// `--target` names no stage.
     #[error("target stage {} could not be found{}", Quoted(target), did_you_mean(suggestion))]
     UnknownTarget {
@@ -246,6 +254,10 @@ impl Hint for PlanErrorKind {
             }
             Self::StageName { name, .. } if name.to_lowercase() != *name => {
                 format!("image names are lower-case; a stage is found as `{}`", name.to_lowercase())
+            }
+            Self::ContextName { .. } => {
+                "a stage is called as an image could be: a-z and 0-9, with `.`, `_`, `__` or dashes between them"
+                    .to_owned()
             }
             Self::CopyFromExpands => "write `FROM $IMAGE AS name`, then `COPY --from=name`".to_owned(),
             Self::CopyFromLaterStage { from, .. } | Self::MountFromLaterStage { from, .. } => {

@@ -23,6 +23,15 @@ pub(super) enum Redirect {
     Files(String),
 }
 
+/// What takes the place of a stage. BuildKit looks every stage up among the named contexts, whose names are references,
+/// and so refuses a stage that could not be one of them, even if there are none.
+pub(super) fn replacement(stage: &str, platform: &Platform, options: &PlanOptions) -> Result<Redirect, PlanErrorKind> {
+    if let Err(source) = stage.parse::<Reference>() {
+        return Err(PlanErrorKind::ContextName { name: stage.to_owned(), source });
+    }
+    redirect(stage, platform, options)
+}
+
 /// Follows `--build-context` from a name as FROM or `--from` gives it (checklist F-12, F-13).
 pub(super) fn redirect(name: &str, platform: &Platform, options: &PlanOptions) -> Result<Redirect, PlanErrorKind> {
     let mut current = name.to_owned();

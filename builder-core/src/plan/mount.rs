@@ -61,6 +61,14 @@ pub enum MountError {
         /// Its value.
         value: String,
     },
+    /// A `mode`, `uid` or `gid` that is no number of 32 bits.
+    #[error("invalid value {value} for {key}")]
+    Number {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
     /// `mode`, `uid` or `gid` of a bind or tmpfs.
     #[error("{key} not allowed for {} type mounts", Quoted(kind))]
     NotAllowed {
@@ -213,7 +221,8 @@ fn set(
     let key_for_type = |kind: MountType| MountError::KeyForType { key: key.to_owned(), kind: kind.name() };
     let number = |radix| {
         let digits = value.bytes().all(|b| b.is_ascii_digit());
-        u32::from_str_radix(&value, radix).ok().filter(|_| digits).ok_or_else(|| invalid(&value))
+        let number = u32::from_str_radix(&value, radix).ok().filter(|_| digits);
+        number.ok_or_else(|| MountError::Number { key: key.to_owned(), value: value.clone() })
     };
     match key {
         "type" => match TYPES.iter().find(|(name, _)| *name == value) {
@@ -378,7 +387,9 @@ mod tests {
         check_error("size=1,type=tmpfs", "unexpected key 'size' for mount type 'bind'");
         check_error("required,type=secret", "unexpected key 'required' for mount type 'bind'");
         check_error("type=cache,ro=maybe", "invalid value for ro: maybe");
-        check_error("type=cache,mode=9", "invalid value for mode: 9");
+        check_error("type=cache,mode=9", "invalid value 9 for mode");
+        check_error("type=cache,uid=+5", "invalid value +5 for uid");
+        check_error("", "failed to parse csv mounts: EOF");
         check_error("type=bind,sharing=shared", "invalid cache sharing set for bind mount");
         check_error("type=secret", "invalid secret mount. one of source, target required");
         check_error("type=secret,id=a,source=b", "both source and id can't be set");

@@ -500,7 +500,7 @@ fn stage(
     let wanted = platform.clone().unwrap_or_else(|| outline.platform.clone());
     let name = from.name.as_ref().map(|name| name.name.clone());
     let replacement = match &name {
-        Some(name) => graph::redirect(name, &wanted, options).map_err(|kind| place.error(kind))?,
+        Some(name) => graph::replacement(name, &wanted, options).map_err(|kind| place.error(kind))?,
         None => Redirect::None,
     };
     let mut bad = None;

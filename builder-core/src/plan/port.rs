@@ -11,7 +11,7 @@ pub enum PortError {
     Protocol {
         /// The word.
         word: String,
-        /// Lower-cased.
+        /// As written.
         protocol: String,
     },
     /// The part in front of the ports is not an IP address.
@@ -21,7 +21,7 @@ pub enum PortError {
         address: String,
     },
     /// No container port at all.
-    #[error("no port specified: {word}<empty>")]
+    #[error("invalid port: \"{word}\": no port specified")]
     Missing {
         /// The word.
         word: String,
@@ -66,15 +66,16 @@ pub(super) fn parse(word: &str) -> Result<Ports, PortError> {
         None => (None, word),
     };
     let (container, protocol) = match container.split_once('/') {
-        Some((port, protocol)) => {
-            let protocol = protocol.split('/').next().unwrap_or_default();
-            (port, if protocol.is_empty() { "tcp" } else { protocol })
-        }
+        Some((port, "")) => (port, "tcp"),
+        Some((port, protocol)) => (port, protocol),
         None => (container, "tcp"),
     };
+    if container.is_empty() {
+        return Err(PortError::Missing { word: word.to_owned() });
+    }
     let lower = protocol.to_lowercase();
     if !matches!(lower.as_str(), "tcp" | "udp" | "sctp") {
-        return Err(PortError::Protocol { word: word.to_owned(), protocol: lower });
+        return Err(PortError::Protocol { word: word.to_owned(), protocol: protocol.to_owned() });
     }
     let (address, host) = match host_part.map(|part| part.rsplit_once(':').ok_or(part)) {
         None => ("", ""),
@@ -84,9 +85,6 @@ pub(super) fn parse(word: &str) -> Result<Ports, PortError> {
     let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']')).unwrap_or(address);
     if !bare.is_empty() && bare.parse::<IpAddr>().is_err() {
         return Err(PortError::Address { address: bare.to_owned() });
-    }
-    if container.is_empty() {
-        return Err(PortError::Missing { word: word.to_owned() });
     }
     let (first, last) = range(container).ok_or_else(|| PortError::Container { port: container.to_owned() })?;
     if !host.is_empty() {
@@ -102,12 +100,11 @@ pub(super) fn parse(word: &str) -> Result<Ports, PortError> {
     })
 }
 
-/// `80` or `80-90`.
+/// `80` or `80-90`. Numbers are those of Go's `strconv.Atoi`, which takes a sign.
 fn range(text: &str) -> Option<(u16, u16)> {
-    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u16>().ok()).flatten();
-    let mut parts = text.split('-');
-    let first = number(parts.next()?)?;
-    let last = parts.next().map_or(Some(first), number)?;
+    let number = |part: &str| part.parse::<u16>().ok();
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (number(first)?, number(last)?);
     (first <= last).then_some((first, last))
 }
 
@@ -129,6 +126,9 @@ mod tests {
         check("80", "80/tcp");
         check("80/UDP", "80/udp");
         check("80/", "80/tcp");
+        check("+80", "80/tcp");
+        check("080-+81", "80/tcp 81/tcp");
+        check("+1:80", "80/tcp");
         check("8001-8003/sctp", "8001/sctp 8002/sctp 8003/sctp");
         check("127.0.0.1:8080:80", "80/tcp");
         check("[::1]:8080:80/udp", "80/udp");
@@ -143,11 +143,18 @@ mod tests {
         check("90-80", "invalid containerPort: 90-80");
         check("70000", "invalid containerPort: 70000");
         check("1 2", "invalid containerPort: 1 2");
-        check("+80", "invalid containerPort: +80");
+        check("80-81-82", "invalid containerPort: 80-81-82");
+        check("-80", "invalid containerPort: -80");
+        check("80-", "invalid containerPort: 80-");
+        check("+", "invalid containerPort: +");
+        check("80/tcp/udp", "invalid port: \"80/tcp/udp\": invalid proto: tcp/udp");
+        check("80/TCP/", "invalid port: \"80/TCP/\": invalid proto: TCP/");
+        check("80//tcp", "invalid port: \"80//tcp\": invalid proto: /tcp");
         check("80/icmp", "invalid port: \"80/icmp\": invalid proto: icmp");
         check("nope:1:80", "invalid IP address: nope");
         check("x:80", "invalid hostPort: x");
         check("1-2:80-85", "invalid ranges specified for container and host Ports: 80-85 and 1-2");
-        check("80:", "no port specified: 80:<empty>");
+        check("80:", "invalid port: \"80:\": no port specified");
+        check("/icmp", "invalid port: \"/icmp\": no port specified");
     }
 }

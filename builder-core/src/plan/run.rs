@@ -249,7 +249,8 @@ fn secret(fields: MountFields, cwd: &str) -> Mount {
             file,
             env: fields.env,
             required: fields.required,
-            mode: fields.mode.unwrap_or(0o400),
+            // Go takes the special bits of a mode from elsewhere, so those written here have no effect.
+            mode: fields.mode.unwrap_or(0o400) & 0o777,
             uid: fields.uid.unwrap_or(0),
             gid: fields.gid.unwrap_or(0),
         },
@@ -269,7 +270,7 @@ fn ssh(fields: MountFields, cwd: &str, number: usize) -> Mount {
         kind: MountKind::Ssh {
             id,
             required: fields.required,
-            mode: fields.mode.unwrap_or(0o600),
+            mode: fields.mode.unwrap_or(0o600) & 0o777,
             uid: fields.uid.unwrap_or(0),
             gid: fields.gid.unwrap_or(0),
         },

@@ -96,7 +96,7 @@ impl Caller<'_> {
         let take = |new: u32, now: u32| if new == SAME { now } else { new };
         owners.set_owner(key, (take(uid, shown.stx_uid), take(gid, shown.stx_gid)));
         // A new owner did not ask for what the old one allowed: chown(2), capabilities(7).
-        if file.kind() == libc::S_IFREG {
+        if !matches!(file.kind(), libc::S_IFDIR | libc::S_IFLNK) {
             let mode = u32::from(shown.stx_mode) & 0o7777;
             let cleared = mode & !0o4000 & if mode & 0o010 != 0 { !0o2000 } else { !0 };
             if cleared != mode {
