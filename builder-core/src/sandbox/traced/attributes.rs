@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlag
 use rustix::io::Errno;
 
 use super::super::numbers::late;
+use super::acl;
 use super::calls::{Answer, DONE};
 use super::ids::capability;
 use super::permission::may;
@@ -30,11 +31,11 @@ const SAME: u32 = u32::MAX;
 pub type Times = Option<Timestamps>;
 
 impl Reached<'_> {
-    fn kind(&self) -> u32 {
+    pub(super) fn kind(&self) -> u32 {
         u32::from(self.real.stx_mode) & libc::S_IFMT
     }
 
-    fn writable(&self) -> Result<(), Errno> {
+    pub(super) fn writable(&self) -> Result<(), Errno> {
         match self.mount {
             Some(mount) if mount.readonly || mount.kind == Kind::Sys => Err(Errno::ROFS),
             Some(mount) if mount.kind == Kind::Proc => Err(Errno::PERM),
@@ -300,11 +301,15 @@ impl Caller<'_> {
         if is_internal(name.as_bytes()) {
             return Err(Errno::NODATA);
         }
-        if name.as_bytes().starts_with(b"system.") {
+        if name.as_bytes().starts_with(b"system.") && !acl::is_list(name) {
             return Err(Errno::OPNOTSUPP);
         }
         match self.attributes(file)?.remove(name) {
             None => Err(Errno::NODATA),
+            Some(Some(value)) if acl::is_list(name) => {
+                let mode = self.world.shown(&file.real, file.mount, &self.me()).stx_mode;
+                self.give(&acl::shown(name, value, mode.into()), out, size)
+            }
             Some(Some(value)) => self.give(&value, out, size),
             Some(None) => {
                 let me = self.me();
@@ -348,6 +353,9 @@ impl Caller<'_> {
         if is_internal(name.as_bytes()) {
             return Err(Errno::PERM);
         }
+        if acl::is_list(name) {
+            return self.set_list(file, name, Some(&value));
+        }
         self.may_set(file, name)?;
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         let exists = self.attributes(file)?.contains_key(name);
@@ -379,7 +387,7 @@ impl Caller<'_> {
     }
 
     /// What is recorded of a file changed: so does its change time, by which that is found out later.
-    fn recorded(&self, file: &Reached<'_>) {
+    pub(super) fn recorded(&self, file: &Reached<'_>) {
         if file.kind() != libc::S_IFLNK {
             // The mode that it has. Without a change time of its own it is found by the mode, owner and device alone.
             _ = self.world.chmod(&file.fd, u32::from(file.real.stx_mode) & 0o7777);
@@ -389,6 +397,9 @@ impl Caller<'_> {
     fn remove_xattr(&self, file: &Reached<'_>, name: &OsStr) -> Answered {
         if is_internal(name.as_bytes()) {
             return Err(Errno::NODATA);
+        }
+        if acl::is_list(name) {
+            return self.set_list(file, name, None);
         }
         self.may_set(file, name)?;
         match self.attributes(file)?.remove(name) {

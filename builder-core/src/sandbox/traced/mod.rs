@@ -28,6 +28,7 @@
 //!   socket of the host in between. Landlock does not restrict sockets with a path; file permissions of the host do.
 //! - A directory whose path on the host is longer than 4,095 bytes can be worked in, but links in it are not followed.
 
+mod acl;
 mod attributes;
 mod behind;
 mod calls;

@@ -95,6 +95,7 @@ cases![
     stress::killed,
     stress::users,
     stress::peers,
+    stress::access_lists,
     stress::written_programs,
     stress::changes,
     stress::a_capability_alone,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use builder_core::rootfs::{FileKind, Listing, Rootfs, Touched};
 use builder_core::sandbox::{ExitStatus, IdMapping, Tier};
 
-use crate::inside::{Context, Skip, Tree, command};
+use crate::inside::{Context, Outcome, Skip, Tree, command};
 
 /// How much of `usual` is done: `STRESS_PERCENT` says how many hundredths, where a processor is emulated.
 fn scaled(usual: u64) -> u64 {
@@ -16,6 +16,11 @@ fn scaled(usual: u64) -> u64 {
 }
 
 fn stress(context: &Context, kind: &str, times: u64) {
+    let outcome = ended(context, kind, times);
+    assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
+}
+
+fn ended(context: &Context, kind: &str, times: u64) -> Outcome {
     if context.environment.tier == Some(Tier::Namespaces) && context.environment.ids != IdMapping::Root {
         std::panic::panic_any(Skip("the kernel alone does it here as for root".into()));
     }
@@ -25,8 +30,7 @@ fn stress(context: &Context, kind: &str, times: u64) {
     }
     let tree = context.tree();
     fs::copy(program, tree.path.join("stress")).expect("copy");
-    let outcome = context.try_run(&tree.rootfs, &command(&["/stress", kind, &times.to_string()])).expect("runs");
-    assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
+    context.try_run(&tree.rootfs, &command(&["/stress", kind, &times.to_string()])).expect("runs")
 }
 
 pub(super) fn threads(context: &Context) {
@@ -63,6 +67,18 @@ pub(super) fn users(context: &Context) {
 pub(super) fn peers(context: &Context) {
     context.needs_ids();
     stress(context, "peers", 1);
+}
+
+/// What `lists` ends with on a file system without them.
+const NO_LISTS: i32 = 77;
+
+pub(super) fn access_lists(context: &Context) {
+    context.needs_ids();
+    let outcome = ended(context, "lists", 1);
+    if outcome.status == ExitStatus::Code(NO_LISTS) && context.environment.tier != Some(Tier::Traced) {
+        std::panic::panic_any(Skip("the file system has no access lists".into()));
+    }
+    assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
 }
 
 pub(super) fn written_programs(context: &Context) {
