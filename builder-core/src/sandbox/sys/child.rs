@@ -328,7 +328,9 @@ fn mask(path: &CStr, empty: &CStr, state: &State) -> Result<(), Errno> {
         let staging = state.staging.as_ref().ok_or(Errno::BADF)?;
         attach_clone(staging.as_fd(), empty, OpenTreeFlags::empty(), read_only, path)
     } else {
-        attach_clone(CWD, c"/dev/null", OpenTreeFlags::empty(), MountAttrFlags::empty(), path)
+        // The outer one: a mount of the RUN may lie on /dev.
+        let outer = state.old_root.as_ref().ok_or(Errno::BADF)?;
+        attach_clone(outer.as_fd(), c"dev/null", OpenTreeFlags::empty(), MountAttrFlags::empty(), path)
     }
 }
 

@@ -189,6 +189,10 @@ pub(super) fn tmpfs_mounts(context: &Context) {
     };
     assert_eq!(context.succeed(&tree, &spec), ["0", "750 0:0", "1777 0:0", "full", "1048576"]);
     assert!(tree.path.join("d/f").exists() && !tree.path.join("d/x").exists() && !tree.path.join("new").exists());
+    // What is hidden in /proc is so nevertheless.
+    let spec =
+        RunSpec { mounts: vec![tmpfs("/dev", None)], ..shell("ls /dev | wc -l; head -c 1 /proc/keys 2>&1 | wc -c") };
+    assert_eq!(context.succeed(&tree, &spec), ["0", "0"]);
 }
 
 pub(super) fn files_in_memory(context: &Context) {
