@@ -51,8 +51,10 @@ pub fn give(world: &World, (id, thread): (u64, i32), pipe: Pipe, flags: OFlags) 
 
 fn meet(world: &World, (id, thread): (u64, i32), mut pipe: Pipe, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
     let flags = flags.difference(OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC);
-    let mut pause = LOOKS.0;
+    let (mut pause, mut waited) = (LOOKS.0, false);
     loop {
+        // Asked before the pipe is looked at: the signal may be that the other end has come, done its work, and ended.
+        let interrupted = waited && is_interrupted(thread);
         if let Pipe::Writing(path) = &pipe {
             match reopen(path.as_fd(), flags | OFlags::NONBLOCK, Mode::empty()) {
                 Ok(open) => pipe = Pipe::Met(open),
@@ -67,7 +69,7 @@ fn meet(world: &World, (id, thread): (u64, i32), mut pipe: Pipe, flags: OFlags) 
                 if !world.listener.is_waiting(id) {
                     return Ok(None);
                 }
-                if is_interrupted(thread) {
+                if interrupted {
                     return Err(Errno::from_raw_os_error(RESTART));
                 }
                 match &waits {
@@ -77,7 +79,7 @@ fn meet(world: &World, (id, thread): (u64, i32), mut pipe: Pipe, flags: OFlags) 
                     }
                     _ => sleep(pause),
                 }
-                pause = LOOKS.1.min(pause * 2);
+                (pause, waited) = (LOOKS.1.min(pause * 2), true);
                 pipe = waits;
                 continue;
             }
