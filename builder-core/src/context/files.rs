@@ -14,7 +14,7 @@ use super::hashes::{Counters, HashCache, Notes};
 use super::ignore::{Matched, Patterns};
 use crate::hint::Hint;
 use crate::oci::{Hasher, Sha256};
-use crate::rootfs::{FileKind, Metadata, Rootfs};
+use crate::rootfs::{CAPABILITY, FileKind, Metadata, Rootfs};
 
 /// Symbolic links followed in one path. BuildKit's limit.
 const MAX_LINKS: usize = 255;
@@ -367,9 +367,6 @@ impl Files {
         Found { metadata: Metadata { uid: owner.0, gid: owner.1, ..metadata }, ctime }
     }
 }
-
-/// The one attribute of which the kernel and a layer make something.
-const CAPABILITY: &str = "security.capability";
 
 fn open_xattr(file: &File, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
     let mut value = Vec::with_capacity(256);

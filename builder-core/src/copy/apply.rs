@@ -19,7 +19,7 @@ use crate::context::{self, ArchiveError, Files, FilesError, Found, TreeEntry, cl
 use crate::oci::Sha256;
 use crate::plan::{CopyAction, CopySource, WorkdirAction};
 use crate::rootfs::index::{Content, Passing};
-use crate::rootfs::{Attributes, FileKind, NewFile, Original, Seen, Tee, View};
+use crate::rootfs::{Attributes, FileKind, NewFile, Original, Seen, Tee, View, capability};
 
 /// Writes resolved sources into `target`.
 ///
@@ -121,8 +121,7 @@ impl Content for FoundFile<'_> {
     }
 
     fn capability(&self, file: &File) -> io::Result<Option<Vec<u8>>> {
-        let all = self.files.xattrs(&self.path, Some(file));
-        Ok(all.into_iter().find(|(name, _)| name == CAPABILITY).map(|(_, value)| value))
+        Ok(capability(self.files.xattrs(&self.path, Some(file))))
     }
 
     fn check(&self, file: &File) -> io::Result<()> {
@@ -137,9 +136,6 @@ impl Content for FoundFile<'_> {
         self.files.note(&self.path, &self.found)
     }
 }
-
-/// The attribute that is part of what a file holds.
-const CAPABILITY: &str = "security.capability";
 
 /// What a URL holds, fetched and not copied.
 struct FetchedFile(File);
@@ -414,8 +410,7 @@ impl<'c> Copy<'_, 'c> {
                 // Size and times are still those that were listed, so all of it was copied.
                 self.files.check(&file, path, found)?;
                 if let Some(passing) = passing {
-                    let capability = attributes.xattrs.into_iter().find(|(name, _)| name == CAPABILITY);
-                    passing.whole(capability.map(|(_, value)| value));
+                    passing.whole(capability(attributes.xattrs));
                 }
                 Ok(())
             }

@@ -12,7 +12,7 @@ use super::LayerError;
 use super::ahead::{self, Content, Ready};
 use super::entry::{Entry, EntryKind, TAR_BLOCK, padding};
 use crate::rootfs::index::{IndexEntry, IndexStep, MadeFile, Opened, Passing, Recorder};
-use crate::rootfs::{FileKind, Metadata, Rootfs, TarKind, View};
+use crate::rootfs::{CAPABILITY, FileKind, Metadata, Rootfs, TarKind, View};
 use crate::snapshot::Change;
 
 /// Takes bytes into buffers of its own, so that files are read to where they are needed.
@@ -195,9 +195,6 @@ impl TreeFile for MadeFile<'_> {
         Self::passing(self)
     }
 }
-
-/// The attribute that reaches a layer.
-const CAPABILITY: &str = "security.capability";
 
 impl Tree for Rootfs {
     fn file<'a>(&'a self, path: &Path) -> io::Result<Box<dyn TreeFile + 'a>> {

@@ -19,6 +19,14 @@ const XATTR_BYTES: usize = 64 * 1024;
 /// one could otherwise make files appear or vanish.
 const OVERLAY_PREFIXES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
+/// The one attribute of which the kernel and a layer make something: capabilities(7).
+pub const CAPABILITY: &str = "security.capability";
+
+/// The value of [`CAPABILITY`] among attributes.
+pub fn capability(attributes: impl IntoIterator<Item = (OsString, Vec<u8>)>) -> Option<Vec<u8>> {
+    attributes.into_iter().find(|(name, _)| name == CAPABILITY).map(|(_, value)| value)
+}
+
 /// Attribute of an empty regular file that stands for a device.
 pub(super) const DEVICE_MARK: &str = "user.slipway.device";
 
@@ -222,7 +230,7 @@ pub(super) fn tolerate(name: &OsStr, result: rustix::io::Result<()>) -> rustix::
             tracing::debug!(name = %name.display(), %error, "extended attribute dropped: the file system has none");
             Ok(())
         }
-        Err(error @ (Errno::PERM | Errno::INVAL)) if name != "security.capability" => {
+        Err(error @ (Errno::PERM | Errno::INVAL)) if name != CAPABILITY => {
             tracing::debug!(name = %name.display(), %error, "extended attribute dropped: no right to set it");
             Ok(())
         }

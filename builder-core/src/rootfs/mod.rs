@@ -41,6 +41,7 @@ mod wanted;
 mod workdir;
 
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
+pub(crate) use attributes::{CAPABILITY, capability};
 pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, is_below, path_order};
 pub(crate) use ordered::Guide;

@@ -221,7 +221,7 @@ impl Owners {
     /// Takes recorded file capabilities from files that a step wrote to, which the kernel does with real ones
     /// (capabilities(7)). A file whose time was set is taken for written.
     pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) -> Result<(), ListError> {
-        let name = OsStr::new("security.capability");
+        let name = OsStr::new(super::attributes::CAPABILITY);
         let copies = self.copies();
         let later: BTreeMap<Key, Key> = copies.iter().map(|(is, was)| (*was, *is)).collect();
         let mut records = self.lock();

@@ -13,6 +13,7 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::archive::{TarEntry, TarError, TarKind, TarReader};
+use super::attributes::capability;
 use super::fetch::{Stop, describe, open};
 use super::inflate::decompress;
 use super::resolve::clean;
@@ -116,31 +117,32 @@ impl Unchanged {
         match kind {
             FileKind::Symlink => Ok(Some(Recalled::Symlink(self.rootfs.read_link(path)?))),
             FileKind::File => {
-                let mut file = self.rootfs.open_file(path)?;
-                let mut hasher = Hasher::default();
-                let mut buffer = vec![0; BUFFER_BYTES];
-                loop {
-                    if cancel.is_cancelled() {
-                        return Err(io::ErrorKind::Interrupted.into());
-                    }
-                    match file.read(&mut buffer) {
-                        Ok(0) => break,
-                        Ok(count) => hasher.update(&buffer[..count]),
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                let capability = self.rootfs.xattrs(path)?.into_iter().find(|(name, _)| name == CAPABILITY);
-                let capability = capability.map(|(_, value)| value);
-                Ok(Some(Recalled::File { sha256: hasher.finish(), capability }))
+                let go_on = || match cancel.is_cancelled() {
+                    true => Err(io::ErrorKind::Interrupted.into()),
+                    false => Ok(()),
+                };
+                let sha256 = hash(&mut self.rootfs.open_file(path)?, &go_on)?;
+                Ok(Some(Recalled::File { sha256, capability: capability(self.rootfs.xattrs(path)?) }))
             }
             _ => Ok(None),
         }
     }
 }
 
-/// The attribute that has the capabilities of a program.
-const CAPABILITY: &str = "security.capability";
+/// Hash of all that is read; `go_on` is asked before each read.
+fn hash(from: &mut impl Read, go_on: &dyn Fn() -> io::Result<()>) -> io::Result<Sha256> {
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        go_on()?;
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
 
 /// The search on its way down the layers.
 struct Search<'a> {
@@ -231,18 +233,9 @@ impl Entry {
             // Written by other builders only; nothing is lost by not comparing it.
             TarKind::File if entry.sparse.is_some() => Self::Other,
             TarKind::File => {
-                let mut hasher = Hasher::default();
-                let mut buffer = vec![0; BUFFER_BYTES];
-                loop {
-                    match data.read(&mut buffer) {
-                        Ok(0) => break,
-                        Ok(count) => hasher.update(&buffer[..count]),
-                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        Err(error) => return Err(read_error(error)),
-                    }
-                }
-                let capability = entry.xattrs.into_iter().find(|(name, _)| name == CAPABILITY);
-                Self::Known(Recalled::File { sha256: hasher.finish(), capability: capability.map(|(_, value)| value) })
+                // Whoever reads the layer is told to stop.
+                let sha256 = hash(data, &|| Ok(())).map_err(read_error)?;
+                Self::Known(Recalled::File { sha256, capability: capability(entry.xattrs) })
             }
             _ => Self::Other,
         })

@@ -218,8 +218,7 @@ fn same_content(upper: &Rootfs, lower: &Rootfs, path: &Path, metadata: &Metadata
 }
 
 pub(super) fn capability(rootfs: &Rootfs, path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let attributes = rootfs.xattrs(path)?;
-    Ok(attributes.into_iter().find(|(name, _)| name == "security.capability").map(|(_, value)| value))
+    Ok(crate::rootfs::capability(rootfs.xattrs(path)?))
 }
 
 /// Reads until the buffer is full or the file ends.
