@@ -63,26 +63,21 @@ const DAEMON_START: Duration = Duration::from_secs(60);
 /// A daemon that runs. Ended when dropped.
 struct Running(Child);
 
+/// A command line that gets nothing to read, and whose output nobody reads.
+fn shell(line: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(line).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
 impl Daemon {
     fn start(&self, log: &Path) -> Result<Running> {
         let log = fs::File::create(log)?;
-        let child = Command::new("sh")
-            .arg("-c")
-            .arg(&self.line)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
+        let child = shell(&self.line).stdout(log.try_clone()?).stderr(log).spawn()?;
         let mut running = Running(child);
         let started = Instant::now();
         loop {
-            let ready = Command::new("sh")
-                .arg("-c")
-                .arg(&self.ready)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()?;
+            let ready = shell(&self.ready).stderr(Stdio::null()).status()?;
             if ready.success() {
                 return Ok(running);
             }
@@ -114,13 +109,7 @@ impl Job<'_> {
         let daemon_pid = daemon.as_ref().map(|daemon| daemon.0.id());
         let daemon_cpu = || daemon_pid.map_or(0.0, tree_cpu_seconds);
         let (started, cpu_before) = (Instant::now(), children_cpu_seconds()? + daemon_cpu());
-        let mut child = Command::new("sh")
-            .arg("-c")
-            .arg(&self.line)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
+        let mut child = shell(&self.line).stderr(log).spawn()?;
         let roots: Vec<u32> = std::iter::once(child.id()).chain(daemon_pid).collect();
         let (peak, peak_disk) = (AtomicU64::new(0), AtomicU64::new(0));
         let ended = AtomicBool::new(false);

@@ -7,15 +7,12 @@
 //! Nobody is given or refused anything because a list names him, and new files do not inherit a directory's default list.
 
 use std::ffi::OsStr;
-use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::calls::{Answer, DONE};
+use super::calls::{Answered, DONE};
 use super::view::key;
 use super::world::{Caller, Reached};
-
-type Answered = Result<Answer, Errno>;
 
 /// The list that decides about a file.
 const ACCESS: &str = "system.posix_acl_access";
@@ -171,11 +168,7 @@ impl Caller<'_> {
             None => owners.remove_xattr(key(&file.real), name),
         }
         match list {
-            Some(list) if name == ACCESS => {
-                let Reached { fd, real, mount, path } = file;
-                let file = Reached { fd: Arc::clone(fd), real: *real, mount: *mount, path: path.clone() };
-                self.chmod(file, u32::from(before.stx_mode) & 0o7000 | list.mode())
-            }
+            Some(list) if name == ACCESS => self.chmod(file.clone(), u32::from(before.stx_mode) & 0o7000 | list.mode()),
             _ => {
                 self.recorded(file);
                 DONE

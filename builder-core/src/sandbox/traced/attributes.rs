@@ -10,13 +10,11 @@ use rustix::io::Errno;
 
 use super::super::numbers::late;
 use super::acl;
-use super::calls::{Answer, DONE};
+use super::calls::{Answer, Answered, DONE};
 use super::ids::capability;
 use super::permission::may;
 use super::view::{Kind, key, own_path};
 use super::world::{Caller, Reached, SET_IDS, kept_mode};
-
-type Answered = Result<Answer, Errno>;
 
 /// Largest value of an extended attribute, and largest list of names, in bytes: xattr(7).
 const XATTR_BYTES: usize = 64 * 1024;

@@ -28,7 +28,7 @@ pub enum Answer {
 /// Address that no program uses: the loader's call for a file that the supervisor holds ready.
 pub const HANDED: u64 = 0x5117_0a15;
 
-type Answered = Result<Answer, Errno>;
+pub type Answered = Result<Answer, Errno>;
 
 /// Nothing more to say than that it worked.
 pub const DONE: Answered = Ok(Answer::Value(0));

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
-use super::calls::{Answer, DONE};
+use super::calls::{Answer, Answered, DONE};
 use super::ids::{Credentials, capability};
 use super::permission::may;
 use super::pipes::Pipe;
@@ -13,8 +13,6 @@ use super::tasks::lock;
 use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, read_link, reopen};
 use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode};
 use super::{layout, procfs};
-
-type Answered = Result<Answer, Errno>;
 
 /// `TMPFS_MAGIC`, linux/magic.h.
 const TMPFS_MAGIC: i64 = 0x0102_1994;

@@ -2,12 +2,10 @@
 
 use rustix::io::Errno;
 
-use super::calls::{Answer, DONE};
+use super::calls::{Answer, Answered, DONE};
 use super::ids::{Credentials, capability};
 use super::tasks::lock;
 use super::world::Caller;
-
-type Answered = Result<Answer, Errno>;
 
 /// Bytes of a field of `struct utsname`.
 const UTSNAME_BYTES: usize = 65;

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::calls::{Answer, DONE};
+use super::calls::{Answer, Answered, DONE};
 use super::held::Directory;
 use super::ids::capability;
 use super::permission::may;
@@ -17,8 +17,6 @@ use super::tasks::lock;
 use super::view::{Base, Change, Kind, Mount, Place, STAT, key, own_path, reopen};
 use super::world::{Caller, HERE};
 use crate::rootfs::FileKind;
-
-type Answered = Result<Answer, Errno>;
 
 /// What is mounted read-only for everybody.
 fn writable(mount: &Mount) -> Result<(), Errno> {

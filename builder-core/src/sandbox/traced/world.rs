@@ -60,6 +60,7 @@ pub struct World {
 }
 
 /// A file that a call is about.
+#[derive(Clone)]
 pub struct Reached<'a> {
     /// `O_PATH`, or anything.
     pub fd: Arc<OwnedFd>,
