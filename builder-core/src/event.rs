@@ -207,6 +207,13 @@ pub enum Event<'a> {
         /// Since the upload began.
         elapsed: Duration,
     },
+    /// The upload of a blob goes on where an earlier process, which was ended, had come to.
+    Resumed {
+        /// Digest.
+        id: &'a str,
+        /// Bytes of it that the registry has from then.
+        bytes: u64,
+    },
     /// A blob needed no transfer.
     Exists {
         /// Direction.

@@ -40,7 +40,14 @@ fn push_blob(
         let rest = &bytes[usize::try_from(offset).expect("small")..];
         Ok(Box::new(rest) as Box<dyn Read>)
     };
-    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: from, progress: &|_| {} };
+    let blob = BlobToPush {
+        descriptor: &descriptor,
+        open: &open,
+        mount_from: from,
+        progress: &|_| {},
+        sessions: None,
+        resumed: &|_| {},
+    };
     registry.push_blob(to, &blob, &Cancel::default())
 }
 
@@ -128,7 +135,14 @@ fn an_upload_that_was_interrupted_goes_on() {
         let broken = (&bytes[..1_000_000]).chain(Broken);
         Ok(Box::new(broken) as Box<dyn Read>)
     };
-    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: None, progress: &|_| {} };
+    let blob = BlobToPush {
+        descriptor: &descriptor,
+        open: &open,
+        mount_from: None,
+        progress: &|_| {},
+        sessions: None,
+        resumed: &|_| {},
+    };
     let error = bench.sources.registry().push_blob(&to, &blob, &Cancel::default()).expect_err("broken");
     assert!(matches!(error, RegistryError::Source { .. }), "{error:?}");
     let exists = bench.sources.registry().blob_exists(&to, descriptor.digest, &Cancel::default());

@@ -3,13 +3,14 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::io::{self, Read};
 
 use builder_core::cancel::Cancel;
 use builder_core::hint::Hint as _;
 use builder_core::http::{ClientOptions, HttpError, Timeouts};
 use builder_core::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
-use builder_core::registry::{BlobToPush, CredentialOptions, Pushed, RegistryError, RegistryOptions};
+use builder_core::registry::{BlobToPush, CredentialOptions, Pushed, RegistryError, RegistryOptions, Sessions};
 use common::Bench;
 use fixtures::image::{self, Image, noise};
 use fixtures::registry::{Auth, Effect, FakeRegistry, Fault};
@@ -26,13 +27,26 @@ fn in_pieces_of(bytes: u64) -> Bench {
 /// Pushes `bytes` and says how; the registry must have them then, whole, or not at all.
 #[track_caller]
 fn push(bench: &Bench, registry: &FakeRegistry, bytes: &[u8]) -> Result<Pushed, RegistryError> {
+    push_keeping(bench, registry, bytes, None, &Cell::default())
+}
+
+/// The same with uploads that are kept; `resumed` is where it went on.
+#[track_caller]
+fn push_keeping(
+    bench: &Bench,
+    registry: &FakeRegistry,
+    bytes: &[u8],
+    sessions: Option<&Sessions>,
+    resumed: &Cell<Option<u64>>,
+) -> Result<Pushed, RegistryError> {
     let digest = BlobDigest(Sha256::of(bytes));
     let descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, bytes.len() as u64);
     let open = |offset: u64| {
         let rest = &bytes[usize::try_from(offset).expect("small")..];
         Ok(Box::new(rest) as Box<dyn Read>)
     };
-    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: None, progress: &|_| {} };
+    let (progress, resumed) = (&|_| {}, &|from| resumed.set(Some(from)));
+    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: None, progress, sessions, resumed };
     let result = bench.sources.registry().push_blob(&target(registry, "a"), &blob, &Cancel::default());
     let there = registry.blob("a", &digest.to_string());
     match result {
@@ -80,6 +94,41 @@ fn uploads_that_are_cut_go_on_where_they_were() {
     registry.fault(Fault::once("PATCH", "/uploads/", Effect::CutUpload(500_000)));
     registry.fault(Fault::once("GET", "/uploads/", Effect::status(404)).after(1));
     push(&Bench::new(), &registry, &noise(3_000_000)).expect("pushed");
+}
+
+/// What the next process finds, and what it makes of it: the registry's word counts, and any surprise begins the upload anew.
+#[test]
+fn uploads_go_on_in_the_next_process() {
+    let bytes = noise(3_000_000);
+    for (what, fault, expected, begun) in [
+        ("it is there", None, Some(2_000_000), 0),
+        ("it is gone", Some(Effect::status(404)), None, 1),
+        ("it has failed", Some(Effect::status(500)), None, 1),
+        ("nobody answers", Some(Effect::Hangup), None, 1),
+        ("no range", Some(Effect::Header { name: "Range".to_owned(), value: String::new() }), None, 1),
+        ("too much", Some(Effect::Header { name: "Range".to_owned(), value: "0-3000000".to_owned() }), None, 1),
+        // The registry refuses pieces elsewhere, and is asked again.
+        ("another range", Some(Effect::Header { name: "Range".to_owned(), value: "0-99".to_owned() }), Some(100), 0),
+    ] {
+        let (registry, directory) = (FakeRegistry::start(), tempfile::tempdir().expect("a directory"));
+        let sessions = Sessions::new(directory.path().join("uploads"));
+        // All attempts of the first process end in the second piece.
+        registry.fault(Fault::once("PATCH", "/uploads/", Effect::Hangup).after(2).times(u32::MAX));
+        let resumed = Cell::default();
+        let error = push_keeping(&in_pieces_of(1_000_000), &registry, &bytes, Some(&sessions), &resumed);
+        assert!(matches!(error, Err(RegistryError::Upload { sent: 2_000_000, .. })), "{what}: {error:?}");
+        assert_eq!(resumed.get(), None, "{what}");
+        registry.clear_log();
+        registry.clear_faults();
+        if let Some(effect) = fault {
+            registry.fault(Fault::once("GET", "/uploads/", effect));
+        }
+        let pushed = push_keeping(&Bench::new(), &registry, &bytes, Some(&sessions), &resumed);
+        assert_eq!(pushed.expect("pushed"), Pushed::Uploaded, "{what}");
+        assert_eq!((resumed.get(), count(&registry, "POST")), (expected, begun), "{what}: {:?}", registry.lines());
+        let left = std::fs::read_dir(directory.path().join("uploads")).expect("listed").count();
+        assert_eq!(left, 0, "{what}");
+    }
 }
 
 #[test]
@@ -215,7 +264,14 @@ fn blobs_of_a_neighbour_are_mounted() {
     let descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, 1000);
     let open = |_: u64| -> io::Result<Box<dyn Read>> { Err(io::ErrorKind::NotFound.into()) };
     let from = target(&registry, "base");
-    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: Some(&from), progress: &|_| {} };
+    let blob = BlobToPush {
+        descriptor: &descriptor,
+        open: &open,
+        mount_from: Some(&from),
+        progress: &|_| {},
+        sessions: None,
+        resumed: &|_| {},
+    };
     let client = bench.sources.registry();
     let cancel = Cancel::default();
     assert_eq!(client.push_blob(&target(&registry, "a"), &blob, &cancel).expect("mounted"), Pushed::Mounted);

@@ -71,6 +71,7 @@ fn value(event: &Event<'_>) -> Option<Value> {
             json!({ "event": "progress", "transfer": transfer(kind), "id": id, "done": done, "total": total })
         }
         Event::Exists { transfer: kind, id } => json!({ "event": "exists", "transfer": transfer(kind), "id": id }),
+        Event::Resumed { id, bytes } => json!({ "event": "resumed", "id": id, "bytes": bytes }),
         Event::Followed { id, elapsed } => {
             json!({ "event": "followed", "id": id, "seconds": elapsed.as_secs_f64() })
         }
@@ -136,6 +137,7 @@ mod tests {
             Event::Progress { transfer: Transfer::Pull, id: "i", done: 1, total: None },
             Event::Exists { transfer: Transfer::Push, id: "i" },
             Event::Followed { id: "i", elapsed },
+            Event::Resumed { id: "i", bytes: 1 },
             Event::Retry { what: "w", attempt: 2, delay: elapsed },
             Event::Exported { target: "t", digest: Some(digest) },
             Event::Phase { step, name: "run", elapsed },

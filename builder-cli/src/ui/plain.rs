@@ -73,6 +73,9 @@ impl<W: Write> State<W> {
             }
             Event::StepCancelled { step } => self.line(&format!("#{} CANCELLED", step.0)),
             Event::Progress { transfer, id, done, total } => self.progress(*transfer, id, *done, *total),
+            Event::Resumed { id, bytes: there } => {
+                self.line(&format!("pushing {id}: {} are there from an earlier build", bytes(*there)));
+            }
             Event::Exists { transfer: Transfer::Push, .. } => self.already_there += 1,
             Event::Retry { what, attempt, delay } => {
                 self.line(&format!("{what}: attempt {attempt} in {:.1}s", delay.as_secs_f64()));

@@ -28,7 +28,7 @@ use crate::output::{
     self, AnnotationLevel, Blobs, Export, Exporter, FilesOptions, Index, OutputError, PlatformFiles, Target,
 };
 use crate::plan::{Action, Base, Plan};
-use crate::registry::{Credentials, Registry};
+use crate::registry::{Credentials, Registry, Sessions};
 use crate::rootfs::index::Bounds;
 use crate::rootfs::{Rootfs, TreeError, TreeMode, Trees, Volume};
 use crate::sandbox::{IdMapping, SandboxError, Tier};
@@ -105,7 +105,10 @@ pub(super) fn build_prepared(
             _ => None,
         })
         .collect();
-    let uploads = Uploads::new(request, &registries, &blobs, (&released, passes), &*observer);
+    let sessions = Sessions::new(request.work_dir.join("uploads"));
+    // A blob that is not here is not sent from here.
+    sessions.forget_unless(|digest| prepared.store.size(digest).is_some());
+    let uploads = Uploads::new(request, &registries, &blobs, (&released, passes), &sessions, &*observer);
     let elsewhere = Elsewhere::new(request, prepared.sources.registry(), Arc::clone(&observer));
     let stop = cancel.child();
     let build = || {

@@ -81,7 +81,7 @@ impl Hint for MaintainError {
 const INVENTORY_VERSION: u32 = 1;
 
 /// Directories that hold what a build can make again, in the order in which they are removed: records before what they name.
-const PRUNED: [&str; 5] = ["cache", "files", "trees", "blobs", "tmp"];
+const PRUNED: [&str; 6] = ["cache", "files", "trees", "uploads", "blobs", "tmp"];
 
 /// Holds a work dir for a build until dropped.
 #[derive(Debug)]

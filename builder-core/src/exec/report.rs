@@ -171,6 +171,8 @@ struct Begun {
 /// One transfer.
 struct Moved {
     bytes: u64,
+    /// What an earlier process had moved, in bytes.
+    from: u64,
     first: Duration,
     last: Duration,
 }
@@ -285,13 +287,17 @@ impl Seen {
                 report.entries = *entries;
             }
             Event::Progress { transfer, id, done, .. } => {
-                let new = || Moved { bytes: 0, first: now, last: now };
+                let new = || Moved { bytes: 0, from: 0, first: now, last: now };
                 let moved = self.transfers.entry((*transfer, (*id).to_owned())).or_insert_with(new);
-                moved.bytes = moved.bytes.max(*done);
+                moved.bytes = moved.bytes.max(done.saturating_sub(moved.from));
                 moved.last = now;
             }
             Event::Followed { id, elapsed } => {
-                let moved = Moved { bytes: 0, first: now.saturating_sub(*elapsed), last: now };
+                let moved = Moved { bytes: 0, from: 0, first: now.saturating_sub(*elapsed), last: now };
+                self.transfers.insert((Transfer::Push, (*id).to_owned()), moved);
+            }
+            Event::Resumed { id, bytes } => {
+                let moved = Moved { bytes: 0, from: *bytes, first: now, last: now };
                 self.transfers.insert((Transfer::Push, (*id).to_owned()), moved);
             }
             Event::Exists { transfer: Transfer::Push, .. } => self.already_there += 1,
@@ -339,13 +345,15 @@ mod tests {
         recorder.event(Event::Progress { transfer: Transfer::Pull, id: "b", done: 5, total: None });
         recorder.event(Event::Followed { id: "layer", elapsed: Duration::from_secs(1) });
         recorder.event(Event::Progress { transfer: Transfer::Push, id: "layer", done: 7, total: None });
+        recorder.event(Event::Resumed { id: "resumed", bytes: 100 });
+        recorder.event(Event::Progress { transfer: Transfer::Push, id: "resumed", done: 103, total: Some(103) });
         recorder.event(Event::StepFinished { step, cached: false, layer: None, elapsed: Duration::from_secs(2) });
         let report = recorder.report();
-        assert_eq!((report.bytes_pulled, report.bytes_pushed), (35, 7));
+        assert_eq!((report.bytes_pulled, report.bytes_pushed), (35, 10));
         assert_eq!(report.steps.len(), 1);
         assert_eq!(report.steps[0].miss.as_deref(), Some("instruction changed"));
         assert_eq!((report.steps[0].seconds, report.steps[0].state), (2.0, "done"));
         let names: Vec<&str> = report.timeline.spans.iter().map(|span| &*span.name).collect();
-        assert_eq!(names, ["[1/1] RUN true", "a", "b", "layer"]);
+        assert_eq!(names, ["[1/1] RUN true", "a", "b", "layer", "resumed"]);
     }
 }

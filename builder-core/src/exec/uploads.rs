@@ -25,7 +25,7 @@ use crate::cancel::Cancel;
 use crate::event::Observer;
 use crate::oci::{Descriptor, Reference};
 use crate::output::{Blobs, Exporter, GrowingLayer, OutputError, PushOptions, Pusher, Target};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Registry, RegistryError, Sessions};
 use crate::store::BlobWriter;
 
 /// Where the layers of one build go early.
@@ -87,11 +87,13 @@ impl<'a> Uploads<'a> {
         registries: &[Option<&'a Registry>],
         blobs: &'a dyn Blobs,
         (released, passes): (&'a Released<'a>, Receiver<Pass>),
+        sessions: &Sessions,
         observer: &'a dyn Observer,
     ) -> Self {
         let destinations =
             request.outputs.iter().zip(registries).enumerate().filter_map(|(output, (target, registry))| {
-                let pusher = Pusher::new((*registry)?, blobs, request.limits, observer).with(request.push.options);
+                let pusher = Pusher::new((*registry)?, blobs, request.limits, observer);
+                let pusher = pusher.with(request.push.options).keeping(sessions.clone());
                 Some(Destination { output, pusher, repositories: repositories(request, target) })
             });
         let (open, ended) = unbounded();

@@ -12,7 +12,7 @@ use crate::event::{Event, Observer, Transfer};
 use crate::http;
 use crate::limits::Limits;
 use crate::oci::{BlobDigest, Descriptor, Reference};
-use crate::registry::{BlobToPush, Pushed, Registry, RegistryError};
+use crate::registry::{BlobToPush, Pushed, Registry, RegistryError, Sessions};
 
 /// What happens when a registry refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,6 +50,8 @@ pub struct Pusher<'a> {
     /// Told whenever a blob is no longer on its way.
     arrived: Condvar,
     options: PushOptions,
+    /// Where uploads are kept for later processes.
+    pub(super) sessions: Option<Sessions>,
 }
 
 /// Registry and path of a repository.
@@ -70,13 +72,20 @@ impl<'a> Pusher<'a> {
     /// Nothing is contacted yet.
     pub fn new(registry: &'a Registry, blobs: &'a dyn Blobs, limits: Limits, observer: &'a dyn Observer) -> Self {
         let options = PushOptions::default();
-        Self { registry, blobs, limits, observer, options, state: Mutex::default(), arrived: Condvar::new() }
+        let (state, arrived) = (Mutex::default(), Condvar::new());
+        Self { registry, blobs, limits, observer, options, state, arrived, sessions: None }
     }
 
     /// The same with other options.
     #[must_use]
     pub fn with(self, options: PushOptions) -> Self {
         Self { options, ..self }
+    }
+
+    /// The same; uploads that this process does not end are kept there for the next one.
+    #[must_use]
+    pub fn keeping(self, sessions: Sessions) -> Self {
+        Self { sessions: Some(sessions), ..self }
     }
 
     /// How failures are met.
@@ -279,7 +288,17 @@ impl<'a> Pusher<'a> {
             }
         };
         let progress = |done| self.progress(descriptor, done);
-        let blob = BlobToPush { descriptor, open: &open, mount_from: mount_from.as_ref(), progress: &progress };
+        let resumed = |bytes| {
+            self.observer.event(Event::Resumed { id: &descriptor.digest.to_string(), bytes });
+        };
+        let blob = BlobToPush {
+            descriptor,
+            open: &open,
+            mount_from: mount_from.as_ref(),
+            progress: &progress,
+            sessions: self.sessions.as_ref(),
+            resumed: &resumed,
+        };
         let how = self.registry.push_blob(target, &blob, cancel).map_err(|error| failed(target, error))?;
         self.tell(how, descriptor);
         Ok(())

@@ -15,7 +15,7 @@ use super::OutputError;
 use super::push::{Claim, Pusher, Repository, failed, repository};
 use crate::cancel::Cancel;
 use crate::oci::{Descriptor, Reference};
-use crate::registry::{BlobToPush, GrowingBlob, Grown, Streamed};
+use crate::registry::{BlobToPush, GrowingBlob, Grown, Sessions, Streamed};
 use crate::store::{Growing, Growth};
 
 /// Bytes of a layer that must be there before its upload begins: a smaller one is soon whole.
@@ -167,7 +167,8 @@ impl<'a> Pusher<'a> {
             if offset == once.at.get() { Ok(Box::new(Turn(&once))) } else { Err(io::ErrorKind::NotSeekable.into()) }
         };
         let progress = |done| self.progress(descriptor, done);
-        let blob = BlobToPush { descriptor, open: &open, mount_from: None, progress: &progress };
+        let (progress, resumed) = (&progress, &|_| {});
+        let blob = BlobToPush { descriptor, open: &open, mount_from: None, progress, sessions: None, resumed };
         let how = self.registry.push_blob(target, &blob, cancel).map_err(|error| failed(target, error))?;
         self.tell(how, descriptor);
         claim.arrived();
@@ -213,6 +214,10 @@ impl GrowingBlob for Behind<'_, '_> {
         if let Some(descriptor) = self.sealed.get() {
             self.pusher.progress(descriptor, sent);
         }
+    }
+
+    fn sessions(&self) -> Option<&Sessions> {
+        self.pusher.sessions.as_ref()
     }
 }
 

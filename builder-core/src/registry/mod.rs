@@ -20,6 +20,7 @@ mod host;
 mod options;
 mod pull;
 mod push;
+mod sessions;
 mod stream;
 mod upload;
 
@@ -34,6 +35,7 @@ pub use options::{MapTarget, MapTargetParseError, RegistryMap, RegistryOptions};
 pub use pull::Manifest;
 pub(crate) use pull::classify;
 pub use push::{BlobToPush, Pushed};
+pub use sessions::Sessions;
 pub use stream::{GrowingBlob, Grown, Streamed};
 
 use crate::http;

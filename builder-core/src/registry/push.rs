@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use super::auth::Scopes;
 use super::host::Call;
+use super::sessions::Sessions;
 use super::upload::{Begun, Source, Upload};
 use super::{Registry, RegistryError};
 use crate::cancel::Cancel;
@@ -20,6 +21,10 @@ pub struct BlobToPush<'a> {
     pub mount_from: Option<&'a Reference>,
     /// Told how many bytes the registry was sent so far; goes back when a part must be sent again.
     pub progress: &'a dyn Fn(u64),
+    /// Where the upload is kept for a later process, should this one be killed; for blobs that can be read again from any offset.
+    pub sessions: Option<&'a Sessions>,
+    /// Told how many bytes an earlier process had sent, if the upload goes on behind them.
+    pub resumed: &'a dyn Fn(u64),
 }
 
 /// How a blob came to be in the registry.
@@ -61,7 +66,19 @@ impl Registry {
         if self.exists(&call, blob.descriptor.digest, cancel)? {
             return Ok(Pushed::Existed);
         }
+        let BlobToPush { descriptor: &Descriptor { digest, size, .. }, .. } = *blob;
+        let kept =
+            blob.sessions.and_then(|sessions| sessions.of((target.registry(), target.repository()), digest, size));
+        let session = match &kept {
+            Some(kept) => self.left_behind(&call, kept, size, cancel)?,
+            None => None,
+        };
+        if let Some(session) = &session {
+            (blob.resumed)(session.offset);
+        }
         let session = match from {
+            // It could not be mounted when its upload began.
+            _ if session.is_some() => session,
             Some(from) => {
                 let mount = self.push_call(target, Some(from.repository()));
                 match self.begin(&mount, Some((blob.descriptor.digest, from.repository())), cancel) {
@@ -78,8 +95,9 @@ impl Registry {
             None => None,
         };
         let source = Source { digest: Some(blob.descriptor.digest), open: blob.open, progress: blob.progress };
-        let upload = Upload::new(session, self.options().upload_chunk_bytes);
-        self.upload(&call, (blob.descriptor.digest, blob.descriptor.size), &source, upload, cancel)
+        let mut upload = Upload::new(session, self.options().upload_chunk_bytes);
+        upload.kept = kept;
+        self.upload(&call, (digest, size), &source, upload, cancel)
     }
 
     /// Writes a manifest or index under the tag of `target`, or under its digest if `target` has no tag. What it names must be

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 
+use super::sessions::Sessions;
 use super::upload::{Begun, GaveUp, Source, Step, Upload};
 use super::{Pushed, Registry, RegistryError};
 use crate::cancel::Cancel;
@@ -27,6 +28,11 @@ pub trait GrowingBlob {
 
     /// Told how many bytes the registry was sent so far; goes back when a part must be sent again.
     fn progress(&self, sent: u64);
+
+    /// Where the upload is kept for a later process once the blob is whole, if it can be read again then.
+    fn sessions(&self) -> Option<&Sessions> {
+        None
+    }
 }
 
 /// How far a blob has come.
@@ -118,6 +124,8 @@ impl Registry {
             return Ok(Streamed::There(Pushed::Existed));
         }
         upload.rest_with_end = true;
+        upload.kept =
+            blob.sessions().and_then(|sessions| sessions.of((target.registry(), target.repository()), digest, size));
         self.upload(&call, (digest, size), &source, upload, cancel).map(Streamed::There)
     }
 }

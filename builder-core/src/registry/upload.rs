@@ -8,6 +8,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::host::{Call, authorized};
+use super::sessions::Kept;
 use super::{Pushed, Registry, RegistryError};
 use crate::cancel::Cancel;
 use crate::http::{HttpError, Method, Request, Response};
@@ -59,6 +60,8 @@ pub(super) struct Upload {
     pub(super) chunk: Option<u64>,
     /// Whether what is left is tried in the request that ends the upload, which saves a round trip.
     pub(super) rest_with_end: bool,
+    /// Where it is noted for later processes.
+    pub(super) kept: Option<Kept>,
     /// Number of the attempt, counted from 1; anew after progress.
     attempt: u32,
     /// Bytes that the registry had at the last failure.
@@ -67,7 +70,7 @@ pub(super) struct Upload {
 
 impl Upload {
     pub(super) fn new(session: Option<Session>, chunk: Option<u64>) -> Self {
-        Self { session, chunk, rest_with_end: false, attempt: 1, last_failure: 0 }
+        Self { session, chunk, rest_with_end: false, kept: None, attempt: 1, last_failure: 0 }
     }
 }
 
@@ -134,6 +137,21 @@ impl Registry {
         mut upload: Upload,
         cancel: &Cancel,
     ) -> Result<Pushed, RegistryError> {
+        let pushed = self.send_missing(call, (digest, size), source, &mut upload, cancel)?;
+        if let Some(kept) = upload.kept {
+            kept.ended();
+        }
+        Ok(pushed)
+    }
+
+    fn send_missing(
+        &self,
+        call: &Call<'_>,
+        (digest, size): (BlobDigest, u64),
+        source: &Source<'_>,
+        upload: &mut Upload,
+        cancel: &Cancel,
+    ) -> Result<Pushed, RegistryError> {
         loop {
             let session = match &mut upload.session {
                 Some(session) => session,
@@ -142,6 +160,9 @@ impl Registry {
                     Begun::Mounted => return Ok(Pushed::Mounted),
                 },
             };
+            if let Some(kept) = &upload.kept {
+                kept.note(session);
+            }
             let left = size - session.offset;
             let fits = upload.chunk.is_none_or(|chunk| chunk >= left);
             let step = if left == 0 || fits && (session.offset == 0 || upload.rest_with_end) {
@@ -156,7 +177,7 @@ impl Registry {
                     return Ok(Pushed::Uploaded);
                 }
                 Step::Continue => continue,
-                failed => match self.recover(call, &mut upload, failed, size, cancel) {
+                failed => match self.recover(call, upload, failed, size, cancel) {
                     Ok(()) => {}
                     Err(GaveUp::Final(error)) => return Err(error),
                     Err(GaveUp::Attempts { sent, attempts, error }) => {
@@ -200,7 +221,7 @@ impl Registry {
                     }));
                 }
                 upload.chunk = Some(smaller);
-                return Ok(self.resync(call, &mut upload.session, size, cancel)?);
+                return Ok(self.resync(call, &mut upload.session, size, &|url| Request::get(url), cancel)?);
             }
             Step::Diverged(error) => (error, Some(Duration::ZERO)),
             Step::Failed(error, asked) => (error, asked),
@@ -221,7 +242,21 @@ impl Registry {
         tracing::debug!(place = %call.place(), sent, %error, "an upload failed and is tried again");
         let paused = self.client().pause(&url, upload.attempt, delay, cancel);
         paused.map_err(|error| RegistryError::http(&call.host.registry, error))?;
-        Ok(self.resync(call, &mut upload.session, size, cancel)?)
+        Ok(self.resync(call, &mut upload.session, size, &|url| Request::get(url), cancel)?)
+    }
+
+    /// What an earlier process began and did not end, if the registry still knows it. It is asked once: what does not answer now
+    /// is begun anew.
+    pub(super) fn left_behind(
+        &self,
+        call: &Call<'_>,
+        kept: &Kept,
+        size: u64,
+        cancel: &Cancel,
+    ) -> Result<Option<Session>, RegistryError> {
+        let mut session = kept.found();
+        self.resync(call, &mut session, size, &|url| Request::get(url).without_retry(), cancel)?;
+        Ok(session)
     }
 
     /// Sends the last `left` bytes and ends the upload as the blob `digest`.
@@ -344,10 +379,11 @@ impl Registry {
         call: &Call<'_>,
         session: &mut Option<Session>,
         size: u64,
+        get: &dyn Fn(Url) -> Request<'static>,
         cancel: &Cancel,
     ) -> Result<(), RegistryError> {
         let Some(current) = session.take() else { return Ok(()) };
-        let answer = self.session_request(call, &current.url, cancel, &|url| Request::get(url));
+        let answer = self.session_request(call, &current.url, cancel, get);
         let response = match answer {
             Ok(response) => response,
             Err(RegistryError::Cancelled) => return Err(RegistryError::Cancelled),

@@ -11,6 +11,7 @@ use super::*;
 
 pub const TRIALS: &[Row] = &[
     ("hazards::killed-at-any-moment", killed),
+    ("hazards::killed-in-an-upload", killed_in_an_upload),
     ("hazards::a-small-disk", small_disk),
     ("hazards::work-dir-on-overlay", on_overlay),
     ("hazards::a-file-that-changes", changing_file),
@@ -316,6 +317,45 @@ fn stumbles(place: &Place) -> Outcome {
             manifest["layers"][0]["digest"].as_str(),
             Some(&*image::digest(&base.layers[0].blob)),
         )?;
+    }
+    Ok(None)
+}
+
+/// What a registry has of a layer when the build is killed is not sent again by the next build: neither of a layer that was sent as a
+/// whole, nor of one that left while it was written.
+fn killed_in_an_upload(place: &Place) -> Outcome {
+    for (bytes, arguments, stalls_at) in [(6 << 20, &[][..], 4_000_000), (20_000_000, &["--max-chunk", "1m"], 1000)] {
+        let registry = FakeRegistry::start();
+        fake(&registry, 200_000);
+        registry.fault(Fault::once("PUT", "/uploads/", Effect::StallUpload(stalls_at)));
+        let project = onto(place, &registry)?;
+        project.write("file", image::noise(bytes))?;
+        let target = format!("{}/app:1", registry.host());
+        let arguments = [&["-t", &target, "--push", "--report", "report.json"], arguments].concat();
+        let mut child = project.command(&arguments).stdin(std::process::Stdio::null()).spawn_quietly()?;
+        let stalled = || registry.log().iter().any(|logged| logged.method == "PUT" && logged.status != 0);
+        let waited = wait("the upload", stalled);
+        child.kill().and_then(|()| child.wait()).map_err(|error| error.to_string())?;
+        waited?;
+        let kept =
+            || fs::read_dir(project.path("work/uploads")).map(Iterator::count).map_err(|error| error.to_string());
+        same("uploads that are kept", kept()?, 1)?;
+        registry.clear_log();
+        let ended = expect(project.build(&arguments)?, 0, &["are there from an earlier build"])?;
+        let log = registry.log();
+        // Of the layer's upload; the config has one of its own.
+        let begun = log.iter().filter(|logged| logged.method == "POST" && logged.path.ends_with("/uploads/")).count();
+        same("uploads that begin", begun, 1)?;
+        let sent = log.iter().filter(|logged| matches!(logged.method.as_str(), "PUT" | "PATCH"));
+        let sent = sent.filter(|logged| logged.path.contains("/uploads/"));
+        let sent: u64 = sent.filter_map(|logged| logged.header("content-length")?.parse::<u64>().ok()).sum();
+        let reported = read_json(&project.path("report.json"))?["bytes_pushed"].as_u64();
+        same("bytes that the report tells", reported, Some(sent))?;
+        if sent > 3 << 20 {
+            return Err(format!("{sent} bytes were sent by the second build: {}", ended.text()));
+        }
+        same("uploads that are kept at the end", kept()?, 0)?;
+        same("pushed", pushed(&registry), true)?;
     }
     Ok(None)
 }
