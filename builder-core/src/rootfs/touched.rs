@@ -11,7 +11,7 @@
 //! More than [`MOST_BYTES`] of paths are not kept: the tree is listed as a whole then, which costs hardly more than to look
 //! at as many paths. What is in a new directory, and what was in a removed one, counts as one path.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
@@ -32,7 +32,13 @@ const EACH_BYTES: usize = 64;
 
 /// The paths that one command touched. Until somebody begins to tell, anything may have been.
 #[derive(Debug, Default)]
-pub struct Touched(Mutex<State>);
+pub struct Touched {
+    state: Mutex<State>,
+    back: Mutex<BTreeMap<PathBuf, (Time, Time)>>,
+}
+
+/// Seconds since 1970 and nanoseconds.
+type Time = (i64, u32);
 
 #[derive(Debug, Default)]
 enum State {
@@ -123,7 +129,7 @@ impl Paths {
 impl Touched {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change is whole before the lock is released, even if its thread then panics.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on everything is told.
@@ -155,6 +161,18 @@ impl Touched {
         if paths.bytes > MOST_BYTES {
             *state = State::Lost("more paths were touched than are kept");
         }
+    }
+
+    /// What is at `path` (physical, of the tree) was out of the command's reach while it ran. Moving it aside and back changed
+    /// nothing but its change time, from `was` to `is`.
+    pub fn moved_back(&self, path: &Path, was: (i64, u32), is: (i64, u32)) {
+        let path = path.strip_prefix("/").unwrap_or(path).to_owned();
+        self.back.lock().unwrap_or_else(PoisonError::into_inner).insert(path, (was, is));
+    }
+
+    /// Whether what is at `path` (without a leading `/`) has another change time for that reason alone.
+    pub fn was_moved_back(&self, path: &Path, was: (i64, u32), is: (i64, u32)) -> bool {
+        self.back.lock().unwrap_or_else(PoisonError::into_inner).get(path) == Some(&(was, is))
     }
 
     /// Something changed of which no path is known.

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
@@ -11,7 +12,7 @@ use super::list::{Assembly, Changes};
 use super::overlay::{COMPARE_BYTES, capability, failed, fill};
 use super::{Difference, SnapshotError, found, same_metadata};
 use crate::oci::{Hasher, Sha256};
-use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, TreeError, path_order};
+use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, Touched, TreeError, path_order};
 
 /// Tells what files were before, as [`crate::rootfs::Recall::files`] does.
 pub(super) type Recalls<'a> = dyn Fn(BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> + 'a;
@@ -80,7 +81,7 @@ fn assemble(
             }
             (None, Some(right)) => assembly.add(right.path, Difference::Written(right.metadata))?,
             (Some(left), Some(right)) => {
-                let fate = fate(&left, &right);
+                let fate = fate(&left, &right, rootfs.touched().map(Arc::as_ref));
                 if left.metadata.kind == FileKind::Directory && right.metadata.kind != FileKind::Directory {
                     // The new entry alone says that the old content is gone (checklist T-07).
                     gone = Some(left.path);
@@ -155,7 +156,7 @@ enum Fate {
     Undecided,
 }
 
-fn fate(was: &Listed, is: &Listed) -> Fate {
+fn fate(was: &Listed, is: &Listed, touched: Option<&Touched>) -> Fate {
     match (was.metadata.kind, is.metadata.kind) {
         (FileKind::Socket, FileKind::Socket) => return Fate::Same,
         (_, FileKind::Socket) => return Fate::Changed(Difference::Removed),
@@ -171,7 +172,10 @@ fn fate(was: &Listed, is: &Listed) -> Fate {
         FileKind::Directory | FileKind::Fifo | FileKind::CharDevice | FileKind::BlockDevice | FileKind::Socket => true,
         // Data, modes and attributes cannot change without the change time, which nobody can set (inode(7)). Making or
         // removing another name sets it too; the size and time of the data say then that the data is as it was.
-        FileKind::File => same_inode && (was.ctime == is.ctime || was.metadata.links != is.metadata.links),
+        FileKind::File => {
+            let moved_back = || touched.is_some_and(|touched| touched.was_moved_back(&is.path, was.ctime, is.ctime));
+            same_inode && (was.ctime == is.ctime || was.metadata.links != is.metadata.links || moved_back())
+        }
     };
     if same { Fate::Same } else { Fate::Undecided }
 }

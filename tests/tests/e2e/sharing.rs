@@ -10,6 +10,7 @@ pub const TRIALS: &[Row] = &[
     ("sharing::borrowed-files", borrowed),
     ("sharing::borrowed-files-side-by-side", borrowed_side_by_side),
     ("sharing::bases-are-kept-in-one-form", one_form),
+    ("sharing::covered-files-are-not-compared", covered),
 ];
 
 /// Bytes of the base's largest file, which no compressor makes smaller.
@@ -318,4 +319,27 @@ fn one_form(place: &Place) -> Outcome {
         lacks = Some("no user slipway-plain, whom scripts/setup makes");
     }
     Ok(lacks.map(str::to_owned))
+}
+
+/// Where nothing can be mounted, files of an image that a command must not see are moved aside. That changes them for nobody, so
+/// no layer is read to find out what they were, least of all one that has been pushed and is not here any more.
+fn covered(place: &Place) -> Outcome {
+    if !user::is_root() {
+        return Ok(Some("needs root".to_owned()));
+    }
+    let Some(other) = Distribution::start().map_err(|error| error.to_string())? else {
+        return Ok(Some("docker-registry is not installed".to_owned()));
+    };
+    let noise = "RUN busybox dd if=/dev/urandom of=/noise bs=65536 count=64\n";
+    let build = |name: &str, more: &str| {
+        let dockerfile =
+            format!("FROM {}\nCOPY hosts /etc/hosts\nCOPY hosts /etc/resolv.conf\n{noise}{more}", place.base());
+        let project = place.project(&dockerfile)?;
+        project.write("hosts", "127.0.0.1 from-the-image\n")?;
+        let image = format!("{}/covered/{name}:1", other.host());
+        pulled(&project, None, &["-t", &image, "--push", "--sandbox", "chroot"])
+    };
+    let more = "RUN ! busybox grep image /etc/hosts\nRUN busybox true\nRUN busybox touch /end\n";
+    same("bytes pulled with three steps more", build("more", more)?, build("less", "")?)?;
+    Ok(None)
 }

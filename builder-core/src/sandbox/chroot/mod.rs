@@ -41,6 +41,7 @@ mod ways;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
@@ -96,7 +97,7 @@ pub fn run(
             let tree = root.try_clone_to_owned().and_then(|root| Tree::new(root, devices, read_only, secrets));
             perform(rootfs, spec, setup("open the tree", tree)?, (confined, places.locks()), output, cancel)
         });
-    let restored = places.restore();
+    let restored = places.restore(rootfs.touched().map(Arc::as_ref));
     let status = result?;
     restored?;
     Ok(status)

@@ -5,6 +5,7 @@
 //! times and its content whatever the command does there. Modification times of the directories around are kept as `stubs`
 //! keeps them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use super::super::stubs::{self, Stubs};
@@ -20,6 +21,7 @@ use super::super::{MountSource, SandboxError, SandboxMount, setup};
 use super::journal::{self, Whereabouts};
 use super::secrets::Secret;
 use crate::cancel::Cancel;
+use crate::rootfs::Touched;
 
 /// Everything put into one tree.
 pub struct Places<'a> {
@@ -39,11 +41,22 @@ pub struct Places<'a> {
 struct Swap {
     /// Within the tree, without symbolic links.
     target: PathBuf,
-    /// Where what was there has been moved to; `None` if the place is the tree's own.
-    kept: Option<PathBuf>,
+    /// What was there; `None` if the place is the tree's own.
+    kept: Option<Kept>,
     /// Where what is there now goes afterwards; `None` if it is removed.
     home: Option<PathBuf>,
 }
+
+/// What was moved aside.
+struct Kept {
+    /// Where to.
+    path: PathBuf,
+    /// Its change time before and after.
+    ctimes: (Time, Time),
+}
+
+/// Seconds since 1970 and nanoseconds.
+type Time = (i64, u32);
 
 impl<'a> Places<'a> {
     /// Prepares for the tree `root`, which must not be the root of its file system.
@@ -224,12 +237,7 @@ impl<'a> Places<'a> {
         }
         let (parent, name) = (inside(self.root, place.path.parent().unwrap_or(Path::new("/")))?, name(&place.path)?);
         let before = stubs::mtime(&rustix::fs::fstat(&parent)?);
-        let kept = self.aside.path().join(format!("kept-{}", self.swaps.len()));
-        let kept = match rustix::fs::renameat(&parent, name, rustix::fs::CWD, &kept) {
-            Ok(()) => Some(kept),
-            Err(Errno::NOENT) => None,
-            Err(errno) => return Err(errno.into()),
-        };
+        let kept = self.set_aside(&parent, name)?;
         let outer = self.outside.join(place.path.strip_prefix("/").unwrap_or(&place.path));
         let moved = home.as_deref().map_or(Ok(()), |home| journal::leaving(home, &outer)).and_then(|()| {
             let moved = rustix::fs::renameat_with(rustix::fs::CWD, &from, &parent, name, RenameFlags::NOREPLACE);
@@ -244,14 +252,27 @@ impl<'a> Places<'a> {
         stubs::set_mtime(&parent, before)
     }
 
-    /// Takes everything out again. Called when no process of the command is left.
+    /// Moves what has this name, if anything has, out of the tree.
+    fn set_aside(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<Option<Kept>> {
+        let path = self.aside.path().join(format!("kept-{}", self.swaps.len()));
+        let was = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => ctime(&stat),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        rustix::fs::renameat(parent, name, rustix::fs::CWD, &path)?;
+        let is = ctime(&rustix::fs::lstat(&path)?);
+        Ok(Some(Kept { path, ctimes: (was, is) }))
+    }
+
+    /// Takes everything out again. Called when no process of the command is left. What was set aside is told to `touched`.
     ///
     /// # Errors
     /// The first thing that could not be put back.
-    pub fn restore(mut self) -> Result<(), SandboxError> {
+    pub fn restore(mut self, touched: Option<&Touched>) -> Result<(), SandboxError> {
         let mut first = Ok(());
         while let Some(swap) = self.swaps.pop() {
-            let restored = self.take_out(&swap);
+            let restored = self.take_out(&swap, touched);
             let restored = setup(format!("take `{}` out of the tree", swap.target.display()), restored);
             first = first.and(restored);
         }
@@ -259,7 +280,7 @@ impl<'a> Places<'a> {
         first.and(removed)
     }
 
-    fn take_out(&self, swap: &Swap) -> io::Result<()> {
+    fn take_out(&self, swap: &Swap, touched: Option<&Touched>) -> io::Result<()> {
         // The command may have moved the parent away, or put a link there: then what it put in is its own.
         let parent = inside(self.root, swap.target.parent().unwrap_or(Path::new("/")));
         let (parent, name) = match parent {
@@ -282,7 +303,13 @@ impl<'a> Places<'a> {
             Err(errno) => return Err(errno.into()),
         }
         if let Some(kept) = &swap.kept {
-            rustix::fs::renameat(rustix::fs::CWD, kept, &parent, name)?;
+            // The command could not reach it there, but by another name perhaps.
+            let untouched = ctime(&rustix::fs::lstat(&kept.path)?) == kept.ctimes.1;
+            rustix::fs::renameat(rustix::fs::CWD, &kept.path, &parent, name)?;
+            if let (true, Some(touched)) = (untouched, touched) {
+                let back = ctime(&rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?);
+                touched.moved_back(&swap.target, kept.ctimes.0, back);
+            }
         }
         stubs::set_mtime(&parent, now)
     }
@@ -316,11 +343,15 @@ pub fn path_of(file: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
+fn ctime(stat: &Stat) -> Time {
+    (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or_default())
+}
+
 fn inside(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     stubs::open_directory(root, path).map_err(io::Error::from)
 }
 
-fn name(path: &Path) -> io::Result<&std::ffi::OsStr> {
+fn name(path: &Path) -> io::Result<&OsStr> {
     path.file_name().ok_or_else(|| Errno::BUSY.into())
 }
 
