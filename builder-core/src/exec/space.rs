@@ -24,25 +24,27 @@ impl<'a> Space<'a> {
         Self { work_dir: work_dir.to_owned(), cache, known: Mutex::default() }
     }
 
-    /// Space that everything below the work dir takes.
+    /// Space that everything below the work dir takes. What is moved from one place to another meanwhile counts once.
     pub(super) fn measure(&self) -> u64 {
-        let mut links = BTreeSet::new();
+        let mut seen = Seen::default();
         let mut total = 0;
         let mut named = Vec::new();
         for entry in fs::read_dir(&self.work_dir).into_iter().flatten().flatten() {
             if entry.file_name() != "trees" {
-                total += walk(&entry.path(), &mut links);
+                total += seen.walk(&entry.path());
                 continue;
             }
             for kind in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
                 if matches!(kind.file_name().to_str(), Some("layers" | "flat" | "plain")) {
-                    named.extend(fs::read_dir(kind.path()).into_iter().flatten().flatten().map(|entry| entry.path()));
+                    let trees = fs::read_dir(kind.path()).into_iter().flatten().flatten();
+                    named.extend(trees.filter_map(|tree| Some((tree.path(), inode(&tree.metadata().ok()?)))));
                 } else {
-                    total += walk(&kind.path(), &mut links);
+                    total += seen.walk(&kind.path());
                 }
             }
         }
-        total + named.iter().map(|path| self.size_of(path)).sum::<u64>()
+        named.retain(|(_, inode)| seen.inodes.insert(*inode));
+        total + named.iter().map(|(path, _)| self.size_of(path)).sum::<u64>()
     }
 
     /// Size of a directory that does not change as long as it has its name.
@@ -55,7 +57,7 @@ impl<'a> Space<'a> {
         let size = match self.cache.size(key) {
             Some(known) => known,
             None => {
-                let size = walk(path, &mut BTreeSet::new());
+                let size = Seen::default().walk(path);
                 // It may have lost its name while it was walked.
                 if !path.exists() {
                     return size;
@@ -71,19 +73,78 @@ impl<'a> Space<'a> {
     }
 }
 
-/// Space that `top` and everything below it takes; what vanishes meanwhile takes none. Hard links count once.
-fn walk(top: &Path, links: &mut BTreeSet<(u64, u64)>) -> u64 {
-    let mut total = 0;
-    let mut pending = vec![top.to_owned()];
-    while let Some(path) = pending.pop() {
-        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        if metadata.is_dir() {
-            pending.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
-        } else if metadata.nlink() > 1 && !links.insert((metadata.dev(), metadata.ino())) {
-            continue;
+/// What was counted and might be met again.
+#[derive(Default)]
+struct Seen {
+    inodes: BTreeSet<Inode>,
+}
+
+/// Device and number of an inode.
+type Inode = (u64, u64);
+
+/// Directories that may be moved while others are walked are at most so far below `trees/tmp` and the like.
+const MOVED_DEPTH: usize = 3;
+
+/// Files from so many bytes on count once though they have one name: they may be moved meanwhile, and much comes of it.
+const LARGE_BYTES: u64 = 1 << 20;
+
+impl Seen {
+    /// Space that `top` and everything below it takes; what vanishes meanwhile takes none. Hard links count once.
+    fn walk(&mut self, top: &Path) -> u64 {
+        let mut total = 0;
+        let mut pending = vec![(top.to_owned(), 0)];
+        while let Some((path, depth)) = pending.pop() {
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            // stat(2): blocks are of 512 bytes whatever the file system's own are.
+            let space = metadata.blocks() * 512;
+            let again = match metadata.is_dir() {
+                true => depth <= MOVED_DEPTH,
+                false => metadata.nlink() > 1 || space >= LARGE_BYTES,
+            };
+            if again && !self.inodes.insert(inode(&metadata)) {
+                continue;
+            }
+            if metadata.is_dir() {
+                let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+                pending.extend(entries.map(|entry| (entry.path(), depth + 1)));
+            }
+            total += space;
         }
-        // stat(2): blocks are of 512 bytes whatever the file system's own are.
-        total += metadata.blocks() * 512;
+        total
     }
-    total
+}
+
+fn inode(metadata: &fs::Metadata) -> Inode {
+    (metadata.dev(), metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_moved_meanwhile_counts_once() {
+        let work = tempfile::tempdir().expect("a directory");
+        let at = |path: &str| work.path().join(path);
+        for directory in ["tmp/a/tree/root/etc", "plain", "bases", "sha256"] {
+            fs::create_dir_all(at(directory)).expect("a directory");
+        }
+        let tree = at("tmp/a/tree/root/etc/file");
+        fs::write(&tree, vec![1; 300_000]).expect("a file");
+        fs::hard_link(&tree, at("tmp/a/tree/root/etc/second")).expect("a link");
+        fs::write(at("tmp/blob"), vec![1; 2 << 20]).expect("a file");
+        let whole = Seen::default().walk(work.path());
+        let mut seen = Seen::default();
+        let mut total = fs::metadata(work.path()).expect("metadata").blocks() * 512;
+        for (top, (from, to)) in [
+            ("tmp", ("tmp/a/tree", "plain/chain")),
+            ("plain", ("plain/chain", "bases/chain")),
+            ("bases", ("tmp/blob", "sha256/blob")),
+            ("sha256", ("sha256/blob", "tmp/blob")),
+        ] {
+            total += seen.walk(&at(top));
+            fs::rename(at(from), at(to)).expect("moved");
+        }
+        assert_eq!(total, whole);
+    }
 }
