@@ -37,9 +37,6 @@ const TESTS: &[(&str, &[Kernel], Test)] = &[
     ("missing", &[BOOKWORM], missing::one_after_the_other),
     ("builds", &[BOOKWORM, TRIXIE, ARM], builds::same_everywhere),
     ("escapes", &[BOOKWORM, TRIXIE, ARM], builds::escapes),
-    ("sandbox-root", &[BOOKWORM, TRIXIE, ARM], builds::sandbox_of_root),
-    ("sandbox-user", &[BOOKWORM, TRIXIE, ARM], builds::sandbox_of_users),
-    ("sandbox-traced", &[BOOKWORM, TRIXIE, ARM], builds::sandbox_of_traced),
     ("old", &[BULLSEYE], builds::too_old),
 ];
 
@@ -50,11 +47,20 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for (name, kernels, test) in TESTS {
         for kernel in *kernels {
-            trials.push(Trial::ignorable_test(format!("{}::{name}", kernel.name()), move || match kernel.possible() {
-                Ok(()) => Ok(test(*kernel).map(|()| Completion::Completed)?),
-                Err(reason) => Ok(Completion::ignored_with(format!("skipped: {reason}"))),
-            }));
+            trials.push(trial(*kernel, name, *test));
+        }
+    }
+    for kernel in [BOOKWORM, TRIXIE, ARM] {
+        for part in builds::SANDBOXES {
+            trials.push(trial(kernel, &format!("sandbox-{part}"), move |kernel| builds::sandbox(kernel, part)));
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(kernel: Kernel, name: &str, test: impl FnOnce(Kernel) -> Result<(), String> + Send + 'static) -> Trial {
+    Trial::ignorable_test(format!("{}::{name}", kernel.name()), move || match kernel.possible() {
+        Ok(()) => Ok(test(kernel).map(|()| Completion::Completed)?),
+        Err(reason) => Ok(Completion::ignored_with(format!("skipped: {reason}"))),
+    })
 }

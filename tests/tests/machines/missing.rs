@@ -75,7 +75,7 @@ pub fn one_after_the_other(kernel: Kernel) -> Result<(), String> {
         info("groups", &["process limit    300", "memory limit     512.0 MiB"]),
         info("overlay", &["plain directories", "overlay"]),
         info("user-namespaces", &["sysctl user.max_user_namespaces=15000 (it is 0)", "tier namespaces  not possible"]),
-        says(done("alone")?, UNAVAILABLE, &["more processes (the pod's pid limit"]),
+        says(done("alone")?, UNAVAILABLE, &["a larger limit of processes (the pod's pid limit"]),
     ];
     for (name, _, _) in TAKEN {
         checks.push(says(done(name)?, 0, &[]));

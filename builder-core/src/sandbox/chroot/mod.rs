@@ -20,6 +20,7 @@
 //! - no_new_privs is set, without which a process without CAP_SYS_ADMIN can have no filter: setuid programs and file
 //!   capabilities give nothing. `su` and `sudo` work for root, not for other users.
 //! - What cannot be read sees no `/proc` and `/sys`: some programs that changed their user (`peer`), and those of 32 bits.
+//! - A signal may make a call say `EINTR` that never says it elsewhere (`shells`).
 //! - Bind mounts that are read-only or come from a context or image are copies; writing to them works and changes nothing
 //!   else. The size of tmpfs and /dev/shm is not bounded. A cache that is mounted to be shared is used by one RUN at a time
 //!   (`journal`), and is a symbolic link at a second place of the same tree. Secrets (`secrets`) cannot be executed.
@@ -36,6 +37,7 @@ mod peer;
 mod places;
 mod secrets;
 mod serve;
+mod shells;
 mod tree;
 mod ways;
 

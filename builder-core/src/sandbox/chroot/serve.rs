@@ -88,6 +88,7 @@ pub fn filter() -> Vec<libc::sock_filter> {
     rules.extend(super::changes::rules());
     rules.extend(super::names::rules());
     rules.extend(super::peer::rules());
+    rules.extend(super::shells::rules());
     bpf::filter(&rules, Action::Notify)
 }
 
@@ -163,6 +164,7 @@ impl Server<'_> {
                 CONTINUE
             }
             libc::SYS_statfs => self.statfs(call, a, b),
+            libc::SYS_rt_sigaction => self.handle_children(call, b),
             libc::SYS_execve => self.exec(call, libc::AT_FDCWD, a),
             libc::SYS_execveat => self.exec(call, at, b),
             libc::SYS_uname => self.uname(call, a),

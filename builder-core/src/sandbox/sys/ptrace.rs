@@ -38,6 +38,8 @@ const GET_MASK: Request = 0x420a as Request;
 const SET_MASK: Request = 0x420b as Request;
 const LISTEN: Request = 0x4208 as Request;
 const CONT: Request = 7 as Request;
+#[cfg(target_arch = "aarch64")]
+const SINGLE_STEP: Request = 9 as Request;
 const SYSCALL: Request = 24 as Request;
 const GET_MESSAGE: Request = 0x4201 as Request;
 const GET_SET: Request = 0x4204 as Request;
@@ -132,6 +134,15 @@ pub fn go(thread: i32, signal: i32) -> Result<(), Errno> {
 /// `ESRCH` if it was killed.
 pub fn go_to_call(thread: i32) -> Result<(), Errno> {
     ptrace(SYSCALL, thread, 0, 0)
+}
+
+/// Lets a stopped thread go on with this signal, and stops it by `SIGTRAP` at the first instruction of the signal's handler.
+///
+/// # Errors
+/// `ESRCH` if it was killed.
+#[cfg(target_arch = "aarch64")]
+pub fn go_one_step(thread: i32, signal: i32) -> Result<(), Errno> {
+    ptrace(SINGLE_STEP, thread, 0, signal as usize)
 }
 
 /// Leaves a thread stopped as it is until it gets SIGCONT.

@@ -178,6 +178,11 @@ const PLAYED_PRCTL: [u32; 10] = [
     47, // PR_CAP_AMBIENT
 ];
 
+/// Whether calls of this number are performed by the supervisor alone, and by nothing that a signal could end.
+pub fn is_answered(number: i64) -> bool {
+    ANSWERED.iter().chain(ANSWERED_OLD).chain(&CHANGE_USER).any(|&answered| answered == number)
+}
+
 /// The filter with the listener. It allows sendmsg(2), over which the listener is sent.
 pub fn first() -> Vec<libc::sock_filter> {
     let mut rules: Vec<Rule> = ANSWERED

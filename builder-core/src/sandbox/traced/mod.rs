@@ -40,6 +40,7 @@ mod filter;
 mod held;
 mod identity;
 mod ids;
+mod interrupted;
 mod layout;
 mod loader;
 mod located;
@@ -298,6 +299,7 @@ fn trace(
         credentials: Mutex::new(Credentials::new(user.uid, user.gid, &user.groups, capabilities)),
         image: Mutex::new(Image { program: Arc::new(program), scratch: Arc::default() }),
         handed: Mutex::default(),
+        given_up: AtomicBool::default(),
         descriptors: descriptors::Descriptors::new(child.pid, Arc::default()),
     });
     let status = serve::serve(&world, complain, || {

@@ -5,6 +5,7 @@
 //! before its caller goes on.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -15,14 +16,12 @@ use rustix::pipe::SpliceFlags;
 
 use super::super::sys::notify::Reply;
 use super::super::sys::pipe;
+use super::interrupted::RESTART;
 use super::view::reopen;
 use super::world::World;
 
 /// Time between two looks, at first and at last: who waits for long loses no more by a late look than programs that take turns.
 const LOOKS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
-
-/// Ends the call, and lets the kernel begin it anew or say `EINTR` as the signal's handler wants it (`ERESTARTSYS`, which no program sees).
-const RESTART: i32 = 512;
 
 /// A named pipe that is being opened without `O_NONBLOCK`.
 pub enum Pipe {
@@ -54,7 +53,7 @@ fn meet(world: &World, (id, thread): (u64, i32), mut pipe: Pipe, flags: OFlags) 
     let (mut pause, mut waited) = (LOOKS.0, false);
     loop {
         // Asked before the pipe is looked at: the signal may be that the other end has come, done its work, and ended.
-        let interrupted = waited && is_interrupted(thread);
+        let interrupted = waited && Signals::of(thread).is_some_and(|signals| signals.interrupt());
         if let Pipe::Writing(path) = &pipe {
             match reopen(path.as_fd(), flags | OFlags::NONBLOCK, Mode::empty()) {
                 Ok(open) => pipe = Pipe::Met(open),
@@ -70,6 +69,9 @@ fn meet(world: &World, (id, thread): (u64, i32), mut pipe: Pipe, flags: OFlags) 
                     return Ok(None);
                 }
                 if interrupted {
+                    if let Some(task) = world.tasks.get(thread) {
+                        task.given_up.store(true, Ordering::Relaxed);
+                    }
                     return Err(Errno::from_raw_os_error(RESTART));
                 }
                 match &waits {
@@ -101,23 +103,43 @@ fn is_met(open: &OwnedFd) -> bool {
     rustix::pipe::tee(open, &end, 1, SpliceFlags::NONBLOCK) == Err(Errno::AGAIN)
 }
 
-/// Whether a signal waits for `thread` that ends a call: a call that is answered sees none by itself.
-fn is_interrupted(thread: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{thread}/status")) else { return false };
-    interrupts(&status)
+/// What is known of a thread's signals; bit 0 is signal 1.
+pub struct Signals {
+    pending: u64,
+    blocked: u64,
+    ignored: u64,
+    handled: u64,
 }
 
-/// The same of what proc_pid_status(5) describes.
-fn interrupts(status: &str) -> bool {
-    let set = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":"));
-        line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
-    };
-    // Nothing happens by these unless there is a handler.
-    let quiet = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
-    let quiet = quiet.iter().fold(0, |all, signal| all | 1 << (signal - 1));
-    let waiting = set("SigPnd") | set("ShdPnd");
-    waiting & !set("SigBlk") & !set("SigIgn") & !(quiet & !set("SigCgt")) != 0
+impl Signals {
+    /// `None` if it is gone.
+    pub fn of(thread: i32) -> Option<Self> {
+        std::fs::read_to_string(format!("/proc/{thread}/status")).ok().map(|status| Self::from_status(&status))
+    }
+
+    /// Of what proc_pid_status(5) describes.
+    fn from_status(status: &str) -> Self {
+        let set = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":"));
+            line.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
+        };
+        let pending = set("SigPnd") | set("ShdPnd");
+        Self { pending, blocked: set("SigBlk"), ignored: set("SigIgn"), handled: set("SigCgt") }
+    }
+
+    /// Whether the process has a handler of its own for a signal.
+    #[cfg(any(target_arch = "aarch64", test))]
+    pub fn handles(&self, signal: i32) -> bool {
+        (1..=64).contains(&signal) && self.handled & 1 << (signal - 1) != 0
+    }
+
+    /// Whether one waits that ends a call: a call that is answered sees none by itself.
+    fn interrupt(&self) -> bool {
+        // Nothing happens by these unless there is a handler.
+        let quiet = [libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH];
+        let quiet = quiet.iter().fold(0, |all, signal| all | 1 << (signal - 1));
+        self.pending & !self.blocked & !self.ignored & !(quiet & !self.handled) != 0
+    }
 }
 
 #[cfg(test)]
@@ -132,7 +154,7 @@ mod tests {
                  SigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n",
                 0
             );
-            assert_eq!(interrupts(&status), expected, "{status}");
+            assert_eq!(Signals::from_status(&status).interrupt(), expected, "{status}");
         };
         let (terminate, child) = (1 << (libc::SIGTERM - 1), 1 << (libc::SIGCHLD - 1));
         check(0, 0, 0, 0, false);
@@ -141,6 +163,15 @@ mod tests {
         check(terminate, 0, terminate, 0, false);
         check(child, 0, 0, 0, false);
         check(child, 0, 0, child, true);
-        assert!(!interrupts(""));
+        assert!(!Signals::from_status("").interrupt());
+    }
+
+    #[test]
+    fn signals_with_a_handler() {
+        let signals = Signals::from_status("Name:\tcat\nSigCgt:\t8000000000000001\n");
+        assert_eq!(
+            [-1, 0, 1, 2, 63, 64, 65].map(|signal| signals.handles(signal)),
+            [false, false, true, false, false, true, false]
+        );
     }
 }

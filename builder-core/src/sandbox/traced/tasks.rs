@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::descriptors::Descriptors;
@@ -47,6 +48,8 @@ pub struct Task {
     pub image: Mutex<Image>,
     /// The file that the next call of the loader opens.
     pub handed: Mutex<Option<OwnedFd>>,
+    /// Whether its call was answered in the way that lets a signal end it.
+    pub given_up: AtomicBool,
     /// What its descriptors stand for.
     pub descriptors: Descriptors,
 }
@@ -130,6 +133,7 @@ impl Task {
             credentials: Mutex::new(lock(&self.credentials).clone()),
             image: Mutex::new(image),
             handed: Mutex::default(),
+            given_up: AtomicBool::default(),
             descriptors: self.descriptors.of(thread),
         }
     }
@@ -143,6 +147,7 @@ impl Task {
             credentials: Mutex::new(lock(&self.credentials).clone()),
             image: Mutex::new(lock(&self.image).clone()),
             handed: Mutex::new(lock(&self.handed).take()),
+            given_up: AtomicBool::default(),
             descriptors: self.descriptors.of(thread),
         }
     }

@@ -16,6 +16,7 @@ use super::calls::HANDED;
 use super::exec::{self, Loading, Plan, Started};
 use super::filter::Rewrite;
 use super::held::Directory;
+use super::interrupted;
 use super::tasks::{Task, lock};
 use super::view::own_path;
 use super::world::{Caller, World};
@@ -33,6 +34,8 @@ enum Work {
     Rewriting(Box<Rewriting>),
     /// A call whose answer is looked at, as it was made.
     Asking(Box<Registers>),
+    /// On the way to the handler of a signal, as it was before.
+    Handling(Box<Registers>),
 }
 
 /// A call that names a file. The thread is given a descriptor of it, makes the call with a path to that descriptor, and
@@ -190,18 +193,24 @@ impl<'a> Tracer<'a> {
     }
 
     fn signalled(&mut self, thread: i32, signal: i32) -> Result<(), Errno> {
-        if signal == libc::SIGTRAP
-            && let Some(Work::Loading(_)) = self.work.get(&thread)
-            && let Some(Work::Loading(loading)) = self.work.remove(&thread)
-        {
-            let task = self.world.tasks.get(thread).ok_or(Errno::SRCH)?;
-            if loading.end(&task).is_err() {
-                // There is no program to go back to: execve(2), "SIGKILL".
-                return self.kill(thread);
+        let Some(task) = self.world.tasks.get(thread) else { return ptrace::go(thread, signal) };
+        match self.work.remove(&thread) {
+            // There is no program to go back to if that fails: execve(2), "SIGKILL".
+            Some(Work::Loading(loading)) if signal == libc::SIGTRAP => match loading.end(&task) {
+                Ok(()) => ptrace::go(thread, 0),
+                Err(_) => self.kill(thread),
+            },
+            Some(Work::Handling(before)) if signal == libc::SIGTRAP => interrupted::at_handler(thread, &before),
+            None | Some(Work::Handling(_)) => {
+                let before = interrupted::deliver(&task, signal)?;
+                self.work.extend(before.map(|before| (thread, Work::Handling(Box::new(before)))));
+                Ok(())
             }
-            return ptrace::go(thread, 0);
+            Some(other) => {
+                self.work.insert(thread, other);
+                ptrace::go(thread, signal)
+            }
         }
-        ptrace::go(thread, signal)
     }
 
     fn kill(&self, thread: i32) -> Result<(), Errno> {

@@ -24,7 +24,7 @@ pub struct Case {
 macro_rules! cases {
     ($($module:ident :: $name:ident),* $(,)?) => {
         /// All of them.
-        pub const CASES: &[Case] = &[$(Case { name: stringify!($name), run: $module::$name }),*];
+        const CASES: &[Case] = &[$(Case { name: stringify!($name), run: $module::$name }),*];
     };
 }
 
@@ -35,6 +35,7 @@ cases![
     processes::signals,
     processes::streams,
     processes::named_pipes,
+    processes::jobs_that_end_meanwhile,
     processes::a_thousand_lines_in_order,
     processes::output_without_line_end,
     processes::standard_input_is_empty,
@@ -97,9 +98,17 @@ cases![
     stress::peers,
     stress::access_lists,
     stress::written_programs,
+    stress::interrupted,
     stress::changes,
     stress::a_capability_alone,
 ];
+
+/// The cases that are performed: all, or those that `SANDBOX_CASES` names, separated by commas. An environment performs all of its
+/// cases for the first one that is asked for.
+pub fn wanted() -> impl Iterator<Item = &'static Case> {
+    let names = std::env::var("SANDBOX_CASES").unwrap_or_default();
+    CASES.iter().filter(move |case| names.is_empty() || names.split(',').any(|name| name == case.name))
+}
 
 #[track_caller]
 fn ends(context: &Context, script: &str, expected: ExitStatus) {

@@ -64,6 +64,14 @@ pub(super) fn named_pipes(context: &Context) {
     assert_eq!(context.sh(&tree, ended), ["143", "143"]);
 }
 
+pub(super) fn jobs_that_end_meanwhile(context: &Context) {
+    let tree = context.tree();
+    // The end of each job is a signal to the shell, at some moment of what it does next.
+    let script = "i=0; while test $i -lt 150; do i=$((i+1)); : & cd /tmp || exit 1; \
+                  : & test -e /bin/busybox || exit 2; : & read -r _ < /etc/passwd || exit 3; done; wait";
+    context.sh(&tree, script);
+}
+
 pub(super) fn streams(context: &Context) {
     let tree = context.tree();
     let outcome = context.try_run(&tree.rootfs, &shell("echo out; echo err >&2; echo > /dev/stdout"));

@@ -85,6 +85,14 @@ pub(super) fn written_programs(context: &Context) {
     stress(context, "written", scaled(100));
 }
 
+pub(super) fn interrupted(context: &Context) {
+    if context.environment.tier == Some(Tier::Chroot) {
+        let reason = "a signal ends a call that the supervisor has not received, and its handler decides whether it is made again";
+        std::panic::panic_any(Skip(reason.into()));
+    }
+    stress(context, "interrupted", scaled(2000));
+}
+
 /// After each command it is checked that what it was told to have touched covers all that changed.
 pub(super) fn changes(context: &Context) {
     for seed in 1..=scaled(60) {
