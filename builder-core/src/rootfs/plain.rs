@@ -20,6 +20,7 @@ use std::time::Duration;
 use super::borrowed::{Borrowed, LentFiles};
 use super::duplicate::Duplicate;
 use super::fetch::{Stop, open, unpack_blob};
+use super::index::Indexes;
 use super::links::Separated;
 use super::owners::{Key, Owners};
 use super::pretend::Pretence;
@@ -438,6 +439,11 @@ impl PlainTree {
         self.save_beside(&tree, &lent)?;
         publish(&tree, &self.plains.dir.base(chain))?;
         Ok(())
+    }
+
+    /// The indexes of the work dir.
+    pub(super) fn indexes(&self) -> Indexes {
+        self.plains.dir.indexes()
     }
 
     /// What the lowest of `layers`, of which this tree is made, looked like when it was unpacked, if that is kept.

@@ -5,7 +5,8 @@
 //! themselves are read.
 //!
 //! # Limitations
-//! A whole layer is inflated for one file, the uppermost first, until all are found.
+//! A whole layer is inflated for one file, the uppermost first, until all are found; but not one whose index is kept and says that
+//! it has none of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use super::archive::{TarEntry, TarError, TarKind, TarReader};
 use super::attributes::capability;
 use super::fetch::{Stop, describe, open};
+use super::index::Indexes;
 use super::inflate::decompress;
 use super::resolve::clean;
 use super::unpack::UnpackError;
@@ -53,7 +55,8 @@ pub enum Recalled {
 
 impl Recall<'_> {
     /// Finds what `wanted` (paths without a leading `/` that are files or links of `before`) were, the lowest layers from `unchanged`
-    /// if there is that. What cannot be told for sure is missing in the answer.
+    /// if there is that. What cannot be told for sure is missing in the answer. Layers that have nothing to say according to `indexes`
+    /// are not read.
     ///
     /// # Errors
     /// If a layer or a file cannot be read.
@@ -62,6 +65,7 @@ impl Recall<'_> {
         wanted: BTreeSet<PathBuf>,
         before: &Listing,
         unchanged: Option<&Unchanged>,
+        indexes: Option<&Indexes>,
     ) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> {
         let mut search = Search { before, names: BTreeSet::new(), open: BTreeMap::new(), found: BTreeMap::new() };
         for path in wanted {
@@ -71,7 +75,7 @@ impl Recall<'_> {
         let packed = unchanged.map_or(0, |unchanged| unchanged.layers);
         for layer in self.layers[packed..].iter().rev() {
             // Once more for what the layer has only as another name of a file that was not looked for.
-            while !search.open.is_empty() {
+            while !search.open.is_empty() && search.concerns(layer, indexes) {
                 let read = open(self.source, layer)
                     .and_then(|blob| search.layer(blob, &stop).map_err(|error| describe(error, layer, &stop)))?;
                 if !read {
@@ -158,6 +162,24 @@ impl Search<'_> {
     fn want(&mut self, path: PathBuf, for_path: PathBuf) {
         self.names.extend(path.file_name().map(OsStr::to_owned));
         self.open.entry(path).or_default().push(for_path);
+    }
+
+    /// Whether a layer has anything to say about what is looked for, which it may have where its index is not known.
+    fn concerns(&self, layer: &LayerRef, indexes: Option<&Indexes>) -> bool {
+        let Some(Ok(Some(mut index))) = indexes.map(|indexes| indexes.open(layer.diff_id)) else { return true };
+        loop {
+            match index.next_entry() {
+                Ok(None) => return false,
+                Ok(Some(entry)) if !self.is_about(&relative(&entry.name)).unwrap_or(true) => {}
+                Ok(Some(_)) | Err(_) => return true,
+            }
+        }
+    }
+
+    /// Whether an entry with this path may be what is looked for.
+    fn is_about(&self, path: &Path) -> Result<bool, UnpackError> {
+        let named = path.file_name().is_some_and(|name| self.names.contains(name));
+        Ok(named && (self.open.contains_key(path) || self.is_below_link(path)?))
     }
 
     /// Reads a layer. `true` if it must be read again, because it led to another name.
@@ -265,7 +287,10 @@ mod tests {
         let tree = trees.checkout(&refs, &blobs, &cancel).unwrap();
         let before = tree.rootfs().unwrap().list().unwrap();
         let recall = Recall { layers: &refs, source: &blobs, cancel: &cancel };
-        let found = recall.files(BTreeSet::from([PathBuf::from(path)]), &before, None).unwrap();
+        let found = recall.files(BTreeSet::from([PathBuf::from(path)]), &before, None, None).unwrap();
+        let indexes = trees.indexes();
+        let indexed = recall.files(BTreeSet::from([PathBuf::from(path)]), &before, None, Some(&indexes)).unwrap();
+        assert_eq!(indexed, found, "{path}");
         let expected = expected.map(|text| match text.strip_prefix("->") {
             Some(target) => Recalled::Symlink(target.into()),
             None => Recalled::File { sha256: Sha256::of(text.as_bytes()), capability: None },
@@ -287,6 +312,27 @@ mod tests {
         check(&[vec![file("f", "data"), hard_link("g", "f"), hard_link("h", "g")]], "h", Some("data"));
         check(&[vec![file("f", "data")], vec![hard_link("g", "f")]], "g", Some("data"));
         check(&[vec![file("f", "data"), hard_link("g", "f"), file("f", "later")]], "f", Some("later"));
+    }
+
+    #[test]
+    fn layers_whose_index_has_no_such_file_are_not_read() {
+        let base = vec![file("a", "was"), file("b", "b")];
+        let (blobs, refs) = Blobs::layers(&[base.clone(), vec![dir("etc"), file("etc/a", "other")]]);
+        let work = tempfile::tempdir().unwrap();
+        let trees = Trees::open(work.path(), Some(TreeMode::Directory), Ownership::Real).unwrap();
+        let cancel = Cancel::default();
+        let tree = trees.checkout(&refs, &blobs, &cancel).unwrap();
+        let before = tree.rootfs().unwrap().list().unwrap();
+        // The upper layer can be had no more.
+        let (left, _) = Blobs::layers(&[base]);
+        let recall = Recall { layers: &refs, source: &left, cancel: &cancel };
+        let (wanted, indexes) = (BTreeSet::from([PathBuf::from("a")]), trees.indexes());
+        let files = |indexes| recall.files(wanted.clone(), &before, None, indexes);
+        let was = Recalled::File { sha256: Sha256::of(b"was"), capability: None };
+        assert_eq!(files(Some(&indexes)).unwrap().into_values().collect::<Vec<_>>(), [was]);
+        assert!(files(None).is_err());
+        indexes.forget(refs[1].diff_id);
+        assert!(files(Some(&indexes)).is_err());
     }
 
     #[test]

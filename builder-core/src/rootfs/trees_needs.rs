@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::super::index::Indexes;
 use super::super::plain::Sharing;
 use super::super::recall::Unchanged;
 use super::super::volume;
@@ -101,6 +102,14 @@ impl TreeStep<'_> {
         match &self.work {
             Work::Overlay { .. } => Ok(None),
             Work::Directory { tree, .. } => tree.unchanged(layers),
+        }
+    }
+
+    /// Directory mode: what layers hold, as far as that is kept.
+    pub fn indexes(&self) -> Option<Indexes> {
+        match &self.work {
+            Work::Overlay { .. } => None,
+            Work::Directory { tree, .. } => Some(tree.indexes()),
         }
     }
 }

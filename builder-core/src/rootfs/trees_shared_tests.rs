@@ -371,7 +371,7 @@ fn what_a_stage_begins_with_is_kept_where_copies_are_cheap() {
         let wanted = ["note", "d/g", "able", "link", "d/h", "with\nline and ", "d"].map(std::path::PathBuf::from);
         let recall = |unchanged: Option<&Unchanged>, source: &dyn LayerSource| {
             let recall = crate::rootfs::Recall { layers: &refs, source, cancel: &Cancel::default() };
-            recall.files(wanted.clone().into(), step.before().unwrap(), unchanged).unwrap()
+            recall.files(wanted.clone().into(), step.before().unwrap(), unchanged, None).unwrap()
         };
         let (all, all_refs) =
             Blobs::layers(&[base().to_vec(), vec![vec![file("d/g", "third"), file("above", "a")]]].concat());

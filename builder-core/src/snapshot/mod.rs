@@ -80,7 +80,7 @@ pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes
     let recall = below.map(|below| {
         move |wanted| {
             let unchanged = step.unchanged(below.layers)?;
-            below.files(wanted, before, unchanged.as_ref())
+            below.files(wanted, before, unchanged.as_ref(), step.indexes().as_ref())
         }
     });
     let recall = recall.as_ref().map(|recall| recall as &directory::Recalls<'_>);
