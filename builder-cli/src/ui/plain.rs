@@ -99,7 +99,7 @@ impl<W: Write> State<W> {
         let verb = match transfer {
             Transfer::Pull => "pulling",
             Transfer::Push => "pushing",
-            Transfer::Compress => return,
+            Transfer::Compress => "packing",
         };
         let key = (transfer, id.to_owned());
         if total == Some(done) {
@@ -113,7 +113,7 @@ impl<W: Write> State<W> {
         if last.elapsed() >= PROGRESS_INTERVAL {
             *last = Instant::now();
             let total = total.map_or_else(String::new, |total| format!(" of {}", bytes(total)));
-            self.line(&format!("{verb} {id}: {}{total}", bytes(done)));
+            self.line(&format!("{verb} {}: {}{total}", one_line(id), bytes(done)));
         }
     }
 }

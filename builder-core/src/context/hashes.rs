@@ -40,6 +40,13 @@ pub(crate) struct FileHash {
     pub(crate) capability: Option<Vec<u8>>,
 }
 
+impl FileHash {
+    /// Stands for the content of any file.
+    pub(crate) fn unread() -> Self {
+        Self { data: blake3::Hash::from_bytes([0; blake3::OUT_LEN]), capability: None }
+    }
+}
+
 /// What was done to know hashes.
 #[derive(Debug, Default)]
 pub(super) struct Counters {

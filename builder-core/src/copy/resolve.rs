@@ -70,8 +70,17 @@ impl ResolvedCopy {
     /// # Errors
     /// [`CopyError`], also for a file that is not what it was when it was matched.
     pub fn content_hash(&self, action: &CopyAction, files: &Files, cancel: &Cancel) -> Result<ContentHash, CopyError> {
-        let (whole, items) = summarize(action, &self.sources, files, cancel)?;
+        let (whole, items) = summarize(action, &self.sources, &|some| Ok(files.hash(some, cancel)?))?;
         Ok(ContentHash { whole, items })
+    }
+
+    /// The same without what is in files, of which none is read: where two of these differ, so do the hashes of the content.
+    ///
+    /// # Errors
+    /// [`CopyError`]
+    pub fn outline(&self, action: &CopyAction) -> Result<Sha256, CopyError> {
+        let unread = FileHash::unread();
+        Ok(summarize(action, &self.sources, &|some| Ok(vec![unread.clone(); some.len()]))?.0)
     }
 }
 
@@ -215,17 +224,19 @@ fn missing(written: &str, path: &Path, files: &Files) -> CopyError {
     CopyError::Missing { path: Path::new("/").join(path), clue: files.clue(written, path) }
 }
 
+/// Hashes of regular files, in their order.
+type HashesOf<'a> = dyn Fn(&[(PathBuf, Found)]) -> Result<Vec<FileHash>, CopyError> + 'a;
+
 /// Hashes all matches; the whole and the items.
 fn summarize(
     action: &CopyAction,
     sources: &[Source],
-    files: &Files,
-    cancel: &Cancel,
+    hashes: &HashesOf<'_>,
 ) -> Result<(Sha256, Vec<(String, Sha256)>), CopyError> {
     // What is a file itself first, all together; what is below directories in its turn.
     let single = sources.iter().flat_map(matches_of).filter(|found| found.found.metadata.kind == FileKind::File);
     let single: Vec<_> = single.map(|found| (found.path.clone(), found.found)).collect();
-    let mut single = files.hash(&single, cancel)?.into_iter();
+    let mut single = hashes(&single)?.into_iter();
     let mut whole = Hasher::default();
     let mut items = Vec::new();
     for (source, written) in sources.iter().zip(&action.sources) {
@@ -257,7 +268,7 @@ fn summarize(
                 }
                 let regular = entries.iter().filter(|entry| entry.found.metadata.kind == FileKind::File);
                 let regular: Vec<_> = regular.map(|entry| (found.path.join(&entry.path), entry.found)).collect();
-                let mut hashes = files.hash(&regular, cancel)?.into_iter();
+                let mut hashes = hashes(&regular)?.into_iter();
                 for entry in &entries {
                     let hash = if entry.found.metadata.kind == FileKind::File { hashes.next() } else { None };
                     let link = entry.link.as_deref().map(Path::as_os_str);

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! <work>/cache/steps/<key>.json    result of a step: its layer and when it was made
+//! <work>/cache/outlines/<key>.json a step whose files have these names, modes and sizes was done; see `exec::copying`
+//! <work>/cache/outlines/all        no step was done before outlines were kept here
 //! <work>/cache/inputs/<key>.json   content hash of what a step reads from an immutable tree
 //! <work>/cache/places/<digest>.json  where a layer was pushed to, see `exec::released`
 //! <work>/cache/sizes/<key>.json    space that a finished tree takes, see `exec::meter`
@@ -44,7 +46,7 @@ pub(super) struct InputRecord {
 #[derive(Debug, Clone)]
 pub(super) struct StepCache {
     root: PathBuf,
-    was_empty: bool,
+    has_all_outlines: bool,
 }
 
 impl StepCache {
@@ -55,12 +57,32 @@ impl StepCache {
             fs::create_dir_all(root.join(part))?;
         }
         let was_empty = fs::read_dir(root.join("steps"))?.next().is_none();
-        Ok(Self { root, was_empty })
+        let (outlines, all) = (root.join("outlines"), root.join("outlines/all"));
+        // Who makes the directory says whether all outlines will be in it.
+        let is_new = match fs::create_dir(&outlines) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            made => made.map(|()| true)?,
+        };
+        if is_new && was_empty {
+            fs::File::create(&all)?;
+        }
+        let has_all_outlines = all.exists();
+        Ok(Self { root, has_all_outlines })
     }
 
-    /// Whether it had no step when it was opened.
-    pub(super) fn was_empty(&self) -> bool {
-        self.was_empty
+    /// Whether no step of which [`StepCache::has_outline`] does not know was done here.
+    pub(super) fn has_all_outlines(&self) -> bool {
+        self.has_all_outlines
+    }
+
+    /// Whether a step was done here that differs from the one with this outline at most in what its files hold.
+    pub(super) fn has_outline(&self, outline: Sha256) -> bool {
+        // What cannot be told may be there.
+        self.path("outlines", outline).try_exists().unwrap_or(true)
+    }
+
+    pub(super) fn put_outline(&self, outline: Sha256) -> io::Result<()> {
+        self.write("outlines", outline, &())
     }
 
     pub(super) fn step(&self, key: Sha256) -> Option<StepRecord> {
@@ -148,6 +170,7 @@ mod tests {
         let cache = StepCache::open(work.path()).expect("cache opens");
         let key = Sha256::of(b"key");
         assert_eq!(cache.step(key), None);
+        assert!(cache.has_all_outlines());
         let record = StepRecord {
             layer: SealedLayer {
                 diff_id: DiffId(Sha256::of(b"tar")),
@@ -161,5 +184,21 @@ mod tests {
         assert_eq!(cache.step(key), Some(record));
         fs::write(cache.path("steps", key), b"{\"layer\":").expect("file is damaged");
         assert_eq!(cache.step(key), None);
+    }
+
+    #[test]
+    fn outlines_count_where_there_were_no_steps_before_them() {
+        let work = tempfile::tempdir().expect("temporary directory");
+        let open = || StepCache::open(work.path()).expect("cache opens");
+        let key = Sha256::of(b"key");
+        assert!(!open().has_outline(key));
+        open().put_outline(key).expect("it is written");
+        assert!(open().has_outline(key) && open().has_all_outlines());
+        // As a builder leaves it that knows of no outlines.
+        fs::remove_dir_all(work.path().join("cache/outlines")).expect("removed");
+        open().write("steps", key, &0).expect("it is written");
+        fs::remove_dir_all(work.path().join("cache/outlines")).expect("removed");
+        assert!(!open().has_all_outlines());
+        assert!(!open().has_all_outlines());
     }
 }

@@ -1,9 +1,12 @@
 //! COPY and ADD as steps: where files come from, what their cache key covers.
 //!
 //! A step that cannot have been done before, in a work dir where nothing was, needs its key for nothing but its record. Its files
-//! are then read once, for the layer or into the tree, and hashed while they pass (`Shared::misses_surely`).
+//! are then read once, for the layer or into the tree, and hashed while they pass (`Shared::misses_surely`). The same goes for a step whose
+//! *outline* is new in its work dir: names, modes, owners, sizes and links of its files, for which none is read. Steps are kept with their
+//! outlines, so one that was done has one.
 
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::BuildError;
@@ -121,15 +124,30 @@ impl<'a> Prepared<'a> {
             return Ok(Inputs::from_record(&record(&self.content_hash()?)));
         };
         // A tree of layers never changes, so what was read from it once need not be read again.
-        let chain = source.tree().chain().map_or_else(String::new, |chain| chain.to_string());
-        let question = canonical_json(&(chain, self.action)).expect("a copy action is plain data");
-        let key = Sha256::of(&question);
+        let key = self.question(source);
         if let Some(known) = self.shared.cache.input(key) {
             return Ok(Inputs::from_record(&known));
         }
         let found = record(&self.content_hash()?);
         self.shared.cache.put_input(key, &found).map_err(|source| BuildError::Cache { source })?;
         Ok(Inputs::from_record(&found))
+    }
+
+    /// What is asked of a tree of layers.
+    fn question(&self, source: &SourceTree) -> Sha256 {
+        let chain = source.tree().chain().map_or_else(String::new, |chain| chain.to_string());
+        Sha256::of(&canonical_json(&(chain, self.action)).expect("a copy action is plain data"))
+    }
+
+    /// Whether [`Prepared::inputs`] need not look at any file.
+    pub(super) fn has_known_inputs(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| self.shared.cache.input(self.question(source)).is_some())
+    }
+
+    /// What the cache key covers, but for what files hold.
+    pub(super) fn outline(&self) -> Result<Inputs, BuildError> {
+        let outline = self.open()?.resolved.outline(self.action)?;
+        Ok(Inputs { items: BTreeMap::from([(WHOLE.to_owned(), outline)]) })
     }
 
     fn content_hash(&self) -> Result<ContentHash, BuildError> {

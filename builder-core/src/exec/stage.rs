@@ -173,7 +173,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             (Action::Run(action), _) => Some(running::inputs(shared, action)?),
             (Action::Copy(_), Some(prepared)) => match shared.known_inputs(self.stage, index) {
                 Some(known) => Some(known),
-                None if self.coming.is_empty() && shared.misses_surely(self.stage, index, self.chain()) => {
+                None if self.coming.is_empty()
+                    && shared.misses_surely((self.stage, index), self.chain(), prepared)? =>
+                {
                     prepared.hash_in_passing()?;
                     None
                 }
@@ -184,7 +186,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         phases.done("inputs", begun);
         let detached = matches!(&step.action, Action::Copy(action) if crate::copy::links(action));
         let inputs = inputs.map_or_else(OnceLock::new, OnceLock::from);
-        let key = StepKey { shared, stage: self.stage, step, index, inputs };
+        let key = StepKey { shared, stage: self.stage, step, index, inputs, outline: OnceLock::new() };
         // Behind a layer that is being made nothing is looked up: what stands on a large layer made just now was hardly ever
         // built before, and to find out would mean to wait for it. Unless layers made again are often the same.
         if !self.coming.is_empty() && self.may_be_known(&key) {
@@ -218,7 +220,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             None => return self.make_in_tree(key, copy.as_ref(), started, &phases),
         };
         if let Some(copy) = &copy {
-            key.learn(|| copy.inputs())?;
+            self.learn(&key, copy, id)?;
         }
         self.settle()?;
         self.tree = None;
@@ -267,7 +269,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             Action::Copy(_) => {
                 let copy = copy.expect("prepared above");
                 copy.apply(tree_step.rootfs())?;
-                key.learn(|| copy.inputs())?;
+                self.learn(&key, copy, id)?;
             }
         }
         phases.done(if matches!(step.action, Action::Run(_)) { "run" } else { "copy" }, begun);
@@ -326,7 +328,10 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             return Ok(None);
         }
         if key.inputs.get().is_none() {
-            shared.observer.event(Event::CacheMiss { step: id, reason: NEVER_DONE });
+            // What changed is told when it is known: [`Self::learn`].
+            if shared.recall(stage, index).is_none() {
+                shared.observer.event(Event::CacheMiss { step: id, reason: NEVER_DONE });
+            }
             return Ok(None);
         }
         if let Some(components) = components
@@ -344,14 +349,29 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             self.tree = None;
             return Ok(Some(found.take(shared, stage, index, &mut self.trail)));
         }
-        let reason = match (shared.recall(stage, index), components) {
+        self.tell_miss(key, components, id);
+        Ok(None)
+    }
+
+    /// What a COPY or ADD has read, now that it did. If it was begun before that was known, its miss is told now.
+    fn learn(&self, key: &StepKey<'_>, copy: &copying::Prepared<'_>, id: StepId) -> Result<(), BuildError> {
+        let was_begun_without = key.learn(copy)?;
+        let is_asked_for = !self.shared.request.no_cache.applies_to(&self.stage.name);
+        if was_begun_without && is_asked_for && self.shared.recall(self.stage, key.index).is_some() {
+            self.tell_miss(key, Some(&key.components(self.chain())), id);
+        }
+        Ok(())
+    }
+
+    /// Why a step is not in the cache.
+    fn tell_miss(&self, key: &StepKey<'_>, components: Option<&Components>, id: StepId) {
+        let reason = match (self.shared.recall(self.stage, key.index), components) {
             (None, _) => NEVER_DONE.to_owned(),
             (Some(old), Some(now)) if old.key() == now.key() => "its result was pruned".to_owned(),
             (Some(old), Some(now)) => now.difference(&old),
             (Some(old), None) => key.components_on(StateKey(Sha256::of(b"not known yet"))).difference(&old),
         };
-        shared.observer.event(Event::CacheMiss { step: id, reason: &reason });
-        Ok(None)
+        self.shared.observer.event(Event::CacheMiss { step: id, reason: &reason });
     }
 
     /// Makes the layer of a step without a directory, if that is the better way and works.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use super::BuildError;
 use super::cache::StepRecord;
+use super::copying::Prepared;
 use super::elsewhere::Trail;
 use super::shared::{MadeLayer, Shared, lock};
 use crate::layer::SealedLayer;
@@ -26,6 +27,8 @@ pub(super) struct StepKey<'a> {
     pub(super) index: usize,
     /// Not known before the step is done where it is certain that it was not done before.
     pub(super) inputs: OnceLock<Inputs>,
+    /// Of a COPY or ADD that was done: the same but for what files hold.
+    pub(super) outline: OnceLock<Inputs>,
 }
 
 impl StepKey<'_> {
@@ -36,12 +39,16 @@ impl StepKey<'_> {
             .expect("a step that may have been done before is not begun without them, and none ends without them")
     }
 
-    /// What the step has read, now that it did.
-    pub(super) fn learn(&self, inputs: impl FnOnce() -> Result<Inputs, BuildError>) -> Result<(), BuildError> {
-        if self.inputs.get().is_none() {
-            _ = self.inputs.set(inputs()?);
+    /// What the step has read, now that it did. Whether that was not known before.
+    pub(super) fn learn(&self, copy: &Prepared<'_>) -> Result<bool, BuildError> {
+        if self.outline.get().is_none() {
+            _ = self.outline.set(copy.outline()?);
         }
-        Ok(())
+        let is_news = self.inputs.get().is_none();
+        if is_news {
+            _ = self.inputs.set(copy.inputs()?);
+        }
+        Ok(is_news)
     }
 
     pub(super) fn components(&self, below: Option<ChainId>) -> Components {
@@ -49,8 +56,12 @@ impl StepKey<'_> {
     }
 
     pub(super) fn components_on(&self, below: StateKey) -> Components {
+        self.components_of(self.inputs(), below)
+    }
+
+    fn components_of(&self, inputs: &Inputs, below: StateKey) -> Components {
         let base = if self.index == 0 { self.stage.pinned.clone() } else { None };
-        Components::new(self.step, &self.stage.platform, below, &self.inputs().items)
+        Components::new(self.step, &self.stage.platform, below, &inputs.items)
             .on_base(base)
             .clamped_to(self.shared.request.clamp_mtime(self.shared.plan))
             .ignoring(self.shared.request.ignored.patterns())
@@ -66,7 +77,12 @@ impl StepKey<'_> {
         let shared = self.shared;
         let components = self.components(below);
         let record = StepRecord { layer, created: shared.timestamp() };
-        shared.cache.put_step(components.key(), &record).map_err(|source| BuildError::Cache { source })?;
+        // First: a step without its outline would not be looked for.
+        let outline = self.outline.get().map(|outline| self.components_of(outline, StateKey::image(below)).key());
+        outline
+            .map_or(Ok(()), |outline| shared.cache.put_outline(outline))
+            .and_then(|()| shared.cache.put_step(components.key(), &record))
+            .map_err(|source| BuildError::Cache { source })?;
         shared.remember(self.stage, self.index, &components);
         let trail = shared.offer(self, trail, &record);
         Ok((MadeLayer::from_record(&record, &self.step.title), trail))
@@ -91,17 +107,24 @@ impl Shared<'_> {
 
     /// Whether no build has done this COPY or ADD on `below`, whatever its sources hold, so that its key need not be known before it
     /// is done. `true` once: who asks again may meet what was made meanwhile.
-    pub(super) fn misses_surely(&self, stage: &Stage, index: usize, below: Option<ChainId>) -> bool {
+    pub(super) fn misses_surely(
+        &self,
+        (stage, index): (&Stage, usize),
+        below: Option<ChainId>,
+        copy: &Prepared<'_>,
+    ) -> Result<bool, BuildError> {
         if self.request.no_cache.applies_to(&stage.name) {
-            return true;
+            return Ok(true);
         }
         // Places elsewhere are asked by key.
-        if !self.request.cache.is_empty() || !self.cache.was_empty() {
-            return false;
+        if !self.request.cache.is_empty() || !self.cache.has_all_outlines() || copy.has_known_inputs() {
+            return Ok(false);
         }
-        let nothing = OnceLock::from(Inputs { items: BTreeMap::new() });
-        let step = StepKey { shared: self, stage, step: &stage.steps[index], index, inputs: nothing };
-        lock(&self.begun).insert(step.components(below).key())
+        let outline = OnceLock::from(copy.outline()?);
+        let (step, outline_too) = (&stage.steps[index], OnceLock::new());
+        let step = StepKey { shared: self, stage, step, index, inputs: outline, outline: outline_too };
+        let outline = step.components(below).key();
+        Ok(!self.cache.has_outline(outline) && lock(&self.begun).insert(outline))
     }
 
     pub(super) fn recall(&self, stage: &Stage, index: usize) -> Option<Components> {

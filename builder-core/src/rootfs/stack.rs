@@ -233,6 +233,17 @@ impl Stacks {
         self.mount_on(chains, unnamed, None)
     }
 
+    /// The uppermost directory of a stack, whose root is that of the mounted stack.
+    pub(super) fn top_of(&self, chains: &[ChainId], unnamed: &[Arc<Unnamed>]) -> Result<Rootfs, TreeError> {
+        let _looking_up = self.naming.read().unwrap_or_else(PoisonError::into_inner);
+        let place = match (unnamed.last(), chains.last()) {
+            (Some(layer), _) => layer.place(&self.dir),
+            (None, Some(chain)) => self.dir.layer(*chain),
+            (None, None) => self.dir.none()[0].clone(),
+        };
+        self.open(&place)
+    }
+
     /// Mounts a stack with unnamed layers on top, and `upper` above them.
     pub(super) fn mount_on(
         &self,

@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::fetch::Stop;
 use super::index::Bounds;
@@ -120,7 +120,8 @@ pub struct TreeStep<'a> {
 #[derive(Debug)]
 enum Work<'a> {
     Overlay {
-        lower: Rootfs,
+        /// Mounted when somebody asks for it: the more layers, the longer that takes.
+        lower: OnceLock<Rootfs>,
         upper: Rootfs,
         temp: TempDir,
         tree: &'a mut OverlayTree,
@@ -336,10 +337,9 @@ impl WorkTree {
                 make_directory(&upper)?;
                 make_directory(&work)?;
                 let rootfs = tree.stacks.mount_on(&tree.chains, &tree.unnamed, Some((&upper, &work)))?;
-                let lower = tree.stacks.view_of(&tree.chains, &tree.unnamed)?;
                 let upper = tree.stacks.open(&upper)?;
-                begin_root(&rootfs, &lower)?;
-                Ok(TreeStep { rootfs, work: Work::Overlay { lower, upper, temp, tree } })
+                begin_root(&rootfs, &tree.stacks.top_of(&tree.chains, &tree.unnamed)?)?;
+                Ok(TreeStep { rootfs, work: Work::Overlay { lower: OnceLock::new(), upper, temp, tree } })
             }
             State::Directory(tree) => {
                 if tree.dirty {
@@ -412,11 +412,16 @@ impl TreeStep<'_> {
     }
 
     /// Overlay mode: the tree before the step, read-only. `None` in directory mode.
-    pub fn lower(&self) -> Option<&Rootfs> {
-        match &self.work {
-            Work::Overlay { lower, .. } => Some(lower),
-            Work::Directory { .. } => None,
+    ///
+    /// # Errors
+    /// If it cannot be mounted.
+    pub fn lower(&self) -> Result<Option<&Rootfs>, TreeError> {
+        let Work::Overlay { lower, tree, .. } = &self.work else { return Ok(None) };
+        if let Some(mounted) = lower.get() {
+            return Ok(Some(mounted));
         }
+        let mounted = tree.stacks.view_of(&tree.chains, &tree.unnamed)?;
+        Ok(Some(lower.get_or_init(|| mounted)))
     }
 
     /// Overlay mode: whether this directory of [`TreeStep::upper`] hides everything below it in the lower layers.

@@ -27,7 +27,7 @@ fn steps_stack_and_can_be_given_up() {
             TreeMode::Overlay => {
                 let upper = step.upper().unwrap();
                 assert_eq!(describe(upper), ["a/", "a/new=2", "b c0,0"]);
-                assert_eq!(describe(step.lower().unwrap()), ["a/", "a/f=1", "b=b"]);
+                assert_eq!(describe(step.lower().unwrap().unwrap()), ["a/", "a/f=1", "b=b"]);
                 assert!(!step.is_opaque(Path::new("a")).unwrap());
                 step.rootfs().remove(Path::new("a")).unwrap();
                 step.rootfs().create(Path::new("a"), NewFile::Directory, &Attributes::default()).unwrap();
@@ -35,7 +35,7 @@ fn steps_stack_and_can_be_given_up() {
                 assert!(step.before().is_none());
             }
             TreeMode::Directory => {
-                assert!(step.upper().is_none() && step.lower().is_none());
+                assert!(step.upper().is_none() && step.lower().unwrap().is_none());
                 assert_eq!(step.before().unwrap().len(), 3);
                 step.rootfs().remove(Path::new("a")).unwrap();
                 step.rootfs().create(Path::new("a"), NewFile::Directory, &Attributes::default()).unwrap();

@@ -70,7 +70,15 @@ impl Change {
 /// # Errors
 /// What the kernel says about a path; a layer of `below` that cannot be read.
 pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes, SnapshotError> {
-    if let (Some(upper), Some(lower)) = (step.upper(), step.lower()) {
+    if let Some(upper) = step.upper() {
+        let root = Path::new("/");
+        if upper.read_dir(root).map_err(|error| overlay::failed(root, error))?.is_empty() {
+            return Ok(list::Assembly::new(upper.lists_in(), &|_| Ok(None)).finish());
+        }
+        let lower = step
+            .lower()
+            .map_err(SnapshotError::Below)?
+            .expect("because a step with an upper directory has a lower one");
         let (changes, misleading) = overlay::changes(upper, lower, &|path| step.is_opaque(path))?;
         step.uncover(&misleading).map_err(|error| overlay::failed(&error.path, error.source))?;
         return Ok(changes);
@@ -120,6 +128,9 @@ pub enum SnapshotError {
         /// Why.
         source: std::io::Error,
     },
+    /// The tree before the step could not be mounted.
+    #[error("cannot see the tree before the step")]
+    Below(#[source] TreeError),
     /// The list of changes could not be written or read.
     #[error("cannot keep the list of changes")]
     Keep(#[source] std::io::Error),

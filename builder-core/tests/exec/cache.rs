@@ -174,7 +174,10 @@ fn known(bench: &Bench) -> Outcome {
     };
     assert_eq!(counts("FROM base:1\nCOPY src /src\n"), (2, 2, 0), "only what a step uses");
     assert_eq!(counts("FROM base:1\nCOPY src /src\n"), (0, 0, 2));
-    assert_eq!(counts("FROM base:1\nCOPY . /all\n"), (2, 9, 2), "`other` and the ignore file are new");
+    // No step had so many files: all are read for the layer, and hashed meanwhile.
+    assert_eq!(counts("FROM base:1\nCOPY . /all\n"), (4, 11, 0));
+    // One that had the same but for their content may be found by its key.
+    std::thread::sleep(Duration::from_millis(60));
     bench.file("src/b", "B");
     let (read, bytes, known) = counts("FROM base:1\nCOPY . /all\n");
     assert_eq!((read, bytes, known), (1, 1, 3));

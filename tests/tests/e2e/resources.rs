@@ -70,7 +70,8 @@ fn report(place: &Place) -> Outcome {
     Ok(None)
 }
 
-/// In a work directory where nothing was done before, files of a context are read once: no key decides whether they are needed.
+/// Where no step was done that differs in the content of files alone, files of a context are read once: no key decides whether they are
+/// needed.
 fn read_once(place: &Place) -> Outcome {
     const LARGE: usize = 48 << 20;
     const SMALL: usize = 300;
@@ -105,6 +106,15 @@ fn read_once(place: &Place) -> Outcome {
         if ended.text().contains("file-2") {
             return Err(format!("one file was changed: {}", ended.text()));
         }
+        // No step was done with files of these sizes, which is known before any is read; what changed is told nevertheless.
+        project.write("large", noise.iter().rev().copied().collect::<Vec<u8>>())?;
+        project.write("d1/file-1", "longer than other")?;
+        expect(project.build(&arguments)?, 0, &["not cached: file /d1/file-1 changed, and 1 more"])?;
+        let read = number(&read_json(&project.path("report.json"))?, "bytes_read")?;
+        if read > times * LARGE as u64 + OTHER {
+            return Err(format!("{what}, with another size: {read} bytes were read of files of {LARGE}"));
+        }
+        expect(project.build(&arguments)?, 0, &["COPY . /all/\n#0 CACHED"])?;
     }
     Ok(None)
 }
