@@ -246,7 +246,7 @@ pub struct BuildFlags {
     /// How a git context is fetched: branch=NAME, depth=N, recurse-submodules=true, insecure-skip-tls=true
     #[arg(long, value_name = "KEY=VALUE")]
     pub git: Vec<String>,
-    /// The Dockerfile; `-` reads standard input [default: CONTEXT/Dockerfile]
+    /// The Dockerfile, or its http(s) URL; `-` reads standard input [default: CONTEXT/Dockerfile]
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<String>,
     /// Set a build argument; without a value it is taken from the environment

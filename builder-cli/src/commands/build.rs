@@ -169,8 +169,10 @@ fn metadata(build: &Build, made: &BuildResult, config: &str) -> Value {
     let mut value = json!({
         "containerimage.descriptor": made.root,
         "containerimage.digest": made.root.digest,
-        "image.name": names.join(","),
     });
+    if !names.is_empty() {
+        value["image.name"] = json!(names.join(","));
+    }
     if made.images.len() == 1 {
         value["containerimage.config.digest"] = json!(config);
     }

@@ -151,7 +151,7 @@ mod tests {
 
     fn ambient(directory: &Path) -> Ambient {
         let environment = [("DOCKER_CONFIG".into(), directory.as_os_str().to_owned())].into();
-        Ambient { environment, cwd: directory.to_owned(), terminal: false, root: false }
+        Ambient { environment, cwd: directory.to_owned(), ..Ambient::default() }
     }
 
     fn login(registry: &str) -> Login {

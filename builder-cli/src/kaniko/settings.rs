@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheRepository, CacheTarget};
-use builder_core::cancel::Cancel;
 use builder_core::cloud::{Bucket, CloudEnvironment};
 use builder_core::context::{GitOptions, Repository};
 use builder_core::dockerfile::decode;
 use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, Fetched, NoCache};
-use builder_core::http::{self, ClientOptions, Request, Url};
+use builder_core::http::{self, ClientOptions, Url};
 use builder_core::layer::Compression;
 use builder_core::oci::{Platform, Reference};
 use builder_core::output::{Annotation, AnnotationLevel, Destination as To, Exporter, Target};
@@ -32,9 +31,6 @@ use crate::request::{self, Ambient};
 
 /// Where Kaniko's image has its files, and where state is kept below if nothing else is said.
 pub const KANIKO_DIR: &str = "/kaniko";
-
-/// Longest Dockerfile that is fetched, in bytes.
-const DOCKERFILE_LIMIT: u64 = 16 << 20;
 
 /// What `executor` is asked for.
 #[derive(Debug)]
@@ -524,8 +520,8 @@ fn directory(path: &Path, sub_path: Option<&str>) -> Result<ContextSource, Refus
 /// # Errors
 /// If it cannot be read.
 pub fn dockerfile_text(name: &str, ambient: &Ambient, client: &ClientOptions) -> Result<String, Refusal> {
-    if name.starts_with("http://") || name.starts_with("https://") {
-        return fetch(&Url::parse(name).map_err(|error| Refusal::value("--dockerfile", name, error))?, client);
+    if let Some(url) = request::web_url(name) {
+        return fetch(&url, client);
     }
     let path = ambient.cwd.join(name);
     let bytes = fs::read(&path).map_err(|error| Refusal::value("--dockerfile", name, error))?;
@@ -533,9 +529,7 @@ pub fn dockerfile_text(name: &str, ambient: &Ambient, client: &ClientOptions) ->
 }
 
 fn fetch(url: &Url, client: &ClientOptions) -> Result<String, Refusal> {
-    let failed = |source| Refusal::FetchDockerfile { url: http::redacted(url), source };
-    let client = http::Client::new(client.clone());
-    let answer = client.send(Request::get(url.clone()), &Cancel::default()).map_err(failed)?;
-    let bytes = answer.error_for_status().and_then(|answer| answer.into_bytes(DOCKERFILE_LIMIT)).map_err(failed)?;
+    let bytes = request::fetched_dockerfile(url, client)
+        .map_err(|source| Refusal::FetchDockerfile { url: http::redacted(url), source })?;
     decode(bytes).map_err(|error| Refusal::value("--dockerfile", &http::redacted(url), error))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::UsageError;
 
 /// Environment, current directory and terminal. Nothing else in the program asks for them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Ambient {
     /// All variables.
     pub environment: BTreeMap<OsString, OsString>,
@@ -16,6 +16,8 @@ pub struct Ambient {
     pub cwd: PathBuf,
     /// Whether standard error is a terminal.
     pub terminal: bool,
+    /// Whether standard output is a terminal.
+    pub terminal_out: bool,
     /// Whether we are root outside of any namespace that slipway makes.
     pub root: bool,
 }
@@ -30,8 +32,14 @@ impl Ambient {
             environment: std::env::vars_os().collect(),
             cwd: std::env::current_dir()?,
             terminal: io::stderr().is_terminal(),
+            terminal_out: io::stdout().is_terminal(),
             root,
         })
+    }
+
+    /// A variable that is set, if only to nothing; what is not UTF-8 counts as not set.
+    pub fn given(&self, name: &str) -> Option<&str> {
+        self.environment.get(OsStr::new(name)).and_then(|value| value.to_str())
     }
 
     /// A variable that is set and not empty.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use builder_core::cache::CacheParseError;
 use builder_core::hint::Hint;
+use builder_core::http::HttpError;
 use builder_core::output::{AnnotationError, TargetError};
 use builder_core::ssh::KeyError;
 
@@ -62,6 +63,14 @@ pub enum UsageError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A `--file` that is a URL gives no Dockerfile.
+    #[error("failed to read dockerfile: {url}")]
+    FetchDockerfile {
+        /// From where, without what may be secret in it.
+        url: String,
+        /// Why.
+        source: HttpError,
     },
     /// A file of `--ssh` that no agent can sign with.
     #[error("cannot use the ssh key `{}`", path.display())]

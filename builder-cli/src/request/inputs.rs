@@ -6,10 +6,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use builder_core::cache::{CacheOptions, CachePlace, CacheTarget};
+use builder_core::cancel::Cancel;
 use builder_core::cloud::Bucket;
 use builder_core::context::GitOptions;
 use builder_core::dockerfile::decode;
 use builder_core::exec::{ContextSource, DockerfileSource, SshAgent};
+use builder_core::http::{self, ClientOptions, HttpError, Request, Url};
 use builder_core::output::Annotation;
 use builder_core::plan::NamedContext;
 use builder_core::ssh::{KeyError, LARGEST_KEY_BYTES, SshKey};
@@ -100,8 +102,15 @@ pub(super) fn dockerfile(
     file: Option<&str>,
     context: &ContextSource,
     sub_path: Option<&Path>,
+    client: &ClientOptions,
     ambient: &Ambient,
 ) -> Result<DockerfileSource, UsageError> {
+    if let Some(url) = file.and_then(web_url) {
+        let bytes = fetched_dockerfile(&url, client)
+            .map_err(|source| UsageError::FetchDockerfile { url: http::redacted(&url), source })?;
+        let text = decode(bytes).map_err(|error| UsageError::value("--file", &http::redacted(&url), error))?;
+        return Ok(DockerfileSource::Text(text));
+    }
     match (file, context) {
         (Some("-"), _) => {
             let read = |source| UsageError::Read { what: "the Dockerfile", path: "-".into(), source };
@@ -117,6 +126,25 @@ pub(super) fn dockerfile(
         (Some(path), ContextSource::Directory(_)) => Ok(DockerfileSource::File(ambient.cwd.join(path))),
         (path, _) => Ok(DockerfileSource::InContext(path.unwrap_or("Dockerfile").into())),
     }
+}
+
+/// Longest Dockerfile that is fetched, in bytes.
+const DOCKERFILE_LIMIT: u64 = 16 << 20;
+
+/// A `--file` or `--dockerfile` that is no path but a URL.
+pub fn web_url(text: &str) -> Option<Url> {
+    let is_web = text.starts_with("http://") || text.starts_with("https://");
+    if is_web { Url::parse(text).ok() } else { None }
+}
+
+/// The bytes of a Dockerfile behind a URL.
+///
+/// # Errors
+/// If there is no answer, or none that is a Dockerfile.
+pub fn fetched_dockerfile(url: &Url, client: &ClientOptions) -> Result<Vec<u8>, HttpError> {
+    let client = http::Client::new(client.clone());
+    let answer = client.send(Request::get(url.clone()), &Cancel::default())?;
+    answer.error_for_status()?.into_bytes(DOCKERFILE_LIMIT)
 }
 
 /// Reads `--git`.
@@ -302,8 +330,7 @@ mod tests {
         let ambient = Ambient {
             environment: [("SSH_AUTH_SOCK".into(), path("socket").into())].into(),
             cwd: directory.path().to_owned(),
-            terminal: false,
-            root: false,
+            ..Ambient::default()
         };
         for text in ["default", "other=socket"] {
             let agents = ssh(&[text.to_owned()], &ambient).expect(text);
@@ -329,7 +356,7 @@ mod tests {
 
     fn ambient(variables: &[(&str, &str)]) -> Ambient {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
-        Ambient { environment: variables.collect(), cwd: "/here".into(), terminal: false, root: false }
+        Ambient { environment: variables.collect(), cwd: "/here".into(), ..Ambient::default() }
     }
 
     #[test]

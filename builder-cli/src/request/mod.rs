@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 pub use ambient::Ambient;
 pub use error::UsageError;
+pub use inputs::{fetched_dockerfile, web_url};
 pub use registries::{Registries, credentials};
 
 use builder_core::exec::{BuildRequest, Directories, NoCache, SecretValue};
@@ -24,7 +25,7 @@ use builder_core::rootfs::TreeMode;
 use builder_core::sandbox::{Environment, Tier, Wish};
 
 use crate::flags::{BuildFlags, Progress, RegistryFlags, Sandbox, StateFlags, Trees, Unpack};
-use values::{bytes, host, name_values, ulimit};
+use values::{bytes, host, name_values, ulimits};
 
 /// What `slipway build` is asked for: the build itself, and what the command does beside it.
 #[derive(Debug)]
@@ -99,10 +100,11 @@ pub fn build(flags: &BuildFlags, ambient: &Ambient, environment: Environment) ->
     refuse_what_comes_later(flags)?;
     let context = inputs::context(&flags.context, ambient)?;
     inputs::one_reads_standard_input(flags)?;
-    let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, flags.context_sub_path.as_deref(), ambient)?;
     let tags: Vec<Reference> = flags.tag.iter().map(|name| tag(name)).collect::<Result<_, _>>()?;
     let state = state(&flags.state, ambient)?;
     let mut registries = registries(&flags.registries, ambient)?;
+    let sub_path = flags.context_sub_path.as_deref();
+    let dockerfile = inputs::dockerfile(flags.file.as_deref(), &context, sub_path, &registries.client, ambient)?;
     let cache = inputs::cache(flags, &mut registries, ambient)?;
     let secrets = inputs::secrets(&flags.secret, ambient)?;
     let secrets = secrets
@@ -315,8 +317,8 @@ fn plan_options(flags: &BuildFlags, ambient: &Ambient) -> Result<PlanOptions, Us
         match text.split_once('=') {
             Some(("", _)) => return Err(UsageError::value("--build-arg", text, "the name before `=` is missing")),
             Some((name, value)) => _ = build_args.insert(name.to_owned(), value.to_owned()),
-            // As docker: a name that the environment does not have is no argument at all.
-            None => _ = ambient.text(text).map(|value| build_args.insert(text.clone(), value.to_owned())),
+            // As docker: a name that the environment does not have is no argument at all; an empty value is one.
+            None => _ = ambient.given(text).map(|value| build_args.insert(text.clone(), value.to_owned())),
         }
     }
     if let Some(epoch) = ambient.text("SOURCE_DATE_EPOCH") {
@@ -334,8 +336,14 @@ fn plan_options(flags: &BuildFlags, ambient: &Ambient) -> Result<PlanOptions, Us
                 _ => NetworkMode::Default,
             },
             extra_hosts: flags.add_host.iter().map(|text| host(text)).collect::<Result<_, _>>()?,
-            shm_size: flags.shm_size.as_deref().map(|text| bytes("--shm-size", text)).transpose()?,
-            ulimits: flags.ulimit.iter().map(|text| ulimit(text)).collect::<Result<_, _>>()?,
+            // As docker: 0 is what there is without the flag.
+            shm_size: flags
+                .shm_size
+                .as_deref()
+                .map(|text| bytes("--shm-size", text))
+                .transpose()?
+                .filter(|size| *size > 0),
+            ulimits: ulimits(&flags.ulimit)?,
             allow: allowed(&flags.allow)?,
             ..RunDefaults::default()
         },
@@ -352,8 +360,9 @@ fn allowed(texts: &[String]) -> Result<Vec<String>, UsageError> {
 }
 
 fn outputs(flags: &BuildFlags, ambient: &Ambient, tags: &[Reference]) -> Result<Vec<Target>, UsageError> {
+    let read = if flags.push { Target::parse_beside_push } else { Target::parse };
     let mut outputs: Vec<Target> =
-        flags.output.iter().map(|text| Target::parse(text, &ambient.cwd)).collect::<Result<_, _>>()?;
+        flags.output.iter().map(|text| read(text, &ambient.cwd)).collect::<Result<_, _>>()?;
     let is_registry = |output: &Target| matches!(output.exporter, Exporter::Registry { .. });
     if flags.push && !outputs.iter().any(is_registry) {
         outputs.push(Target::push());
@@ -366,6 +375,12 @@ fn outputs(flags: &BuildFlags, ambient: &Ambient, tags: &[Reference]) -> Result<
     }
     if outputs.iter().filter(|output| output.is_stdout()).count() > 1 {
         return Err(UsageError::Conflict { one: "an --output to standard output", other: "another one" });
+    }
+    if ambient.terminal_out && outputs.iter().any(Target::is_stdout) {
+        return Err(UsageError::Needs {
+            what: "--output",
+            needed: "dest=FILE, or a pipe: an archive is not written to a terminal",
+        });
     }
     Ok(outputs)
 }
@@ -394,7 +409,7 @@ mod tests {
 
     fn ambient(variables: &[(&str, &str)]) -> Ambient {
         let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        Ambient { environment: variables.collect(), cwd: std::env::temp_dir(), terminal: false, root: false }
+        Ambient { environment: variables.collect(), cwd: std::env::temp_dir(), ..Ambient::default() }
     }
 
     fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Build, UsageError> {
@@ -460,6 +475,9 @@ mod tests {
         assert_eq!(build.request.outputs.len(), 1);
         let build = read(&["--push", "-t", "h:5000/x:1", "-otype=registry"], &[]).expect("named");
         assert_eq!(build.request.outputs.len(), 1, "--push and type=registry are the same");
+        let build = read(&["--push", "-t", "h:5000/x:1", "-otype=image,compression=zstd"], &[]).expect("named");
+        assert_eq!(build.request.outputs.len(), 1, "--push is about the image that an output describes");
+        assert!(read(&["-t", "h:5000/x:1", "-otype=image,compression=zstd"], &[]).is_err(), "there is no image store");
     }
 
     #[test]
@@ -468,6 +486,29 @@ mod tests {
             .expect("fine");
         let expected = [("A", "a"), ("C", ""), ("D", "1=2")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(build.request.plan.build_args, BTreeMap::from(expected));
+        let build = read(&["--build-arg=A"], &[("A", "")]).expect("fine");
+        assert_eq!(build.request.plan.build_args.get("A").map(String::as_str), Some(""), "set, to nothing");
+    }
+
+    #[test]
+    fn no_size_of_shared_memory_is_the_usual_one() {
+        let size = |text: &str| read(&[text], &[]).expect("fine").request.plan.run.shm_size;
+        assert_eq!((size("--shm-size=0"), size("--shm-size=1m")), (None, Some(1 << 20)));
+    }
+
+    #[test]
+    fn archives_are_not_written_to_a_terminal() {
+        let Command::Build(flags) =
+            Cli::try_parse_from(["slipway", "build", "--work-dir=w", "-otype=tar"]).expect("a command line").command
+        else {
+            panic!("this is a build");
+        };
+        let built = |terminal_out| {
+            let ambient = Ambient { terminal_out, ..ambient(&[]) };
+            build(&flags, &ambient, builder_core::sandbox::probe())
+        };
+        assert!(built(false).expect("a pipe").request.outputs[0].is_stdout());
+        assert!(matches!(built(true), Err(UsageError::Needs { what: "--output", .. })));
     }
 
     #[test]

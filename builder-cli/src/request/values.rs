@@ -95,7 +95,7 @@ const ULIMITS: [&str; 15] = [
 ];
 
 /// `nofile=1024[:2048]`
-pub(super) fn ulimit(text: &str) -> Result<Ulimit, UsageError> {
+fn ulimit(text: &str) -> Result<Ulimit, UsageError> {
     let flag = "--ulimit";
     let (name, limits) = name_value(flag, text)?;
     if !ULIMITS.contains(&name.as_str()) {
@@ -111,6 +111,16 @@ pub(super) fn ulimit(text: &str) -> Result<Ulimit, UsageError> {
         return Err(UsageError::value(flag, text, "the soft limit is above the hard one"));
     }
     Ok(Ulimit { name, soft, hard })
+}
+
+/// All of them; the last of a name counts.
+pub(super) fn ulimits(texts: &[String]) -> Result<Vec<Ulimit>, UsageError> {
+    let mut limits: BTreeMap<String, Ulimit> = BTreeMap::new();
+    for text in texts {
+        let limit = ulimit(text)?;
+        limits.insert(limit.name.clone(), limit);
+    }
+    Ok(limits.into_values().collect())
 }
 
 /// `name:address` or `name=address`; an IPv6 address may stand in brackets.
@@ -211,6 +221,8 @@ mod tests {
         ] {
             assert_eq!(ulimit(text).ok(), expected, "{text:?}");
         }
+        let twice = ["nofile=1:2", "core=0", "nofile=3:4"].map(str::to_owned);
+        assert_eq!(ulimits(&twice).ok(), limit("core", 0, 0).zip(limit("nofile", 3, 4)).map(|(a, b)| vec![a, b]));
     }
 
     #[test]

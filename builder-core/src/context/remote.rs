@@ -385,8 +385,13 @@ impl Remote {
         let answered = header("Date").as_deref().and_then(http_date);
         let is_strong = last_modified.zip(answered).is_some_and(|(then, now)| now - then >= STRONG_AFTER_SECONDS);
 
+        // Nobody asks for an encoding; what object stores were told to say it has anyway is not part of the file.
+        let is_encoded = header("Content-Encoding").is_some_and(|encoding| encoding.eq_ignore_ascii_case("gzip"));
         let mut file = self.temporary_file()?;
-        let mut body = response.into_reader();
+        let mut body: Box<dyn Read> = match response.into_reader() {
+            body if is_encoded => Box::new(flate2::read::MultiGzDecoder::new(body)),
+            body => Box::new(body),
+        };
         let (mut hasher, mut bytes) = (Hasher::default(), 0);
         let mut buffer = vec![0; READ_BYTES];
         loop {

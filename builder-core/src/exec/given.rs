@@ -11,7 +11,7 @@ use crate::layer::entry::{Entry, EntryKind, TAR_BLOCK, padding};
 use crate::store::Store;
 
 /// A tar, compressed or not, that the caller has in memory or makes while it is read. It is what `slipway build -` takes from standard
-/// input: a `.dockerignore` in it counts, owners do not, and a text in place of a tar is the Dockerfile.
+/// input (owners do not count, and a text in place of a tar is the Dockerfile), but for one thing: a `.dockerignore` in it counts.
 ///
 /// ```
 /// use builder_core::exec::{BuildRequest, ContextSource, DockerfileSource, TarContext};

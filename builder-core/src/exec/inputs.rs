@@ -215,10 +215,9 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
             return Err(InputError::NoDockerfile { path: name.clone(), near: None }.into());
         }
     };
-    // Only what people keep by hand is filtered (checklist D-02): a fetched tree holds what its author chose.
-    let filtered = matches!(root, Root::Local(_))
-        || matches!(request.context, ContextSource::Stdin | ContextSource::Tar(_))
-        || like_directory;
+    // Only what people keep by hand is filtered (checklist D-02): an archive or repository holds what its author chose.
+    // What a caller of the library puts together is kept by hand, too.
+    let filtered = matches!(root, Root::Local(_)) || matches!(request.context, ContextSource::Tar(_)) || like_directory;
     let top = root.path();
     let ignore = if filtered { find_ignore_file(path.as_deref(), top).map_err(InputError::from)? } else { None };
     let patterns = match &ignore {
@@ -254,7 +253,7 @@ pub(super) fn open_named(
         NamedContext::Directory(path) => (Root::Local(path.clone()), true),
         NamedContext::Git(url) => (keep(git_context(request, &remote, url, cancel)?.into()), false),
         NamedContext::Stdin => {
-            (keep(reach.stdin.fetch(&remote, reach.store.as_ref(), cancel).map_err(InputError::from)?), true)
+            (keep(reach.stdin.fetch(&remote, reach.store.as_ref(), cancel).map_err(InputError::from)?), false)
         }
         NamedContext::Url(url) => (keep(remote.url_context(url, cancel).map_err(InputError::from)?.into()), false),
         NamedContext::Image(_) | NamedContext::OciLayout(_) => {

@@ -259,6 +259,7 @@ impl BuildRequest {
 
     /// Refuses outputs that one image cannot serve: what an output asks for is never silently another one's wish.
     pub(super) fn check_outputs(&self) -> Result<(), BuildError> {
+        self.outputs.iter().try_for_each(Target::check_place)?;
         let mut images =
             self.outputs.iter().filter(|output| !output.is_files() && output.exporter != Exporter::CacheOnly);
         let Some(first) = images.next() else { return Ok(()) };
@@ -286,9 +287,9 @@ impl BuildRequest {
             || asked.is_some_and(|value| matches!(value.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"))
     }
 
-    /// Those of the build and then those of its outputs.
+    /// Those of the outputs and then those of the build, which count before them.
     pub(super) fn all_annotations(&self) -> impl Iterator<Item = &Annotation> {
-        self.annotations.iter().chain(self.outputs.iter().flat_map(|output| &output.annotations))
+        self.outputs.iter().flat_map(|output| &output.annotations).chain(&self.annotations)
     }
 
     /// Refuses annotations that have no place (checklist X-09), before anything is built.

@@ -124,20 +124,30 @@ fn refspecs(reference: Option<&str>) -> Vec<String> {
 }
 
 /// Makes a kept `.git` a work tree at the commit: detached HEAD, and an index that lists its files.
-pub(super) fn write_head_and_index(repository: &gix::Repository, commit: &str) -> Result<(), GitError> {
+pub(super) fn write_head_and_index(repository: &gix::Repository, commit: &str, url: &str) -> Result<(), GitError> {
     let git_dir = repository.git_dir();
-    let head = git_dir.join("HEAD");
-    std::fs::write(&head, format!("{commit}\n")).map_err(|source| GitError::Io {
-        action: "write",
-        path: head,
-        source,
-    })?;
+    for (name, text) in [("HEAD", format!("{commit}\n")), ("config", config(url))] {
+        let path = git_dir.join(name);
+        std::fs::write(&path, text).map_err(|source| GitError::Io { action: "write", path, source })?;
+    }
     let bad = |error: &dyn std::error::Error| GitError::Object { url: String::new(), reason: chain(error) };
     let id = gix::ObjectId::from_hex(commit.as_bytes()).map_err(|error| bad(&error))?;
     let tree = repository.find_object(id).map_err(|error| bad(&error))?.peel_to_tree().map_err(|error| bad(&error))?;
     let mut index = repository.index_from_tree(&tree.id).map_err(|error| bad(&error))?;
     index.write(gix::index::write::Options::default()).map_err(|error| bad(&error))?;
     Ok(())
+}
+
+/// The configuration of a checkout as `git clone` writes it. A password of the URL is not kept.
+fn config(url: &str) -> String {
+    let secret = url::Url::parse(url).ok().filter(|parsed| parsed.password().is_some());
+    let without = secret.and_then(|mut parsed| parsed.set_password(None).ok().map(|()| parsed.into()));
+    let url: String = without.unwrap_or_else(|| url.to_owned());
+    let url = url.replace('\\', "\\\\").replace('"', "\\\"");
+    format!(
+        "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
+         [remote \"origin\"]\n\turl = {url}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
+    )
 }
 
 /// A submodule's URL as the parent's `.gitmodules` gives it: `./x` and `../x` are relative to the parent's URL
@@ -160,6 +170,22 @@ pub(super) fn relative_url(parent: &str, url: &str) -> String {
         } else {
             let separator = if base.ends_with(':') { "" } else { "/" };
             return format!("{base}{separator}{rest}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_keep_no_password() {
+        for (url, expected) in [
+            ("https://user:secret@host/a.git", "https://user@host/a.git"),
+            ("https://host/a.git", "https://host/a.git"),
+            ("git@host:a.git", "git@host:a.git"),
+        ] {
+            assert!(config(url).contains(&format!("\turl = {expected}\n")), "{}", config(url));
         }
     }
 }

@@ -115,7 +115,7 @@ fn checkout_at(
     let tree = write::Tree::of(&repository, &commit.id, &request.url)?;
     let gitlinks = tree.write(directory, disk, cancel)?;
     if request.keep_git_dir {
-        fetch::write_head_and_index(&repository, &commit.id)?;
+        fetch::write_head_and_index(&repository, &commit.id, &request.url)?;
     }
     if request.submodules && !gitlinks.is_empty() {
         let urls = tree.submodule_urls()?;

@@ -171,6 +171,8 @@ fn submodules_and_the_git_directory_come_when_asked_for() {
     assert_eq!(fs::read_to_string(directory.join("sub/file")).expect("submodule's file"), "inner");
     assert_eq!(git(&directory, &["rev-parse", "HEAD"]), git(&outer, &["rev-parse", "HEAD"]));
     assert_eq!(git(&directory, &["status", "--porcelain", "--ignore-submodules=all"]), "");
+    assert_eq!(git(&directory, &["config", "remote.origin.url"]).trim(), url);
+    assert_eq!(git(&directory, &["config", "remote.origin.fetch"]).trim(), "+refs/heads/*:refs/remotes/origin/*");
 }
 
 #[test]

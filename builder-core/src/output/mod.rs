@@ -98,7 +98,9 @@ impl Export<'_> {
                 Some(descriptor)
             }
             None => {
-                let mut descriptor = manifest_descriptor(self.images.first()?);
+                let image = self.images.first()?;
+                let mut descriptor = manifest_descriptor(image);
+                descriptor.platform = Some(image.platform.clone());
                 descriptor.annotations = self.annotations.iter().cloned().collect();
                 Some(descriptor)
             }
@@ -213,6 +215,14 @@ pub enum OutputError {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
+        reason: &'static str,
+    },
+    /// A file shall be written where a directory is, or the other way round.
+    #[error("cannot write to `{}`: {reason}", path.display())]
+    Place {
+        /// Where to.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: &'static str,
     },
     /// The docker format has no room for several platforms (checklist X-03).

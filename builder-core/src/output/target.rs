@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::annotation::{Annotation, AnnotationError, AnnotationErrorKind, AnnotationLevel};
 pub use self::error::{TargetError, TargetErrorKind};
+use super::OutputError;
 use crate::layer::Compression;
 use crate::oci::Reference;
 
@@ -125,12 +126,21 @@ impl Target {
         Self::new(Exporter::Registry { by_digest: false, insecure: false })
     }
 
-    /// Reads `DIR`, `-`, or `type=…,key=value,…` in one line of CSV. Relative paths are taken from `cwd`.
+    /// Reads `DIR`, `-`, or `type=…,key=value,…` in one line of CSV. Relative paths are taken from `cwd`. Archives without
+    /// `dest=` go to standard output, except `type=docker`, which would mean a daemon.
     ///
     /// # Errors
     /// [`TargetError`], with a hint where a word is nearly right.
     pub fn parse(text: &str, cwd: &Path) -> Result<Self, TargetError> {
-        parse::parse(text, cwd).map_err(|kind| TargetError { text: text.to_owned(), kind })
+        parse::parse(text, cwd, false).map_err(|kind| TargetError { text: text.to_owned(), kind })
+    }
+
+    /// The same beside `--push`: `type=image` and `type=registry` are pushed then, whatever their `push=` says.
+    ///
+    /// # Errors
+    /// As [`Target::parse`].
+    pub fn parse_beside_push(text: &str, cwd: &Path) -> Result<Self, TargetError> {
+        parse::parse(text, cwd, true).map_err(|kind| TargetError { text: text.to_owned(), kind })
     }
 
     /// Whether it takes standard output for itself, so that no digest can be printed there.
@@ -156,6 +166,32 @@ impl Target {
             | Exporter::Tar { to: Destination::File(path), .. } => path.parent().map(Path::to_owned),
             Exporter::OciDirectory(directory) | Exporter::Local { directory, .. } => Some(directory.clone()),
             _ => None,
+        }
+    }
+
+    /// Refuses a file where a directory is, and a directory where a file is: what is known before the build is said before it.
+    ///
+    /// # Errors
+    /// [`OutputError::Place`]
+    pub fn check_place(&self) -> Result<(), OutputError> {
+        let wrong = |path: &PathBuf, reason| Err(OutputError::Place { path: path.clone(), reason });
+        match &self.exporter {
+            Exporter::OciArchive(Destination::File(path))
+            | Exporter::DockerArchive(Destination::File(path))
+            | Exporter::DockerSave { to: Destination::File(path), .. }
+            | Exporter::Tar { to: Destination::File(path), .. }
+                if path.is_dir() =>
+            {
+                wrong(path, "it is a directory, and a file is to be written")
+            }
+            Exporter::OciDirectory(path)
+            | Exporter::OnlyOciDirectory(path)
+            | Exporter::Local { directory: path, .. }
+                if path.metadata().is_ok_and(|found| !found.is_dir()) =>
+            {
+                wrong(path, "it is no directory, and a directory is to be written")
+            }
+            _ => Ok(()),
         }
     }
 

@@ -299,6 +299,10 @@ impl<'a> Lowering<'a> {
             let name = pinned.as_deref().unwrap_or(&outline.base_name);
             format!("{}FROM {name}", builder.title_prefix())
         });
+        // As BuildKit, whose history shows it: files that are the base count among the steps, but take no number.
+        if matches!(outline.base, StageBase::Context(_)) {
+            builder.step_number = 0;
+        }
         builder.begin();
         for trigger in triggers {
             let command = Command {

@@ -110,7 +110,7 @@ impl Hint for TargetError {
             TargetErrorKind::NowhereToKeep => {
                 Some("add push=true, or write type=oci,dest=FILE or type=docker,dest=FILE".to_owned())
             }
-            TargetErrorKind::NoDestination(_) => Some("dest=- is standard output".to_owned()),
+            TargetErrorKind::NoDestination("docker") => Some("dest=- is standard output".to_owned()),
             _ => None,
         }
     }

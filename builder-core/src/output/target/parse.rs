@@ -39,6 +39,7 @@ impl Fields {
 
     fn destination(&mut self, cwd: &Path) -> Result<Destination, TargetErrorKind> {
         match self.text("dest")?.as_deref() {
+            None | Some("") if matches!(self.exporter, "oci" | "tar") => Ok(Destination::Stdout),
             None | Some("") => Err(TargetErrorKind::NoDestination(self.exporter)),
             Some("-") => Ok(Destination::Stdout),
             Some(path) => Ok(Destination::File(cwd.join(path))),
@@ -46,9 +47,10 @@ impl Fields {
     }
 
     fn directory(&mut self, cwd: &Path) -> Result<PathBuf, TargetErrorKind> {
-        match self.destination(cwd)? {
-            Destination::File(path) => Ok(path),
-            Destination::Stdout => Err(TargetErrorKind::DirectoryToStdout(self.exporter)),
+        match self.text("dest")?.as_deref() {
+            None | Some("") => Err(TargetErrorKind::NoDestination(self.exporter)),
+            Some("-") => Err(TargetErrorKind::DirectoryToStdout(self.exporter)),
+            Some(path) => Ok(cwd.join(path)),
         }
     }
 
@@ -86,8 +88,8 @@ impl Fields {
     }
 }
 
-/// Reads an output; relative paths are taken from `cwd`.
-pub(super) fn parse(text: &str, cwd: &Path) -> Result<Target, TargetErrorKind> {
+/// Reads an output; relative paths are taken from `cwd`. With `pushed`, images go to their registry without being told to.
+pub(super) fn parse(text: &str, cwd: &Path, pushed: bool) -> Result<Target, TargetErrorKind> {
     let fields = csv(text)?;
     match fields.as_slice() {
         [] => return Err(TargetErrorKind::Empty),
@@ -161,7 +163,7 @@ pub(super) fn parse(text: &str, cwd: &Path) -> Result<Target, TargetErrorKind> {
         },
     };
     target.exporter = match exporter {
-        "registry" | "image" => registry(&mut fields, &names_text)?,
+        "registry" | "image" => registry(&mut fields, &names_text, pushed)?,
         "oci" if target.oci_media_types == Some(false) => {
             return Err(TargetErrorKind::Conflict("type=oci", "oci-mediatypes=false"));
         }
@@ -195,8 +197,9 @@ pub(super) fn parse(text: &str, cwd: &Path) -> Result<Target, TargetErrorKind> {
     Ok(target)
 }
 
-fn registry(fields: &mut Fields, names: &str) -> Result<Exporter, TargetErrorKind> {
+fn registry(fields: &mut Fields, names: &str, pushed: bool) -> Result<Exporter, TargetErrorKind> {
     let push = fields.boolean("push")?;
+    let push = if pushed { Some(true) } else { push };
     let by_digest = fields.boolean("push-by-digest")?.unwrap_or(false);
     for key in ["unpack", "store"] {
         if fields.boolean(key)? == Some(true) {
@@ -223,11 +226,10 @@ fn names(text: &str) -> Result<Vec<Reference>, TargetErrorKind> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     names
         .map(|name| {
-            name.parse().map_err(|_| TargetErrorKind::BadValue {
-                key: "name",
-                value: name.to_owned(),
-                expected: "an image reference",
-            })
+            let bad = |expected| TargetErrorKind::BadValue { key: "name", value: name.to_owned(), expected };
+            let name: Reference = name.parse().map_err(|_| bad("an image reference"))?;
+            // Nobody knows the digest of what is not built yet.
+            if name.digest().is_some() { Err(bad("a name without a digest")) } else { Ok(name) }
         })
         .collect()
 }

@@ -36,6 +36,8 @@ fn outputs_are_read() {
         Exporter::Local { directory: "/here/x".into(), platform_split: Some(true), delete: true },
     );
     check("type=tar,dest=-", Exporter::Tar { to: Destination::Stdout, platform_split: None });
+    check("type=tar", Exporter::Tar { to: Destination::Stdout, platform_split: None });
+    check("type=oci", Exporter::OciArchive(Destination::Stdout));
     check("type=oci,dest=a.tar", Exporter::OciArchive(file("/here/a.tar")));
     check("dest=a,type=oci,tar=false", Exporter::OciDirectory("/here/a".into()));
     check("type=docker,\"dest=a,b \"\"c\"\"\"", Exporter::DockerArchive(file("/here/a,b \"c\"")));
@@ -91,7 +93,9 @@ fn mistakes_are_named() {
     check_error("type=kubernetes", "there is no type `kubernetes`", all);
     check_error("type=oci,dst=x", "type=oci has no key `dst`", "did you mean `dest`?");
     check_error("type=local,dest=x,push=true", "type=local has no key `push`", "");
-    check_error("type=oci", "type=oci needs dest=…", "dest=- is standard output");
+    check_error("type=docker", "type=docker needs dest=…", "dest=- is standard output");
+    check_error("type=oci,tar=false", "type=oci needs dest=…", "");
+    check_error("type=local", "type=local needs dest=…", "");
     check_error("type=oci,dest=-,tar=false", "type=oci cannot go to standard output", "");
     check_error("type=local,dest=-", "type=local cannot go to standard output", "");
     check_error(
@@ -104,6 +108,9 @@ fn mistakes_are_named() {
     check_error("type=registry,push-by-digest,name=h:5000/a:1", tagged, "");
     check_error("type=registry,push=maybe", "push=maybe is not true or false", "");
     check_error("type=registry,name=A", "name=A is not an image reference", "");
+    let digest = "a".repeat(64);
+    let named = format!("h/a@sha256:{digest}");
+    check_error(&format!("type=registry,name={named}"), &format!("name={named} is not a name without a digest"), "");
     check_error("type=registry,compression=xz", "compression=xz is not gzip, zstd or uncompressed", "");
     check_error("type=registry,compression-level=10", "compression-level=10 is not a level of gzip, 0 to 9", "");
     check_error("type=oci,dest=a,dest=b", "`dest` is given twice", "");
@@ -116,4 +123,39 @@ fn mistakes_are_named() {
         read("type=registry,compression=estargz").expect_err("wrong").kind,
         TargetErrorKind::Unsupported { .. }
     ));
+}
+
+#[test]
+fn beside_push_images_are_pushed() {
+    let read = |text: &str| Target::parse_beside_push(text, Path::new("/here"));
+    for text in
+        ["type=image,compression=zstd", "type=image,push=false,compression=zstd", "type=registry,compression=zstd"]
+    {
+        let target = read(text).expect(text);
+        assert_eq!(target.exporter, Exporter::Registry { by_digest: false, insecure: false }, "{text}");
+        assert_eq!(target.compression, Some(Compression::DEFAULT_ZSTD), "{text}");
+    }
+    assert_eq!(read("out").expect("a directory").exporter, local("/here/out"));
+}
+
+#[test]
+fn what_stands_in_the_way_is_known_before() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (there, file) = (directory.path().join("there"), directory.path().join("file"));
+    std::fs::create_dir(&there).expect("a directory");
+    std::fs::write(&file, "").expect("a file");
+    let check = |form: &str, path: &Path| {
+        let target = read(&format!("{form},dest={}", path.display())).expect(form);
+        target.check_place().map_err(|error| error.to_string())
+    };
+    for form in ["type=oci", "type=docker", "type=tar"] {
+        assert!(check(form, &there).expect_err(form).contains("it is a directory"), "{form}");
+        assert_eq!(check(form, &file), Ok(()));
+        assert_eq!(check(form, &directory.path().join("new")), Ok(()));
+    }
+    for form in ["type=oci,tar=false", "type=local"] {
+        assert!(check(form, &file).expect_err(form).contains("it is no directory"), "{form}");
+        assert_eq!(check(form, &there), Ok(()));
+        assert_eq!(check(form, &directory.path().join("new")), Ok(()));
+    }
 }
