@@ -1,7 +1,10 @@
 //! Builds OCI images from Dockerfiles, without a daemon and without privileges.
 //!
 //! The entry point is [`exec::build`], which takes a [`exec::BuildRequest`] and tells an [`event::Observer`] what happens.
-//! A program that links the library calls [`sandbox::enter`] first thing in `main`, while it has one thread.
+//! A program that links the library calls [`sandbox::enter`] first thing in `main`, while it has one thread. One work directory serves any
+//! number of builds at a time, of one process or several. Parts serve alone, too: `examples/plan.rs` of this crate goes from text to [`plan::Plan`]
+//! without network or work directory, `examples/layer.rs` from a directory to a pushed image without a Dockerfile; `examples/several.rs` shows
+//! observers and cancellation.
 //!
 //! # From text to registry
 //!
