@@ -457,6 +457,7 @@ impl<S: Sink> TarWriter<S> {
             size,
             capability: entry.capability.map(<[u8]>::to_vec),
             content: None,
+            hash: content.and_then(|content| index.hash(content)),
         };
         if noted.keeps_content() {
             noted.content = content.map(<[u8]>::to_vec);

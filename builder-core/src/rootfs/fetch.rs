@@ -105,7 +105,7 @@ pub(super) fn index_blob(
             if stop.is_stopped() {
                 return Err(UnpackError::Cancelled);
             }
-            index.entry(&entry, &mut reader).map_err(|error| UnpackError::Tar(TarError::Read(error)))?;
+            index.entry(entry, &mut reader, |_, _| Ok::<_, UnpackError>(()))?;
         }
         let rest = reader.finish().map_err(|error| UnpackError::Tar(TarError::Read(error)))?;
         Ok((rest, ()))

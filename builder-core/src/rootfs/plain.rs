@@ -486,7 +486,7 @@ fn apply_in_order(
     stop: &Stop<'_>,
 ) -> Result<(), TreeError> {
     let Some((first, later)) = layers.split_first() else { return Ok(()) };
-    let indexes = dir.indexes();
+    let indexes = dir.indexes().hashing();
     let unpack = |blob: Box<dyn Read + Send>, layer: &LayerRef| {
         unpack_blob(blob, layer, rootfs, Whiteouts::Apply, &indexes, limit, stop).map(|_| ())
     };

@@ -5,8 +5,8 @@
 //! themselves are read.
 //!
 //! # Limitations
-//! A whole layer is inflated for one file, the uppermost first, until all are found; but not one whose index is kept and says that
-//! it has none of them.
+//! A whole layer is inflated for one file, the uppermost first, until all are found; but not one whose index is kept and says what they
+//! hold, or that it has none of them. Of large files in layers that were made here, an index does not say it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -16,14 +16,13 @@ use std::path::{Path, PathBuf};
 use super::archive::{TarEntry, TarError, TarKind, TarReader};
 use super::attributes::capability;
 use super::fetch::{Stop, describe, open};
-use super::index::Indexes;
+use super::index::{IndexEntry, Indexes};
 use super::inflate::decompress;
 use super::resolve::clean;
 use super::unpack::UnpackError;
 use super::workdir::Lease;
 use super::{FileKind, LayerRef, LayerSource, Listing, Rootfs, TreeError};
 use crate::cancel::Cancel;
-use crate::oci::{Hasher, Sha256};
 
 /// One read from a tar, in bytes.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -45,7 +44,7 @@ pub enum Recalled {
     /// A regular file.
     File {
         /// Of all its bytes, holes as zeros.
-        sha256: Sha256,
+        data: blake3::Hash,
         /// Value of `security.capability`.
         capability: Option<Vec<u8>>,
     },
@@ -55,7 +54,7 @@ pub enum Recalled {
 
 impl Recall<'_> {
     /// Finds what `wanted` (paths without a leading `/` that are files or links of `before`) were, the lowest layers from `unchanged`
-    /// if there is that. What cannot be told for sure is missing in the answer. Layers that have nothing to say according to `indexes`
+    /// if there is that. What cannot be told for sure is missing in the answer. Layers of which `indexes` say all that they have to say
     /// are not read.
     ///
     /// # Errors
@@ -75,10 +74,13 @@ impl Recall<'_> {
         let packed = unchanged.map_or(0, |unchanged| unchanged.layers);
         for layer in self.layers[packed..].iter().rev() {
             // Once more for what the layer has only as another name of a file that was not looked for.
-            while !search.open.is_empty() && search.concerns(layer, indexes) {
-                let read = open(self.source, layer)
-                    .and_then(|blob| search.layer(blob, &stop).map_err(|error| describe(error, layer, &stop)))?;
-                if !read {
+            while !search.open.is_empty() {
+                let again = match search.index(layer, indexes) {
+                    Some(again) => again,
+                    None => open(self.source, layer)
+                        .and_then(|blob| search.layer(blob, &stop).map_err(|error| describe(error, layer, &stop)))?,
+                };
+                if !again {
                     break;
                 }
             }
@@ -125,8 +127,8 @@ impl Unchanged {
                     true => Err(io::ErrorKind::Interrupted.into()),
                     false => Ok(()),
                 };
-                let sha256 = hash(&mut self.rootfs.open_file(path)?, &go_on)?;
-                Ok(Some(Recalled::File { sha256, capability: capability(self.rootfs.xattrs(path)?) }))
+                let data = hash(&mut self.rootfs.open_file(path)?, &go_on)?;
+                Ok(Some(Recalled::File { data, capability: capability(self.rootfs.xattrs(path)?) }))
             }
             _ => Ok(None),
         }
@@ -134,14 +136,14 @@ impl Unchanged {
 }
 
 /// Hash of all that is read; `go_on` is asked before each read.
-fn hash(from: &mut impl Read, go_on: &dyn Fn() -> io::Result<()>) -> io::Result<Sha256> {
-    let mut hasher = Hasher::default();
+fn hash(from: &mut impl Read, go_on: &dyn Fn() -> io::Result<()>) -> io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         go_on()?;
         match from.read(&mut buffer) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(count) => hasher.update(&buffer[..count]),
+            Ok(0) => return Ok(hasher.finalize()),
+            Ok(count) => _ = hasher.update(&buffer[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -164,22 +166,32 @@ impl Search<'_> {
         self.open.entry(path).or_default().push(for_path);
     }
 
-    /// Whether a layer has anything to say about what is looked for, which it may have where its index is not known.
-    fn concerns(&self, layer: &LayerRef, indexes: Option<&Indexes>) -> bool {
-        let Some(Ok(Some(mut index))) = indexes.map(|indexes| indexes.open(layer.diff_id)) else { return true };
-        loop {
-            match index.next_entry() {
-                Ok(None) => return false,
-                Ok(Some(entry)) if !self.is_about(&relative(&entry.name)).unwrap_or(true) => {}
-                Ok(Some(_)) | Err(_) => return true,
+    /// What [`Self::layer`] does, from a layer's index; `None` if that is not known, or does not say enough.
+    fn index(&mut self, layer: &LayerRef, indexes: Option<&Indexes>) -> Option<bool> {
+        let mut index = indexes?.open(layer.diff_id).ok()??;
+        let mut here = BTreeMap::new();
+        while let Some(entry) = index.next_entry().ok()? {
+            let path = relative(&entry.name);
+            if self.is_about(&path).ok()? {
+                here.insert(path, Entry::noted(entry));
             }
         }
+        let known = here.into_iter().map(|(path, entry)| Some((path, entry?)));
+        let known = known.collect::<Option<BTreeMap<_, _>>>()?;
+        Some(self.take(known))
     }
 
-    /// Whether an entry with this path may be what is looked for.
-    fn is_about(&self, path: &Path) -> Result<bool, UnpackError> {
-        let named = path.file_name().is_some_and(|name| self.names.contains(name));
-        Ok(named && (self.open.contains_key(path) || self.is_below_link(path)?))
+    /// Whether an entry with this path is what is looked for. One that was unpacked to where a link leads may be in the place of any
+    /// file with that name, which nobody looks for then.
+    fn is_about(&mut self, path: &Path) -> Result<bool, UnpackError> {
+        let Some(name) = path.file_name().filter(|name| self.names.contains(*name)) else { return Ok(false) };
+        if self.open.contains_key(path) {
+            return Ok(true);
+        }
+        if self.is_below_link(path)? {
+            self.open.retain(|path, _| path.file_name() != Some(name));
+        }
+        Ok(false)
     }
 
     /// Reads a layer. `true` if it must be read again, because it led to another name.
@@ -193,18 +205,17 @@ impl Search<'_> {
                 return Err(UnpackError::Cancelled);
             }
             let path = relative(&entry.name);
-            if !path.file_name().is_some_and(|name| self.names.contains(name)) {
-                continue;
-            }
-            if self.open.contains_key(&path) {
+            if self.is_about(&path)? {
                 here.insert(path, Entry::read(entry, &mut tar)?);
-            } else if self.is_below_link(&path)? {
-                // It was unpacked to where the link leads, which may be the place of any file with that name.
-                self.give_up(path.file_name().unwrap_or_default());
             }
         }
         // To its end, where a blob that was not what it should be is found out.
         tar.finish().map_err(read_error)?;
+        Ok(self.take(here))
+    }
+
+    /// Takes what a layer has. `true` if it must be looked at again, because it led to another name.
+    fn take(&mut self, here: BTreeMap<PathBuf, Entry>) -> bool {
         let mut again = false;
         for (path, entry) in here {
             let Some(wanted) = self.open.remove(&path) else { continue };
@@ -221,7 +232,7 @@ impl Search<'_> {
                 Entry::Link(_) | Entry::Other => {}
             }
         }
-        Ok(again)
+        again
     }
 
     fn is_below_link(&self, path: &Path) -> Result<bool, UnpackError> {
@@ -232,10 +243,6 @@ impl Search<'_> {
             }
         }
         Ok(false)
-    }
-
-    fn give_up(&mut self, name: &OsStr) {
-        self.open.retain(|path, _| path.file_name() != Some(name));
     }
 }
 
@@ -256,11 +263,21 @@ impl Entry {
             TarKind::File if entry.sparse.is_some() => Self::Other,
             TarKind::File => {
                 // Whoever reads the layer is told to stop.
-                let sha256 = hash(data, &|| Ok(())).map_err(read_error)?;
-                Self::Known(Recalled::File { sha256, capability: capability(entry.xattrs) })
+                let data = hash(data, &|| Ok(())).map_err(read_error)?;
+                Self::Known(Recalled::File { data, capability: capability(entry.xattrs) })
             }
             _ => Self::Other,
         })
+    }
+
+    /// The same of an index, if it says that.
+    fn noted(entry: IndexEntry) -> Option<Self> {
+        match entry.kind {
+            TarKind::Symlink => Some(Self::Known(Recalled::Symlink(entry.link.into()))),
+            TarKind::HardLink => Some(Self::Link(relative(&entry.link))),
+            TarKind::File => entry.hash.map(|data| Self::Known(Recalled::File { data, capability: entry.capability })),
+            _ => Some(Self::Other),
+        }
     }
 }
 
@@ -289,11 +306,13 @@ mod tests {
         let recall = Recall { layers: &refs, source: &blobs, cancel: &cancel };
         let found = recall.files(BTreeSet::from([PathBuf::from(path)]), &before, None, None).unwrap();
         let indexes = trees.indexes();
+        let (nowhere, _) = Blobs::layers(&[]);
+        let recall = Recall { source: &nowhere, ..recall };
         let indexed = recall.files(BTreeSet::from([PathBuf::from(path)]), &before, None, Some(&indexes)).unwrap();
         assert_eq!(indexed, found, "{path}");
         let expected = expected.map(|text| match text.strip_prefix("->") {
             Some(target) => Recalled::Symlink(target.into()),
-            None => Recalled::File { sha256: Sha256::of(text.as_bytes()), capability: None },
+            None => Recalled::File { data: blake3::hash(text.as_bytes()), capability: None },
         });
         assert_eq!(found.into_values().next(), expected, "{path}");
     }
@@ -315,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_whose_index_has_no_such_file_are_not_read() {
+    fn layers_whose_index_tells_enough_are_not_read() {
         let base = vec![file("a", "was"), file("b", "b")];
         let (blobs, refs) = Blobs::layers(&[base.clone(), vec![dir("etc"), file("etc/a", "other")]]);
         let work = tempfile::tempdir().unwrap();
@@ -328,7 +347,7 @@ mod tests {
         let recall = Recall { layers: &refs, source: &left, cancel: &cancel };
         let (wanted, indexes) = (BTreeSet::from([PathBuf::from("a")]), trees.indexes());
         let files = |indexes| recall.files(wanted.clone(), &before, None, indexes);
-        let was = Recalled::File { sha256: Sha256::of(b"was"), capability: None };
+        let was = Recalled::File { data: blake3::hash(b"was"), capability: None };
         assert_eq!(files(Some(&indexes)).unwrap().into_values().collect::<Vec<_>>(), [was]);
         assert!(files(None).is_err());
         indexes.forget(refs[1].diff_id);

@@ -92,6 +92,12 @@ pub(super) enum UnpackError {
     Cancelled,
 }
 
+impl From<TarError> for UnpackError {
+    fn from(error: TarError) -> Self {
+        Self::Tar(error)
+    }
+}
+
 /// What a layer unpacked alone could not know about the layers below it.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
@@ -137,12 +143,8 @@ pub(super) fn unpack<R: BufRead>(
         if stop.is_stopped() {
             return Err(UnpackError::Cancelled);
         }
-        let content = match &mut index {
-            Some(index) => index.entry(&entry, &mut reader).map_err(|error| UnpackError::Tar(TarError::Read(error)))?,
-            None => None,
-        };
-        match content {
-            Some(content) => unpacker.entry(entry, &mut content.as_slice())?,
+        match &mut index {
+            Some(index) => index.entry(entry, &mut reader, |entry, mut data| unpacker.entry(entry, &mut data))?,
             None => unpacker.entry(entry, &mut reader)?,
         }
     }

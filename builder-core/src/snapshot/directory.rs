@@ -11,7 +11,6 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use super::list::{Assembly, Changes};
 use super::overlay::{COMPARE_BYTES, capability, failed, fill};
 use super::{Difference, SnapshotError, found, same_metadata};
-use crate::oci::{Hasher, Sha256};
 use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, Touched, TreeError, path_order};
 
 /// Tells what files were before, as [`crate::rootfs::Recall::files`] does.
@@ -129,21 +128,21 @@ fn decide(
 fn is_still(rootfs: &Rootfs, path: &Path, was: &Recalled) -> io::Result<bool> {
     match was {
         Recalled::Symlink(text) => Ok(rootfs.read_link(path)? == *text),
-        Recalled::File { sha256, capability: was } => {
-            Ok(capability(rootfs, path)? == *was && hash(rootfs, path)? == *sha256)
+        Recalled::File { data, capability: was } => {
+            Ok(capability(rootfs, path)? == *was && hash(rootfs, path)? == *data)
         }
     }
 }
 
-fn hash(rootfs: &Rootfs, path: &Path) -> io::Result<Sha256> {
+fn hash(rootfs: &Rootfs, path: &Path) -> io::Result<blake3::Hash> {
     let mut file = rootfs.open_file(path)?;
-    let mut hasher = Hasher::default();
+    let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; COMPARE_BYTES];
     loop {
         let length = fill(&mut file, &mut buffer)?;
         hasher.update(&buffer[..length]);
         if length < COMPARE_BYTES {
-            return Ok(hasher.finish());
+            return Ok(hasher.finalize());
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::rootfs::{TarEntry, TarKind};
 use crate::spool::{Fields, bytes, number, signed};
 
 /// First bytes of an index: the form and its version.
-const MAGIC: &[u8] = b"slipway index 1\n";
+const MAGIC: &[u8] = b"slipway index 2\n";
 
 /// Stands where the next entry's kind would.
 const END: u8 = 0xff;
@@ -44,6 +44,8 @@ pub struct IndexEntry {
     pub capability: Option<Vec<u8>>,
     /// The bytes of the file, of those few that are kept.
     pub content: Option<Vec<u8>>,
+    /// Hash of the bytes of the file, where somebody may want to compare it with another one.
+    pub hash: Option<blake3::Hash>,
 }
 
 impl IndexEntry {
@@ -62,6 +64,7 @@ impl IndexEntry {
             size: entry.size,
             capability: capability.map(|(_, value)| value.clone()),
             content: None,
+            hash: None,
         }
     }
 
@@ -116,7 +119,8 @@ impl<W: Write> IndexWriter<W> {
         number(out, entry.device.0.into());
         number(out, entry.device.1.into());
         number(out, entry.size);
-        for value in [&entry.capability, &entry.content] {
+        let hash = entry.hash.as_ref().map(|hash| &hash.as_bytes()[..]);
+        for value in [entry.capability.as_deref(), entry.content.as_deref(), hash] {
             match value {
                 None => out.push(0),
                 Some(value) => {
@@ -196,6 +200,11 @@ impl<R: Read> IndexReader<R> {
             size: self.inner.number()?,
             capability: self.optional()?,
             content: self.optional()?,
+            hash: self
+                .optional()?
+                .map(|bytes| <[u8; blake3::OUT_LEN]>::try_from(bytes).map_err(|_| damaged()))
+                .transpose()?
+                .map(blake3::Hash::from_bytes),
         }))
     }
 
@@ -248,12 +257,16 @@ mod tests {
         let entry = (
             (0..7_usize, bytes(), bytes(), any::<[u32; 3]>(), any::<(i64, u32)>()),
             (any::<(u32, u32)>(), any::<u64>(), prop::option::of(bytes()), prop::option::of(bytes())),
+            prop::option::of(any::<[u8; 32]>()),
         )
-            .prop_map(|((kind, name, link, [mode, uid, gid], mtime), (device, size, capability, content))| {
-                let (name, link) = (OsString::from_vec(name), OsString::from_vec(link));
-                let kind = KINDS[kind];
-                IndexEntry { kind, name, link, mode, uid, gid, mtime, device, size, capability, content }
-            });
+            .prop_map(
+                |((kind, name, link, [mode, uid, gid], mtime), (device, size, capability, content), hash)| {
+                    let (name, link) = (OsString::from_vec(name), OsString::from_vec(link));
+                    let kind = KINDS[kind];
+                    let hash = hash.map(blake3::Hash::from_bytes);
+                    IndexEntry { kind, name, link, mode, uid, gid, mtime, device, size, capability, content, hash }
+                },
+            );
         prop::collection::vec(entry, 0..20)
     }
 

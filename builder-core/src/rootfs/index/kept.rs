@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use super::{IndexEntry, IndexReader, IndexWriter};
 use crate::oci::DiffId;
-use crate::rootfs::TarEntry;
+use crate::rootfs::archive::{TarEntry, TarError, TarKind};
 
 /// Indexes of layers, by diff_id. Several processes may use one directory: an index appears by rename, and two of the same
 /// layer are equal.
 #[derive(Debug, Clone)]
 pub struct Indexes {
     directory: PathBuf,
+    /// Whether what files hold is hashed.
+    hashes: bool,
 }
 
 /// An index that is being written; dropped without [`Recorder::keep`] it is gone.
@@ -20,6 +22,7 @@ pub struct Indexes {
 pub struct Recorder {
     place: PathBuf,
     writer: IndexWriter<BufWriter<tempfile::NamedTempFile>>,
+    hashes: bool,
     /// The first failure: an index that cannot be written is no reason to fail.
     failed: Option<io::Error>,
 }
@@ -27,7 +30,13 @@ pub struct Recorder {
 impl Indexes {
     /// Those in a directory that exists.
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: directory.to_owned(), hashes: false }
+    }
+
+    /// The same; what files hold is hashed in new indexes, for those who compare.
+    #[must_use]
+    pub(in crate::rootfs) fn hashing(self) -> Self {
+        Self { hashes: true, ..self }
     }
 
     /// Whether the index of a layer is kept.
@@ -73,7 +82,8 @@ impl Indexes {
     fn recorder(&self, place: PathBuf) -> io::Result<Recorder> {
         // A name that is no diff_id: what a killed process leaves is no index.
         let file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.directory)?;
-        Ok(Recorder { place, writer: IndexWriter::new(BufWriter::new(file))?, failed: None })
+        let writer = IndexWriter::new(BufWriter::new(file))?;
+        Ok(Recorder { place, writer, hashes: self.hashes, failed: None })
     }
 
     /// Removes what killed processes left. Nobody else may be at work.
@@ -107,24 +117,48 @@ impl Recorder {
         }
     }
 
-    /// Takes notice of an entry of a tar, and reads its content if that is to be kept. What was read is given back, so that
-    /// others can use it.
+    /// Takes notice of an entry of a tar while `take` reads its content, if it wants to.
     ///
     /// # Errors
-    /// If the tar cannot be read.
-    pub(in crate::rootfs) fn entry(
+    /// Those of `take`; if the tar cannot be read.
+    pub(in crate::rootfs) fn entry<E: From<TarError>>(
         &mut self,
-        entry: &TarEntry,
-        data: &mut impl BufRead,
-    ) -> io::Result<Option<Vec<u8>>> {
-        let mut noted = IndexEntry::of(entry);
-        if entry.sparse.is_none() && noted.keeps_content() {
+        entry: TarEntry,
+        mut data: impl BufRead,
+        take: impl FnOnce(TarEntry, &mut dyn BufRead) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut noted = IndexEntry::of(&entry);
+        let is_plain = entry.kind == TarKind::File && entry.sparse.is_none();
+        if is_plain && noted.keeps_content() {
             let mut content = Vec::new();
-            data.take(entry.size).read_to_end(&mut content)?;
+            data.take(entry.size).read_to_end(&mut content).map_err(TarError::Read)?;
+            noted.hash = self.hash(&content);
+            take(entry, &mut content.as_slice())?;
             noted.content = Some(content);
+        } else if is_plain && self.hashes {
+            let mut hashing = Hashing { inner: data, hasher: blake3::Hasher::new() };
+            take(entry, &mut hashing)?;
+            let Hashing { mut inner, mut hasher } = hashing;
+            while hasher.count() < noted.size {
+                let bytes = inner.fill_buf().map_err(TarError::Read)?;
+                let length = bytes.len();
+                if length == 0 {
+                    break;
+                }
+                hasher.update(bytes);
+                inner.consume(length);
+            }
+            noted.hash = (hasher.count() == noted.size).then(|| hasher.finalize());
+        } else {
+            take(entry, &mut data)?;
         }
         self.add(&noted);
-        Ok(noted.content)
+        Ok(())
+    }
+
+    /// Hash of the content of a file, if hashes are wanted.
+    pub(crate) fn hash(&self, content: &[u8]) -> Option<blake3::Hash> {
+        self.hashes.then(|| blake3::hash(content))
     }
 
     /// Keeps the index.
@@ -149,5 +183,33 @@ impl Recorder {
             // It is made again when it is needed.
             tracing::debug!(place = %place.display(), %error, "an index is not kept");
         }
+    }
+}
+
+/// Hashes what is taken from it.
+struct Hashing<R> {
+    inner: R,
+    hasher: blake3::Hasher,
+}
+
+impl<R: BufRead> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl<R: BufRead> BufRead for Hashing<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, length: usize) {
+        // What is there already: it was asked for before.
+        if let Some(bytes) = self.inner.fill_buf().ok().and_then(|bytes| bytes.get(..length)) {
+            self.hasher.update(bytes);
+        }
+        self.inner.consume(length);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A layer's index is written while its tar streams by, for whatever reason it does: it is unpacked, it is sealed, or it is
 //! read for its index alone. It lists the entries of the tar in their order, with all that a header says, and with the
-//! content of the small files in which names of users are looked up. [`Indexes`] keeps it under the work dir by the layer's
+//! content of the small files in which names of users are looked up; where trees are plain directories also with hashes of what files
+//! hold, since a step overwrites the only copy there. [`Indexes`] keeps it under the work dir by the layer's
 //! diff_id. Replayed one onto the other the indexes of a stack give an [`IndexTree`]: the tree that unpacking the same layers
 //! would give, in memory (`replay` follows `unpack` rule by rule, and the tests of `trees` run on both). A tree shares with its
 //! copies what neither changed, so a step keeps the tree before it for nothing, and comparing the two costs what it

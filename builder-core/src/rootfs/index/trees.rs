@@ -7,12 +7,15 @@ use std::sync::{Mutex, PoisonError};
 use super::{IndexTree, Indexes, ReplayError};
 use crate::cancel::Cancel;
 use crate::rootfs::fetch::{Stop, index_blob, open};
-use crate::rootfs::{LayerRef, LayerSource, TreeError, Trees};
+use crate::rootfs::{LayerRef, LayerSource, TreeError, TreeMode, Trees};
 
 impl Trees {
     /// The indexes of layers.
     pub fn indexes(&self) -> Indexes {
-        self.dir().indexes()
+        match self.mode() {
+            TreeMode::Overlay => self.dir().indexes(),
+            TreeMode::Directory => self.dir().indexes().hashing(),
+        }
     }
 
     /// What the tree of these layers (lowest first) holds, without unpacking it: from the kept indexes, and by reading the
