@@ -1,6 +1,7 @@
 //! What the workloads are built from.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,110 +12,106 @@ use tests::{process, slipway};
 /// How long wheels may take to come.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The virtualenv's packages; each has compiled parts.
-const WHEELS: [&str; 3] = ["numpy<3", "lxml", "cffi"];
-
-/// What a base for compilers needs.
-const TOOLCHAINS: [&str; 5] = ["gcc", "libc6-dev", "make", "python3-venv", "golang-go"];
-
-/// What nobody misses of it: half of its size.
-const EXCLUDED: [&str; 14] = [
-    "/usr/share/doc/*",
-    "/usr/share/locale/*",
-    "/usr/share/man/*",
-    "/usr/bin/*-lto-dump*",
-    "/usr/lib/go-*/pkg/linux_*/cmd/*",
-    "/usr/lib/go-*/pkg/tool/*/pprof",
-    "/usr/lib/go-*/pkg/tool/*/trace",
-    "/usr/lib/go-*/pkg/tool/*/cover",
-    "/usr/lib/go-*/pkg/tool/*/objdump",
-    "/usr/lib/go-*/pkg/tool/*/dist",
-    "/usr/share/go-*/test/*",
-    "/usr/share/go-*/src/cmd/vendor/*",
-    "/usr/share/go-*/src/*/testdata/*",
-    "/usr/share/go-*/src/*_test.go",
-];
-
 /// A directory of `fixtures/workloads`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Workload {
-    /// Debian packages whose scripts do what only root may.
-    Packages,
-    /// A virtualenv from wheels, make with several jobs, a Go program.
-    Toolchains,
+#[derive(Debug, Clone)]
+pub struct Workload {
+    directory: PathBuf,
+    /// The directory's.
+    pub name: String,
 }
 
 impl Workload {
-    pub const ALL: [Self; 2] = [Self::Packages, Self::Toolchains];
-
-    /// Of the directory.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Packages => "packages",
-            Self::Toolchains => "toolchains",
-        }
+    /// Those of `WORKLOADS_FROM`, else the project's.
+    pub fn all() -> Result<Vec<Self>, String> {
+        let from = std::env::var_os("WORKLOADS_FROM");
+        let from = from.map_or_else(|| slipway::project().join("fixtures/workloads"), PathBuf::from);
+        let entries = fs::read_dir(&from).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let mut found: Vec<_> = entries
+            .map_err(|error| format!("{}: {error}", from.display()))?
+            .into_iter()
+            .map(|entry| Self { directory: entry.path(), name: entry.file_name().to_string_lossy().into_owned() })
+            .filter(|workload| workload.fixture("Dockerfile").is_file())
+            .collect();
+        found.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(found)
     }
 
     /// A file of the directory.
-    pub fn fixture(self, name: &str) -> PathBuf {
-        slipway::project().join("fixtures/workloads").join(self.name()).join(name)
+    pub fn fixture(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The lines of a file of the directory, if it is there.
+    pub fn lines(&self, name: &str) -> Result<Option<Vec<String>>, String> {
+        match fs::read_to_string(self.fixture(name)) {
+            Ok(text) => {
+                let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+                Ok(Some(lines.map(str::to_owned).collect()))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("{}: {error}", self.fixture(name).display())),
+        }
     }
 
     /// The contexts by name, beside the main one.
-    pub fn contexts(self) -> &'static [&'static str] {
-        match self {
-            Self::Packages => &["repository"],
-            Self::Toolchains => &["wheels"],
-        }
+    pub fn contexts(&self) -> impl Iterator<Item = &'static str> {
+        let named = [("packages.txt", "repository"), ("wheels.txt", "wheels")];
+        named.into_iter().filter(|(list, _)| self.fixture(list).is_file()).map(|(_, name)| name)
     }
 
     /// Lays everything out in `directory`: `context`, `base` (an OCI layout) and the named contexts. The inner error says what
     /// is missing on this machine.
-    pub fn prepare(self, cache: &Path, directory: &Path) -> Result<Result<(), String>, String> {
+    pub fn prepare(&self, cache: &Path, directory: &Path) -> Result<Result<(), String>, String> {
         let mirror = match Mirror::find() {
             Ok(mirror) => mirror,
             Err(reason) => return Ok(Err(reason)),
         };
         // Its files may be those of the cache: they must never be written over.
         _ = fs::remove_dir_all(directory);
-        let made = match self {
-            Self::Packages => packages(&mirror, cache, directory),
-            Self::Toolchains => toolchains(&mirror, cache, directory),
-        };
-        if let Err(error) = made {
+        if let Err(error) = self.lay_out(&mirror, cache, directory) {
             // Not the product's fault where there is no network.
             return mirror.reach().map_or_else(|reason| Ok(Err(reason)), |()| Err(error));
         }
-        let context = directory.join("context");
-        link(&slipway::project().join("fixtures/workloads").join(self.name()), &context)?;
         Ok(Ok(()))
+    }
+
+    fn lay_out(&self, mirror: &Mirror, cache: &Path, directory: &Path) -> Result<(), String> {
+        let base = match self.lines("base.txt")? {
+            None => mirror.base(cache, "minimal", &[], &[])?,
+            Some(lines) => {
+                let (excluded, packages): (Vec<&str>, Vec<&str>) =
+                    lines.iter().map(String::as_str).partition(|line| line.starts_with('/'));
+                mirror.base(cache, &format!("{}-{}", self.name, short_digest(&lines)), &packages, &excluded)?
+            }
+        };
+        link(&self.directory, &directory.join("context"))?;
+        link(&base.layout, &directory.join("base"))?;
+        for (list, name) in [("packages.txt", "repository"), ("wheels.txt", "wheels")] {
+            let Some(lines) = self.lines(list)? else { continue };
+            let made = match name {
+                "repository" => {
+                    let packages: Vec<&str> = lines.iter().map(String::as_str).collect();
+                    mirror.repository(cache, &short_digest(&lines), &base, &packages)?
+                }
+                _ => wheels(cache, &base, &lines)?,
+            };
+            link(&made, &directory.join(name))?;
+            fs::write(directory.join(name).join(list), lines.join("\n")).map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 }
 
-fn packages(mirror: &Mirror, cache: &Path, directory: &Path) -> Result<(), String> {
-    let base = mirror.base(cache, "minimal", &[], &[])?;
-    let list = fs::read_to_string(Workload::Packages.fixture("packages.txt")).map_err(|error| error.to_string())?;
-    let names: Vec<&str> = list.lines().collect();
-    let digest = fixtures::image::digest(list.as_bytes());
-    let repository = mirror.repository(cache, &digest["sha256:".len()..][..12], &base, &names)?;
-    link(&base.layout, &directory.join("base"))?;
-    link(&repository, &directory.join("repository"))?;
-    fs::write(directory.join("repository/packages.txt"), list).map_err(|error| error.to_string())
-}
-
-fn toolchains(mirror: &Mirror, cache: &Path, directory: &Path) -> Result<(), String> {
-    let base = mirror.base(cache, "toolchains", &TOOLCHAINS, &EXCLUDED)?;
-    let wheels = wheels(cache, &base)?;
-    link(&base.layout, &directory.join("base"))?;
-    link(&wheels, &directory.join("wheels"))?;
-    fs::write(directory.join("wheels/wheels.txt"), WHEELS.join("\n")).map_err(|error| error.to_string())
+/// Tells lists apart.
+fn short_digest(lines: &[String]) -> String {
+    fixtures::image::digest(lines.join("\n").as_bytes())["sha256:".len()..][..12].to_owned()
 }
 
 /// The wheels for the Python of `base`.
-fn wheels(cache: &Path, base: &Base) -> Result<PathBuf, String> {
+fn wheels(cache: &Path, base: &Base, names: &[String]) -> Result<PathBuf, String> {
     let version = base.version("python3")?.ok_or("the base lacks python3")?;
     let version = version.split('.').take(2).collect::<Vec<_>>().join(".");
-    let kept = cache.join(format!("wheels-{version}-{}", std::env::consts::ARCH));
+    let kept = cache.join(format!("wheels-{version}-{}-{}", std::env::consts::ARCH, short_digest(names)));
     once(&kept, |directory| {
         let environment = tempfile::tempdir().map_err(|error| error.to_string())?;
         process::output(Command::new("python3").args(["-m", "venv"]).arg(environment.path()), LIMIT)?;
@@ -122,7 +119,7 @@ fn wheels(cache: &Path, base: &Base) -> Result<PathBuf, String> {
         command.args(["download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]);
         command.args(["--implementation", "cp", "--python-version", &version]);
         command.arg(format!("--platform=manylinux2014_{}", std::env::consts::ARCH));
-        process::output(command.arg("--dest").arg(directory).args(WHEELS), LIMIT).map(drop)
+        process::output(command.arg("--dest").arg(directory).args(names), LIMIT).map(drop)
     })?;
     Ok(kept)
 }

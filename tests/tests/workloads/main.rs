@@ -5,12 +5,12 @@
 //!
 //! | Variable | Meaning |
 //! |---|---|
+//! | `WORKLOADS_FROM` | a directory of workloads to build instead of `fixtures/workloads` |
 //! | `WORKLOADS_KEEP` | a directory for inputs, work directories and results, which then stay |
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tests::environment::Environment;
@@ -38,11 +38,11 @@ fn main() -> ExitCode {
         }
     };
     let mut trials = Vec::new();
-    for workload in Workload::ALL {
+    for (number, workload) in bench.workloads.iter().enumerate() {
         for environment in Environment::ALL {
+            let name = format!("{}::{}", workload.name, environment.name());
             let bench = Arc::clone(&bench);
-            let name = format!("{}::{}", workload.name(), environment.name());
-            trials.push(Trial::ignorable_test(name, move || match bench.trial(workload, environment)? {
+            trials.push(Trial::ignorable_test(name, move || match bench.trial(number, environment)? {
                 Ok(()) => Ok(Completion::Completed),
                 Err(reason) => Ok(Completion::ignored_with(format!("skipped: {reason}"))),
             }));
@@ -54,23 +54,33 @@ fn main() -> ExitCode {
 /// What the trials share.
 struct Bench {
     place: Place,
-    /// Inputs, by workload; the inner error says what is missing.
-    inputs: Mutex<BTreeMap<&'static str, Result<(), String>>>,
+    workloads: Vec<Workload>,
+    /// Of each workload.
+    shared: Vec<Shared>,
+}
+
+/// What the trials of one workload share.
+#[derive(Default)]
+struct Shared {
+    /// Whether the inputs could be made; the inner error says what is missing.
+    inputs: OnceLock<Result<Result<(), String>, String>>,
     /// What E1 gives, made by whichever trial needs it first.
-    expected: BTreeMap<&'static str, OnceLock<Built>>,
+    expected: OnceLock<Built>,
 }
 
 impl Bench {
     fn new() -> Result<Self, String> {
-        let expected = Workload::ALL.into_iter().map(|workload| (workload.name(), OnceLock::new())).collect();
-        Ok(Self { place: Place::new()?, inputs: Mutex::default(), expected })
+        let workloads = Workload::all()?;
+        let shared = workloads.iter().map(|_| Shared::default()).collect();
+        Ok(Self { place: Place::new()?, workloads, shared })
     }
 
-    fn trial(&self, workload: Workload, environment: Environment) -> Result<Result<(), String>, Failed> {
+    fn trial(&self, number: usize, environment: Environment) -> Result<Result<(), String>, Failed> {
         if let Err(reason) = environment.possible().and_then(|()| Environment::E1.possible()) {
             return Ok(Err(reason));
         }
-        let expected = self.expected[workload.name()].get_or_init(|| self.built(workload, Environment::E1));
+        let workload = &self.workloads[number];
+        let expected = self.shared[number].expected.get_or_init(|| self.built(number, Environment::E1));
         let expected = match expected {
             Ok(Ok(layers)) => layers,
             Ok(Err(reason)) => return Ok(Err(reason.clone())),
@@ -80,7 +90,7 @@ impl Bench {
             facts::check(workload, expected)?;
             return Ok(Ok(()));
         }
-        match self.built(workload, environment)? {
+        match self.built(number, environment)? {
             Ok(layers) => {
                 let varies = Varies::read(&workload.fixture("varies.txt"))?;
                 expected.same(&layers, &varies)?;
@@ -90,18 +100,14 @@ impl Bench {
         }
     }
 
-    fn built(&self, workload: Workload, environment: Environment) -> Built {
-        let inputs = self.place.inputs(workload);
-        {
-            let mut made = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
-            if !made.contains_key(workload.name()) {
-                let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
-                made.insert(workload.name(), workload.prepare(cache, &inputs)?);
-            }
-            if let Some(Err(reason)) = made.get(workload.name()) {
-                return Ok(Err(reason.clone()));
-            }
+    fn built(&self, number: usize, environment: Environment) -> Built {
+        let workload = &self.workloads[number];
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let inputs = &self.shared[number].inputs;
+        match inputs.get_or_init(|| workload.prepare(cache, &self.place.inputs(workload))) {
+            Ok(Ok(())) => self.place.build(workload, environment).map(Ok),
+            Ok(Err(reason)) => Ok(Err(reason.clone())),
+            Err(error) => Err(error.clone()),
         }
-        self.place.build(workload, environment).map(Ok)
     }
 }

@@ -36,13 +36,13 @@ impl Place {
     }
 
     /// Where a workload's inputs are.
-    pub fn inputs(&self, workload: Workload) -> PathBuf {
-        self.root.join(format!("inputs-{}", workload.name()))
+    pub fn inputs(&self, workload: &Workload) -> PathBuf {
+        self.root.join(format!("inputs-{}", workload.name))
     }
 
     /// Builds there and reads what came out.
-    pub fn build(&self, workload: Workload, environment: Environment) -> Result<Layers, String> {
-        let own = self.root.join(format!("{}-{}", workload.name(), environment.name()));
+    pub fn build(&self, workload: &Workload, environment: Environment) -> Result<Layers, String> {
+        let own = self.root.join(format!("{}-{}", workload.name, environment.name()));
         _ = fs::remove_dir_all(&own);
         fs::create_dir_all(&own).map_err(|error| error.to_string())?;
         let started = layers_time();
@@ -55,7 +55,7 @@ impl Place {
         layers
     }
 
-    fn run(&self, workload: Workload, environment: Environment, own: &Path) -> Result<(), String> {
+    fn run(&self, workload: &Workload, environment: Environment, own: &Path) -> Result<(), String> {
         let mut started = environment.slipway(&self.root, own)?;
         let command = &mut started.command;
         let inputs = self.inputs(workload);
@@ -64,6 +64,7 @@ impl Place {
         for name in workload.contexts() {
             command.arg("--build-context").arg(format!("{name}={}", inputs.join(name).display()));
         }
+        command.arg("--build-arg").arg(format!("ENVIRONMENT={}", environment.name()));
         command.arg("--output").arg(format!("type=oci,tar=false,dest={}", own.join("result").display()));
         let ended = process::run(command.arg(inputs.join("context")), LIMIT).map_err(|error| error.to_string())?;
         if self.temporary.is_none() {
