@@ -45,7 +45,7 @@ pub(crate) use attributes::{CAPABILITY, capability};
 pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, is_below, path_order};
 pub(crate) use ordered::Guide;
-pub use owners::{Facts, Key as InodeKey, Owners};
+pub use owners::{Bytes as FileBytes, Facts, Key as InodeKey, Owners};
 pub use recall::{Recall, Recalled, Unchanged};
 pub use resolve::clean;
 pub use sparse::{Original, Seen, Tee};

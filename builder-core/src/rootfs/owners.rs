@@ -18,6 +18,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use base64::Engine as _;
@@ -34,7 +35,14 @@ pub struct Owners {
     records: Mutex<BTreeMap<Key, Record>>,
     /// Files that the tree borrows from a base.
     borrowed: OnceLock<Borrowed>,
+    /// What was in files with a capability when somebody could begin to write to them, or gave them another time.
+    watched: Mutex<BTreeMap<Key, Bytes>>,
+    /// Whether any file has, or had, a capability.
+    capable: AtomicBool,
 }
+
+/// By what it is told whether a file was written to: its size, and when it was, as in [`Key::born`].
+pub type Bytes = (u64, (i64, u32));
 
 /// An inode during its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,6 +162,9 @@ impl Owners {
 
     /// Records all of it of another one.
     pub(super) fn put_record(&self, key: Key, record: Record) {
+        if record.xattrs.contains_key(OsStr::new(super::attributes::CAPABILITY)) {
+            self.capable.store(true, Ordering::Relaxed);
+        }
         self.lock().insert(key, record);
     }
 
@@ -182,6 +193,9 @@ impl Owners {
 
     /// Records an extended attribute.
     pub fn set_xattr(&self, key: Key, name: &OsStr, value: &[u8]) {
+        if name == super::attributes::CAPABILITY {
+            self.capable.store(true, Ordering::Relaxed);
+        }
         self.change(key, |record| {
             record.xattrs.insert(name.to_owned(), value.to_vec());
         });
@@ -197,6 +211,42 @@ impl Owners {
     /// All recorded attributes of a file.
     pub fn xattrs(&self, key: Key) -> BTreeMap<OsString, Vec<u8>> {
         self.lock().get(&key).map(|record| record.xattrs.clone()).unwrap_or_default()
+    }
+
+    /// Whether an attribute of this name is recorded of any file.
+    pub fn has_xattr(&self, name: &OsStr) -> bool {
+        self.lock().values().any(|record| record.xattrs.contains_key(name))
+    }
+
+    /// A file that holds `bytes` may be written to from now on, by calls that nobody sees; or it has just been given a capability or a
+    /// time. A capability is taken from it when it is found to hold others ([`Self::settle`]), as the kernel does (capabilities(7)).
+    pub fn watch(&self, key: Key, bytes: Bytes) {
+        if self.is_capable(key) {
+            self.watched.lock().unwrap_or_else(PoisonError::into_inner).insert(key, bytes);
+        }
+    }
+
+    /// Takes the capability from a file that was written to: that holds `bytes`, and others when it was watched.
+    pub fn settle(&self, key: Key, bytes: Bytes) {
+        let written = {
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let written = watched.get(&key).is_some_and(|before| *before != bytes);
+            written && watched.remove(&key).is_some()
+        };
+        if written {
+            self.remove_xattr(key, OsStr::new(super::attributes::CAPABILITY));
+        }
+    }
+
+    /// Whether any file has a capability.
+    pub fn has_capable(&self) -> bool {
+        self.capable.load(Ordering::Relaxed)
+    }
+
+    /// Whether a file has a capability.
+    pub fn is_capable(&self, key: Key) -> bool {
+        let name = OsStr::new(super::attributes::CAPABILITY);
+        self.lock().get(&key).is_some_and(|record| record.xattrs.contains_key(name))
     }
 
     /// A new file begins without a record, whatever had its inode before.
@@ -219,7 +269,7 @@ impl Owners {
     }
 
     /// Takes recorded file capabilities from files that a step wrote to, which the kernel does with real ones
-    /// (capabilities(7)). A file whose time was set is taken for written.
+    /// (capabilities(7)). A file that was not watched and whose time was set is taken for written.
     pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) -> Result<(), ListError> {
         let name = OsStr::new(super::attributes::CAPABILITY);
         let copies = self.copies();
@@ -235,9 +285,10 @@ impl Owners {
             capable.map(|stat| stat.map(|stat| (Key::of(&stat), (stat.size, stat.mtime)))).collect()
         };
         let (was, is) = (data(before)?, data(after)?);
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, data) in is {
             let before = copies.get(&key).unwrap_or(&key);
-            if was.get(before).is_some_and(|was| *was != data)
+            if watched.get(&key).or_else(|| was.get(before)).is_some_and(|was| *was != data)
                 && let Some(record) = records.get_mut(&key)
             {
                 record.xattrs.remove(name);
@@ -283,7 +334,10 @@ impl Owners {
             let (key, record) = line.parse().ok_or(io::ErrorKind::InvalidData)?;
             records.insert(key, record);
         }
-        Ok(Self { records: Mutex::new(records), borrowed: OnceLock::new() })
+        let owners = Self { records: Mutex::new(records), ..Self::default() };
+        let capable = owners.has_xattr(OsStr::new(super::attributes::CAPABILITY));
+        owners.capable.store(capable, Ordering::Relaxed);
+        Ok(owners)
     }
 
     /// Writes records in the place of those in the file, but keeps those of files of which nothing is recorded here: somebody

@@ -184,6 +184,7 @@ fn perform(
     }
     // Without one it has ended already: what it has reported says why.
     let listening = listener.as_ref().ok().and_then(Option::as_ref);
+    let complain = |line: &str| output(Stream::Stderr, line.as_bytes());
     let server = listening.map(|listener| Server {
         files: &files,
         listener,
@@ -192,6 +193,8 @@ fn perform(
         programs: AtomicU32::new(0),
         memories: Memories::default(),
         untraceable: AtomicBool::new(false),
+        complain: &complain,
+        rooted: AtomicBool::new(false),
     });
     let status = std::thread::scope(|scope| {
         ends.stream(scope, &ended, output);

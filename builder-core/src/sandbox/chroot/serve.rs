@@ -126,6 +126,10 @@ pub struct Server<'a> {
     pub memories: Memories,
     /// Whether processes cannot be traced, on an older kernel.
     pub untraceable: AtomicBool,
+    /// Gets lines for the output of the RUN.
+    pub complain: &'a (dyn Fn(&str) + Sync),
+    /// Whether it has been said that nobody can have another root.
+    pub rooted: AtomicBool,
 }
 
 impl Server<'_> {
@@ -339,7 +343,14 @@ impl Server<'_> {
     fn chroot(&self, call: &Notification, path: u64) -> Answer {
         match self.text(call.thread, path) {
             Some(text) if text == b"/" => Answer::Reply(Reply::Value(0)),
-            _ => Answer::Reply(Reply::Error(Errno::PERM)),
+            text => {
+                if text.is_some() && !self.rooted.swap(true, Ordering::Relaxed) {
+                    (self.complain)(
+                        "slipway: chroot(2) is refused in the sandbox `chroot`; `--sandbox=traced` performs it",
+                    );
+                }
+                Answer::Reply(Reply::Error(Errno::PERM))
+            }
         }
     }
 

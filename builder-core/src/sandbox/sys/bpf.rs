@@ -14,6 +14,9 @@ pub enum Action {
     Errno(u16),
     /// Whoever holds the listener answers: `SECCOMP_RET_USER_NOTIF`, since Linux 5.0.
     Notify,
+    /// The thread gets SIGSYS, which its tracer sees first. Of several filters' answers it counts before `Errno`, `Notify` and
+    /// `Trace`: a call that somebody else's filter refuses can be seen no other way. `SECCOMP_RET_TRAP`.
+    Trap,
     /// The tracer is stopped for, with this number as event message; without a tracer `ENOSYS`: `SECCOMP_RET_TRACE`.
     Trace(u16),
 }
@@ -24,6 +27,7 @@ impl Action {
             Self::Allow => libc::SECCOMP_RET_ALLOW,
             Self::Errno(errno) => libc::SECCOMP_RET_ERRNO | errno as u32,
             Self::Notify => libc::SECCOMP_RET_USER_NOTIF,
+            Self::Trap => libc::SECCOMP_RET_TRAP,
             Self::Trace(message) => libc::SECCOMP_RET_TRACE | message as u32,
         }
     }

@@ -41,6 +41,8 @@ const CONT: Request = 7 as Request;
 #[cfg(target_arch = "aarch64")]
 const SINGLE_STEP: Request = 9 as Request;
 const SYSCALL: Request = 24 as Request;
+/// `PTRACE_GETSIGINFO`
+const GET_INFO: Request = 0x4202 as Request;
 const GET_MESSAGE: Request = 0x4201 as Request;
 const GET_SET: Request = 0x4204 as Request;
 const SET_SET: Request = 0x4205 as Request;
@@ -161,6 +163,32 @@ pub fn message(thread: i32) -> Result<u64, Errno> {
     let mut message: libc::c_ulong = 0;
     ptrace(GET_MESSAGE, thread, 0, (&raw mut message).expose_provenance())?;
     Ok(message as u64)
+}
+
+/// The call for which a thread, stopped before it gets SIGSYS, was sent that by a filter; `None` if it comes from elsewhere.
+///
+/// # Errors
+/// `ESRCH` if it was killed.
+pub fn trapped_call(thread: i32) -> Result<Option<i32>, Errno> {
+    /// `siginfo_t` with the fields of `_sigsys`, asm-generic/siginfo.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        signal: i32,
+        errno: i32,
+        code: i32,
+        address: u64,
+        number: i32,
+        architecture: u32,
+        rest: [u64; 12],
+    }
+    const _: () = assert!(size_of::<Info>() == size_of::<libc::siginfo_t>(), "the kernel writes all of it");
+    /// `SYS_SECCOMP`
+    const BY_FILTER: i32 = 1;
+    let mut info = Info::default();
+    ptrace(GET_INFO, thread, 0, (&raw mut info).expose_provenance())?;
+    let native = info.architecture == super::bpf::NATIVE;
+    Ok((info.signal == libc::SIGSYS && info.code == BY_FILTER && native).then_some(info.number))
 }
 
 /// Waits for the next event of a tracee of this thread. With `block` unset, `None` if there is none.

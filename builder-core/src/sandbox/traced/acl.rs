@@ -1,18 +1,24 @@
 //! Access lists: acl(5), and their form in `system.posix_acl_access` and `system.posix_acl_default` (linux/posix_acl_xattr.h).
 //!
 //! The disk cannot have them, since the users that they name do not exist there. They are recorded as other attributes are, and
-//! permission bits follow them and they follow those, as in the kernel. No layer has lists, so they end with the tree.
-//!
-//! # Limitations
-//! Nobody is given or refused anything because a list names him, and new files do not inherit a directory's default list.
+//! permission bits follow them and they follow those, as in the kernel; they decide who may do what, and new files begin with what
+//! their directory's default list says. No layer has lists, so they end with the tree.
 
 use std::ffi::OsStr;
+use std::sync::atomic::Ordering;
 
+use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
 use super::calls::{Answered, DONE};
-use super::view::key;
-use super::world::{Caller, Reached};
+use super::held::Directory;
+use super::ids::Credentials;
+use super::view::{key, statx};
+use super::world::{Caller, NewMode, Reached};
+use crate::rootfs::Owners;
+
+/// Names of the attributes.
+pub const NAMES: [&str; 2] = [ACCESS, DEFAULT];
 
 /// The list that decides about a file.
 const ACCESS: &str = "system.posix_acl_access";
@@ -132,6 +138,68 @@ impl List {
     }
 }
 
+impl List {
+    /// The bits that somebody other than the owner gets of those `wanted`: acl(5), "ACCESS CHECK ALGORITHM".
+    fn granted(&self, owning_group: u32, wanted: u32, me: &Credentials) -> u32 {
+        let mask = self.0.iter().find(|entry| entry.tag == tag::MASK).map_or(7, |entry| entry.permissions);
+        let bits = |entry: &Entry| u32::from(entry.permissions & mask);
+        if let Some(user) = self.0.iter().find(|entry| entry.tag == tag::USER && entry.id == me.user.files) {
+            return bits(user);
+        }
+        let mut groups = self.0.iter().filter(|entry| match entry.tag {
+            tag::OWNING_GROUP => me.is_in(owning_group),
+            tag::GROUP => me.is_in(entry.id),
+            _ => false,
+        });
+        match groups.next() {
+            // One of them has to allow all of it.
+            Some(first) if wanted & !bits(first) != 0 => {
+                groups.map(bits).find(|bits| wanted & !bits == 0).unwrap_or_else(|| bits(first))
+            }
+            Some(first) => bits(first),
+            None => self.mode() & 7,
+        }
+    }
+}
+
+/// What a new file gets of its directory's default list.
+#[derive(Debug)]
+pub struct Inherited {
+    access: List,
+    default: Vec<u8>,
+    /// Bits that no list has.
+    special: u32,
+}
+
+impl Inherited {
+    /// What the file shows. The umask does not count: umask(2).
+    pub fn mode(&self) -> u32 {
+        self.special | self.access.mode()
+    }
+
+    /// Gives the file its lists.
+    pub fn record(&self, owners: &Owners, real: &Statx) {
+        if !self.access.is_minimal() {
+            owners.set_xattr(key(real), OsStr::new(ACCESS), &self.access.value());
+        }
+        if FileType::from_raw_mode(real.stx_mode.into()).is_dir() {
+            owners.set_xattr(key(real), OsStr::new(DEFAULT), &self.default);
+        }
+    }
+}
+
+/// What a file that is made in `parent` inherits; links inherit nothing.
+///
+/// # Errors
+/// What the kernel says.
+pub fn inherited(owners: &Owners, parent: &Directory, new: Option<NewMode>) -> Result<Option<Inherited>, Errno> {
+    let Some(new) = new else { return Ok(None) };
+    let Some(default) = owners.xattrs(key(&statx(parent)?)).remove(OsStr::new(DEFAULT)) else { return Ok(None) };
+    let Some(mut access) = List::parse(&default)? else { return Ok(None) };
+    access.follow(access.mode() & new.asked);
+    Ok(Some(Inherited { access, default, special: new.asked & 0o7000 }))
+}
+
 /// The value of a recorded list of a file whose mode may have changed since.
 pub fn shown(name: &OsStr, value: Vec<u8>, mode: u32) -> Vec<u8> {
     match List::parse(&value) {
@@ -144,6 +212,15 @@ pub fn shown(name: &OsStr, value: Vec<u8>, mode: u32) -> Vec<u8> {
 }
 
 impl Caller<'_> {
+    /// What the list of a file grants somebody who does not own it; `None` if it has none.
+    pub fn listed(&self, shown: &Statx, wanted: u32, me: &Credentials) -> Option<u32> {
+        let value =
+            self.world.owners_of(shown).find_map(|owners| owners.xattrs(key(shown)).remove(OsStr::new(ACCESS)))?;
+        let mut list = List::parse(&value).ok()??;
+        list.follow(shown.stx_mode.into());
+        Some(list.granted(shown.stx_gid, wanted, me))
+    }
+
     /// setxattr(2) of a list, or removexattr(2) without a value.
     pub fn set_list(&self, file: &Reached<'_>, name: &OsStr, value: Option<&[u8]>) -> Answered {
         file.writable()?;
@@ -164,7 +241,10 @@ impl Caller<'_> {
         let file = own.as_ref().unwrap_or(file);
         let recorded = list.as_ref().filter(|list| name == DEFAULT || !list.is_minimal());
         match recorded {
-            Some(list) => owners.set_xattr(key(&file.real), name, &list.value()),
+            Some(list) => {
+                self.world.lists.store(true, Ordering::Relaxed);
+                owners.set_xattr(key(&file.real), name, &list.value());
+            }
             None => owners.remove_xattr(key(&file.real), name),
         }
         match list {

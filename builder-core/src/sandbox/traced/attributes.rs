@@ -13,7 +13,7 @@ use super::acl;
 use super::calls::{Answer, Answered, DONE};
 use super::ids::capability;
 use super::permission::may;
-use super::view::{Kind, key, own_path};
+use super::view::{Kind, bytes, key, own_path, statx};
 use super::world::{Caller, Reached, SET_IDS, kept_mode};
 
 /// Largest value of an extended attribute, and largest list of names, in bytes: xattr(7).
@@ -190,7 +190,14 @@ impl Caller<'_> {
             return DONE;
         }
         let file = self.changing(file)?;
+        let owners = file.mount.and_then(|mount| mount.owners.as_ref()).filter(|_| file.kind() == libc::S_IFREG);
+        if let Some(owners) = owners {
+            owners.settle(key(&file.real), bytes(&file.real));
+        }
         rustix::fs::utimensat(&file.fd, "", &times, AtFlags::EMPTY_PATH)?;
+        if let Some(owners) = owners.filter(|owners| owners.is_capable(key(&file.real))) {
+            owners.watch(key(&file.real), bytes(&statx(&file.fd)?));
+        }
         DONE
     }
 
@@ -268,6 +275,7 @@ impl Caller<'_> {
         }
         let trusted = self.me().can(21); // CAP_SYS_ADMIN, which lets trusted attributes be seen
         if let Some(owners) = file.mount.and_then(|mount| mount.owners.as_ref()) {
+            owners.settle(key(&file.real), bytes(&file.real));
             let recorded = owners.xattrs(key(&file.real)).into_iter();
             let seen = recorded.filter(|(name, _)| trusted || !name.as_bytes().starts_with(b"trusted."));
             all.extend(seen.map(|(name, value)| (name, Some(value))));
@@ -379,7 +387,10 @@ impl Caller<'_> {
                 }
             }
         }
-        owners.ok_or(Errno::OPNOTSUPP)?.set_xattr(key(&file.real), name, &value);
+        let owners = owners.ok_or(Errno::OPNOTSUPP)?;
+        owners.set_xattr(key(&file.real), name, &value);
+        // Whoever has it open for writing may write to it still.
+        owners.watch(key(&file.real), bytes(&file.real));
         self.recorded(file);
         DONE
     }

@@ -136,7 +136,6 @@ impl Caller<'_> {
             libc::SYS_chdir => self.chdir(),
             libc::SYS_fchdir => self.fchdir(),
             libc::SYS_getcwd => self.getcwd(),
-            libc::SYS_chroot => self.chroot(),
             libc::SYS_umask => {
                 let mut surroundings = lock(&self.task.surroundings);
                 let before = std::mem::replace(&mut surroundings.umask, self.uint(0) & 0o777);

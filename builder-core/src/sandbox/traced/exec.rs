@@ -19,7 +19,7 @@ use super::ids::Credentials;
 use super::loader::{Call, Code, Value, assemble};
 use super::permission::may;
 use super::tasks::{Image, Program, SCRATCH_BYTES, SLOT_BYTES, Scratch, Task, lock};
-use super::view::{Kind, MAX_PATH, STAT, key, own_path, reopen};
+use super::view::{Kind, MAX_PATH, STAT, bytes, key, own_path, reopen};
 use super::world::Caller;
 
 /// Scripts that may be interpreted by scripts: linux/binfmts.h says 4 in a row and the program behind.
@@ -202,7 +202,10 @@ impl Caller<'_> {
         let shown_mode = u32::from(shown.stx_mode);
         let uid = (shown_mode & 0o4000 != 0).then_some(shown.stx_uid);
         let gid = (shown_mode & 0o2010 == 0o2010).then_some(shown.stx_gid);
-        let attribute = owners.and_then(|owners| owners.xattrs(key(&real)).remove(OsStr::new("security.capability")));
+        let attribute = owners.and_then(|owners| {
+            owners.settle(key(&real), bytes(&real));
+            owners.xattrs(key(&real)).remove(OsStr::new("security.capability"))
+        });
         let capabilities = attribute.as_deref().and_then(capabilities);
         let readable = reopen(file.as_fd(), OFlags::RDONLY, Mode::empty())?;
         let format = elf::read(readable.as_fd())?;

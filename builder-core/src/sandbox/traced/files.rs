@@ -10,7 +10,7 @@ use super::ids::{Credentials, capability};
 use super::permission::may;
 use super::pipes::Pipe;
 use super::tasks::lock;
-use super::view::{Base, Kind, MAX_PATH, Mount, Place, STAT, key, own_path, read_link, reopen};
+use super::view::{Base, Kind, MAX_PATH, Mount, Place, bytes, key, own_path, read_link, reopen, statx};
 use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode};
 use super::{layout, procfs};
 
@@ -63,7 +63,7 @@ impl Caller<'_> {
     pub fn fstat(&self, descriptor: i32, out: u64) -> Answered {
         let real = self.task.descriptors.stat(descriptor)?;
         let real = match self.world.stands.find(&real) {
-            Some(file) => super::view::statx(&*file)?,
+            Some(file) => statx(&*file)?,
             None if self.world.is_borrowed(&real) => self.world.open_descriptor(&self.task, descriptor)?.1,
             None => real,
         };
@@ -255,13 +255,17 @@ impl Caller<'_> {
         let opened = self.at_with(descriptor, path, follow, resolve, |place| {
             if let Some(file) = self.magic(place, follow)? {
                 if place_only {
-                    let real = super::view::statx(&file)?;
+                    let real = statx(&file)?;
                     return self.hold(file, &real, None, &me, |file, flags| reopen(file, flags, Mode::empty()));
                 }
                 let mut file = std::sync::Arc::new(file);
                 if writing {
-                    let real = super::view::statx(&*file)?;
-                    file = self.changing(self.behind(file, real))?.fd;
+                    let real = statx(&*file)?;
+                    let reached = self.changing(self.behind(file, real))?;
+                    if let Some(owners) = reached.mount.and_then(|mount| mount.owners.as_ref()) {
+                        owners.watch(key(&reached.real), bytes(&reached.real));
+                    }
+                    file = reached.fd;
                 }
                 let flags = flags.difference(OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NOCTTY);
                 let open = reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?;
@@ -273,7 +277,7 @@ impl Caller<'_> {
             let flags = if place.slash { flags.difference(OFlags::NOFOLLOW) | OFlags::DIRECTORY } else { flags };
             if place_only {
                 let fd = place.open(flags.difference(OFlags::NOCTTY), Mode::empty())?;
-                let real = super::view::statx(&fd)?;
+                let real = statx(&fd)?;
                 return self.hold(fd, &real, Some(place.mount), &me, |_, flags| place.open(flags, Mode::empty()));
             }
             let readonly = place.mount.readonly || matches!(place.mount.kind, Kind::Sys);
@@ -281,11 +285,11 @@ impl Caller<'_> {
                 if readonly {
                     return Err(Errno::ROFS);
                 }
-                let (real, told) = self.modes(mode, false);
-                let fd = place.open(flags, real)?;
+                let new = self.modes(mode, false);
+                let fd = place.open(flags, new.real)?;
                 let parent = place.open(OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?.into();
                 self.change(place.mount, &parent, None, &me)?;
-                self.made(place.mount, &parent, &fd, told)?;
+                self.made(place.mount, &parent, &fd, Some(new))?;
                 return Ok(Answer::Give(fd, false));
             }
             if making && let Some(fd) = self.create(place, flags, mode, readonly, &me)? {
@@ -351,10 +355,15 @@ impl Caller<'_> {
             return Ok(());
         }
         let real = stat.st_mode & 0o7777;
+        if let Some(owners) = mount.owners.as_ref().filter(|owners| owners.has_capable()) {
+            let before = statx(fd)?;
+            owners.settle(key(&before), bytes(&before));
+            owners.watch(key(&before), bytes(&before));
+        }
         if let Some(owners) = &mount.owners
             && (real & SET_IDS != 0 || !me.can(capability::FSETID))
         {
-            let key = key(&rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, STAT)?);
+            let key = key(&statx(fd)?);
             let shown = owners.facts(key).mode(real);
             let wanted = kept_mode(shown, false, me);
             if (shown | real) & SET_IDS != 0 && wanted != real {
@@ -432,16 +441,16 @@ impl Caller<'_> {
                 Err(other) => Err(other),
             };
         }
-        let (real, told) = self.modes(mode, false);
+        let new = self.modes(mode, false);
         let flags =
             flags.difference(OFlags::TRUNC) | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match rustix::fs::openat(&parent, name, flags, real) {
+        match rustix::fs::openat(&parent, name, flags, new.real) {
             Ok(fd) => {
                 place.tell(&self.world.view);
-                self.made(place.mount, &parent, &fd, told)?;
+                self.made(place.mount, &parent, &fd, Some(new))?;
                 if place.mount.owners.is_some() && place.physical().is_some() {
                     // It is mostly the next thing that owner, mode and time are given to it.
-                    self.met(&super::view::statx(&fd)?, place.mount, true);
+                    self.met(&statx(&fd)?, place.mount, true);
                 }
                 Ok(Some(fd))
             }

@@ -76,7 +76,6 @@ const ANSWERED: &[libc::c_long] = &[
     libc::SYS_chdir,
     libc::SYS_fchdir,
     libc::SYS_getcwd,
-    libc::SYS_chroot,
     libc::SYS_umask,
     libc::SYS_uname,
     libc::SYS_getuid,
@@ -204,6 +203,8 @@ pub fn first() -> Vec<libc::sock_filter> {
     rules.extend([
         Rule::always(libc::SYS_execve, trace(Rewrite::Exec)),
         Rule::always(libc::SYS_execveat, trace(Rewrite::Exec)),
+        // A pod without CAP_SYS_CHROOT has a profile that refuses it.
+        Rule::always(libc::SYS_chroot, Action::Trap),
         Rule::always(libc::SYS_connect, trace(Rewrite::Connect)),
         Rule::when(libc::SYS_sendto, When::NotZero(4), trace(Rewrite::Connect)),
         Rule::always(libc::SYS_bind, trace(Rewrite::Bind)),

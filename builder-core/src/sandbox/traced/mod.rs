@@ -283,6 +283,7 @@ fn trace(
         own: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
         umask: own_umask(),
         devices: AtomicBool::new(owners.has_devices()),
+        lists: AtomicBool::new(acl::NAMES.iter().any(|name| owners.has_xattr(name.as_ref()))),
         narrow: AtomicBool::new(false),
         giving: RwLock::default(),
         programs: Mutex::default(),

@@ -71,14 +71,14 @@ impl Caller<'_> {
         let path = self.path_at(path)?;
         self.still()?;
         self.making(descriptor, &path, |place, parent, name| {
-            let (real, told) = self.modes(mode & 0o1777, true);
-            rustix::fs::mkdirat(parent, name, real)?;
+            let new = self.modes(mode & 0o1777, true);
+            rustix::fs::mkdirat(parent, name, new.real)?;
             place.tell_subtree(&self.world.view);
             let me = lock(&self.task.credentials).user.files;
-            if told.is_some() || me != 0 || place.mount.owners.is_some() {
+            if new.told.is_some() || me != 0 || place.mount.owners.is_some() {
                 let made =
                     rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-                self.made(place.mount, parent, &made, told)?;
+                self.made(place.mount, parent, &made, Some(new))?;
             }
             Ok(())
         })?;
@@ -106,16 +106,16 @@ impl Caller<'_> {
             if place.slash {
                 return Err(Errno::NOENT);
             }
-            let (real, told) = self.modes(mode & 0o7777, false);
+            let new = self.modes(mode & 0o7777, false);
             let real_kind = if device_kind.is_some() { FileType::RegularFile } else { kind };
             if device_kind.is_some() && place.mount.owners.is_none() {
                 return Err(Errno::PERM);
             }
-            rustix::fs::mknodat(parent, name, real_kind, real, 0)?;
+            rustix::fs::mknodat(parent, name, real_kind, new.real, 0)?;
             place.tell(&self.world.view);
             let made =
                 rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            self.made(place.mount, parent, &made, told)?;
+            self.made(place.mount, parent, &made, Some(new))?;
             if let (Some(kind), Some(owners)) = (device_kind, &place.mount.owners) {
                 let stat = rustix::fs::statx(&made, "", AtFlags::EMPTY_PATH, STAT)?;
                 let numbers = (rustix::fs::major(device), rustix::fs::minor(device));
@@ -352,7 +352,11 @@ impl Caller<'_> {
         Ok(Answer::Value(seen.len() as i64))
     }
 
-    pub fn chroot(&self) -> Answered {
+    /// chroot(2)
+    ///
+    /// # Errors
+    /// What the kernel would say.
+    pub fn chroot(&self) -> Result<(), Errno> {
         let path = self.path(0)?;
         let me = self.me();
         let physical = self.at(HERE, &path, true, |place| {
@@ -364,6 +368,6 @@ impl Caller<'_> {
             return Err(Errno::PERM);
         }
         lock(&self.task.surroundings).root = physical;
-        DONE
+        Ok(())
     }
 }

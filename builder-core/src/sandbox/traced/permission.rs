@@ -46,8 +46,11 @@ impl Caller<'_> {
     pub fn allow(&self, shown: &Statx, wanted: u32, me: &Credentials) -> Result<(), Errno> {
         let mode = u32::from(shown.stx_mode);
         let directory = mode & libc::S_IFMT == libc::S_IFDIR;
+        let listed = if self.world.has_lists() { self.listed(shown, wanted, me) } else { None };
         let granted = if shown.stx_uid == me.user.files {
             mode >> 6
+        } else if let Some(bits) = listed {
+            bits
         } else if me.is_in(shown.stx_gid) {
             mode >> 3
         } else {

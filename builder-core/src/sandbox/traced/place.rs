@@ -172,9 +172,7 @@ impl Places {
         for (name, text) in dev::LINKS {
             std::os::unix::fs::symlink(text, path.join(name))?;
         }
-        for name in ["pts", "mqueue"] {
-            std::fs::create_dir(path.join(name))?;
-        }
+        std::fs::create_dir(path.join("pts"))?;
         let extra = ["fuse", "kvm"].into_iter().filter(|_| spec.insecure);
         let nodes = dev::NODES.iter().map(|node| node.name).chain(["ptmx"]);
         for name in nodes.chain(extra) {
@@ -187,9 +185,12 @@ impl Places {
         {
             self.view.cover(Mount::new(b"/dev/pts", fd, Kind::Device, false, None)?);
         }
-        std::fs::create_dir(path.join("shm"))?;
-        let (_, fd) = self.fresh(0o1777)?;
-        self.view.cover(Mount::new(b"/dev/shm", fd, Kind::Temporary, false, Some(Arc::clone(&self.played)))?);
+        for name in ["shm", "mqueue"] {
+            std::fs::create_dir(path.join(name))?;
+            let (_, fd) = self.fresh(0o1777)?;
+            let (target, played) = (format!("/dev/{name}"), Some(Arc::clone(&self.played)));
+            self.view.cover(Mount::new(target.as_bytes(), fd, Kind::Temporary, false, played)?);
+        }
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use super::held::Directory;
 use super::interrupted;
 use super::tasks::{Task, lock};
 use super::view::own_path;
-use super::world::{Caller, World};
+use super::world::{Caller, NewMode, World};
 
 /// Longest address of a Unix socket, in bytes: unix(7).
 const UNIX_BYTES: usize = 110;
@@ -194,6 +194,13 @@ impl<'a> Tracer<'a> {
 
     fn signalled(&mut self, thread: i32, signal: i32) -> Result<(), Errno> {
         let Some(task) = self.world.tasks.get(thread) else { return ptrace::go(thread, signal) };
+        if signal == libc::SIGSYS && ptrace::trapped_call(thread)?.map(Into::into) == Some(libc::SYS_chroot) {
+            let mut registers = Registers::of(thread)?;
+            let done = self.caller(task, &registers).chroot();
+            registers.set_result(done.map_or_else(|errno| -i64::from(errno.raw_os_error()), |()| 0));
+            registers.set(thread)?;
+            return ptrace::go(thread, 0);
+        }
         match self.work.remove(&thread) {
             // There is no program to go back to if that fails: execve(2), "SIGKILL".
             Some(Work::Loading(loading)) if signal == libc::SIGTRAP => match loading.end(&task) {
@@ -495,7 +502,8 @@ impl<'a> Tracer<'a> {
                 let call = Notification { id: 0, thread: task.thread, architecture: 0, number: 0, arguments: [0; 6] };
                 if let Some(task) = world.tasks.get(task.thread) {
                     let caller = Caller { world, task, call };
-                    _ = caller.made(mount, directory, &socket, Some(shown));
+                    let new = NewMode { told: Some(shown), ..caller.modes(0o777, false) };
+                    _ = caller.made(mount, directory, &socket, Some(new));
                 }
             }
         }

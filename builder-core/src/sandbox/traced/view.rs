@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::held::Held;
-use crate::rootfs::{FileKind, InodeKey, Owners, Touched};
+use crate::rootfs::{FileBytes, FileKind, InodeKey, Owners, Touched};
 
 /// Links followed in one look-up: path_resolution(7).
 const MAX_LINKS: u32 = 40;
@@ -590,6 +590,11 @@ pub fn key(stat: &Statx) -> InodeKey {
     let has_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
     let born = if has_birth { (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) } else { (0, 0) };
     InodeKey { inode: stat.stx_ino, born }
+}
+
+/// What a file holds, as far as that is told without reading it.
+pub fn bytes(stat: &Statx) -> FileBytes {
+    (stat.stx_size, (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec))
 }
 
 /// The type bits of a device.

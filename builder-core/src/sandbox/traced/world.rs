@@ -11,6 +11,7 @@ use rustix::path::DecInt;
 
 use super::super::sys::notify::{Listener, Notification};
 use super::super::sys::{memory, raw};
+use super::acl;
 use super::behind::Behind;
 use super::descriptors::link_text;
 use super::held::Directory;
@@ -41,6 +42,8 @@ pub struct World {
     pub umask: u32,
     /// Whether a device was made or recorded, so that opening one has to be refused.
     pub devices: AtomicBool,
+    /// Whether there are access lists.
+    pub lists: AtomicBool,
     /// Whether it has been said that 32-bit programs do not run.
     pub narrow: AtomicBool,
     /// Held by readers from the moment when a caller gets a file until our own descriptor of it is closed; see [`World::settle`].
@@ -142,7 +145,7 @@ impl World {
     }
 
     /// Records for a file in a mount of the host, if it is of ours.
-    fn owners_of(&self, real: &Statx) -> impl Iterator<Item = &Arc<Owners>> {
+    pub fn owners_of(&self, real: &Statx) -> impl Iterator<Item = &Arc<Owners>> {
         let id = mount_id(real);
         self.view.mounts().iter().filter(move |mount| mount.mount_id == id).filter_map(|mount| mount.owners.as_ref())
     }
@@ -478,14 +481,16 @@ impl Caller<'_> {
         }
     }
 
-    /// Owner, mode and kind of a new file are recorded as far as they are not real. `mode` is what it shall show.
-    pub fn made(&self, mount: &Mount, parent: &Directory, fd: &OwnedFd, mode: Option<u32>) -> Result<(), Errno> {
+    /// Owner, mode and kind of a new file are recorded as far as they are not real; links have no mode.
+    pub fn made(&self, mount: &Mount, parent: &Directory, fd: &OwnedFd, new: Option<NewMode>) -> Result<(), Errno> {
         let Some(owners) = &mount.owners else { return Ok(()) };
         let (user, group) = {
             let me = lock(&self.task.credentials);
             (me.user.files, me.group.files)
         };
         let passes_group_on = parent.passes_group_on()?;
+        let inherited = if self.world.has_lists() { acl::inherited(owners, parent, new)? } else { None };
+        let mode = inherited.as_ref().map(acl::Inherited::mode).or(new.and_then(|new| new.told));
         if (user, group) == (0, 0) && !passes_group_on && mode.is_none() {
             return Ok(());
         }
@@ -497,6 +502,9 @@ impl Caller<'_> {
         };
         if (user, group) != (0, 0) {
             owners.set_owner(key(&real), (user, group));
+        }
+        if let Some(inherited) = &inherited {
+            inherited.record(owners, &real);
         }
         if let Some(mode) = mode {
             let now = u32::from(real.stx_mode) & 0o7777;
@@ -513,13 +521,24 @@ impl Caller<'_> {
     }
 
     /// Mode for the kernel and, if the file shall show another one, that: `mode` less the caller's umask, and rights for us.
-    pub fn modes(&self, mode: u32, directory: bool) -> (Mode, Option<u32>) {
+    pub fn modes(&self, mode: u32, directory: bool) -> NewMode {
         let shown = mode & 0o7777 & !lock(&self.task.surroundings).umask;
         let real = kept_mode(shown, directory, &self.me());
         // What the umask of this process takes away has to be given back.
         let told = (real != shown || real & self.world.umask != 0).then_some(shown);
-        (Mode::from_raw_mode(real), told)
+        NewMode { real: Mode::from_raw_mode(real), told, asked: mode & 0o7777 }
     }
+}
+
+/// Permission bits of a file that is going to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct NewMode {
+    /// For the kernel.
+    pub real: Mode,
+    /// What it shall show, if that is not what the kernel makes of it.
+    pub told: Option<u32>,
+    /// Those that were asked for, whatever the umask.
+    pub asked: u32,
 }
 
 /// The bits setuid and setgid.
@@ -587,6 +606,11 @@ impl World {
         rustix::fs::chmodat(&self.ourselves, DecInt::from_fd(fd).as_c_str(), mode, AtFlags::empty())?;
         self.modes_by_path.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether a file may have an access list.
+    pub fn has_lists(&self) -> bool {
+        self.lists.load(Ordering::Relaxed)
     }
 
     /// Notes that there are devices to be refused.

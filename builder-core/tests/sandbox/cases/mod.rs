@@ -97,6 +97,8 @@ cases![
     stress::users,
     stress::peers,
     stress::access_lists,
+    stress::capabilities_of_files,
+    stress::roots,
     stress::written_programs,
     stress::interrupted,
     stress::changes,

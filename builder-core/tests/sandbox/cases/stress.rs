@@ -7,7 +7,7 @@ use std::sync::Arc;
 use builder_core::rootfs::{FileKind, Listing, Rootfs, Touched};
 use builder_core::sandbox::{ExitStatus, IdMapping, Tier};
 
-use crate::inside::{Context, Outcome, Skip, Tree, command};
+use crate::inside::{Context, Outcome, Skip, Tree, command, shell};
 
 /// How much of `usual` is done: `STRESS_PERCENT` says how many hundredths, where a processor is emulated.
 fn scaled(usual: u64) -> u64 {
@@ -79,6 +79,22 @@ pub(super) fn access_lists(context: &Context) {
         std::panic::panic_any(Skip("the file system has no access lists".into()));
     }
     assert_eq!(outcome.status, ExitStatus::Code(0), "{outcome:?}");
+}
+
+pub(super) fn capabilities_of_files(context: &Context) {
+    context.needs_ids();
+    stress(context, "capable", 1);
+}
+
+pub(super) fn roots(context: &Context) {
+    context.needs_ids();
+    if context.environment.tier != Some(Tier::Chroot) {
+        return stress(context, "roots", 1);
+    }
+    let tree = context.tree();
+    let outcome = context.try_run(&tree.rootfs, &shell("chroot / true && chroot /tmp true")).expect("runs");
+    let told = outcome.stderr.iter().any(|line| line.contains("--sandbox=traced"));
+    assert!(outcome.status != ExitStatus::Code(0) && told, "{outcome:?}");
 }
 
 pub(super) fn written_programs(context: &Context) {
