@@ -1,6 +1,5 @@
 //! Who calls slipway where: the rows of the table in `docs/sandbox.md`.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -80,7 +79,8 @@ impl Environment {
         };
         let name = name.ok_or("the user is missing")?;
         let copy = own.join("slipway");
-        fs::copy(slipway::binary()?, &copy).map_err(|error| error.to_string())?;
+        // By another process: one that is forked here meanwhile must not have it open for writing when it is executed.
+        process::output(Command::new("cp").arg(slipway::binary()?).arg(&copy), LIMIT)?;
         process::output(Command::new("chown").args(["-hR", &format!("{name}:")]).arg(own), LIMIT)?;
         Ok(Slipway { command: user::command(&name, &copy), _pod: None })
     }
