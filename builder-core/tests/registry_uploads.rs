@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 use builder_core::cancel::Cancel;
 use builder_core::hint::Hint as _;
-use builder_core::http::{ClientOptions, HttpError, Timeouts};
+use builder_core::http::{ClientOptions, HttpError, Method, Request, Timeouts};
 use builder_core::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
 use builder_core::registry::{BlobToPush, CredentialOptions, Pushed, RegistryError, RegistryOptions, Sessions};
 use common::Bench;
@@ -129,6 +129,34 @@ fn uploads_go_on_in_the_next_process() {
         let left = std::fs::read_dir(directory.path().join("uploads")).expect("listed").count();
         assert_eq!(left, 0, "{what}");
     }
+}
+
+#[test]
+fn uploads_follow_redirects_without_credentials() {
+    let elsewhere = FakeRegistry::start();
+    let registry = FakeRegistry::with_auth(Auth::basic("me", "hunter2"));
+    let bench = Bench::with_login(&registry, "me", "hunter2");
+    let bytes = noise(100_000);
+    let digest = BlobDigest(Sha256::of(&bytes));
+    let begin = format!("http://{}/v2/a/blobs/uploads/", elsewhere.host()).parse().expect("a URL");
+    let begun = bench.sources.registry().client().send(Request::new(Method::Post, begin), &Cancel::default());
+    let place = begun.expect("begun").header("Location").expect("a place").to_owned();
+    elsewhere.clear_log();
+    let to = format!("http://{}{place}&digest={digest}", elsewhere.host());
+    registry.fault(Fault::once("PUT", "/uploads/", Effect::Redirect(to)));
+    let descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, bytes.len() as u64);
+    let open = |offset: u64| Ok(Box::new(&bytes[usize::try_from(offset).expect("small")..]) as Box<dyn Read>);
+    let (progress, resumed) = (&|_| {}, &|_| {});
+    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: None, progress, sessions: None, resumed };
+    let pushed = bench.sources.registry().push_blob(&target(&registry, "a"), &blob, &Cancel::default());
+    assert_eq!(pushed.expect("pushed"), Pushed::Uploaded, "{:?}", registry.lines());
+    assert!(elsewhere.blob("a", &digest.to_string()).as_deref() == Some(&bytes[..]));
+    let followed = elsewhere.log();
+    assert_eq!(followed.iter().map(|logged| logged.header("authorization")).collect::<Vec<_>>(), [None]);
+    // Round and round is an error.
+    let registry = FakeRegistry::start();
+    registry.fault(Fault::always("PUT", "/uploads/", Effect::Redirect("?again".to_owned())));
+    assert!(matches!(push(&Bench::new(), &registry, &bytes), Err(RegistryError::Upload { .. })));
 }
 
 #[test]

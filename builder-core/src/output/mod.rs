@@ -257,6 +257,11 @@ impl Hint for OutputError {
             Self::ManifestList => Some("type=oci has room for several platforms".to_owned()),
             Self::PlatformsDiffer { .. } => Some("leave platform-split out, or set it to true".to_owned()),
             Self::NotALayout { .. } => Some("name a new or empty directory, or one that slipway wrote".to_owned()),
+            Self::Io { source, .. } | Self::Stdout(source)
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Some("where the output goes is no space left: free some there, or name another place".to_owned())
+            }
             _ => None,
         }
     }

@@ -23,6 +23,9 @@ const SMALLEST_CHUNK_BYTES: u64 = 64 << 10;
 /// Bytes that must have arrived between two failures for the count of attempts to begin anew.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
+/// Redirects that one piece follows, as many as other requests do.
+const REDIRECT_LIMIT: usize = 10;
+
 const BINARY: &str = "application/octet-stream";
 
 /// Where the bytes of a blob come from.
@@ -337,7 +340,9 @@ impl Registry {
         let Piece { method, url, offset, length } = *piece;
         let digest = source.digest;
         let base = self.base(&call.host, cancel)?;
-        let ours = url.origin() == base.origin();
+        let mut url = url.clone();
+        let mut redirects = 0;
+        let mut ours = url.origin() == base.origin();
         let mut authorization = if ours { self.authorization(call, cancel)? } else { None };
         let mut renewed = false;
         loop {
@@ -356,6 +361,17 @@ impl Registry {
                 Err(error) if error.is_temporary() => return Ok(Sent::Broken(error)),
                 Err(error) => return Err(RegistryError::http(&call.host.registry, error)),
             };
+            // The client cannot: it would have to read the bytes again.
+            if matches!(response.status(), 307 | 308)
+                && redirects < REDIRECT_LIMIT
+                && let Some(to) = location(&response)
+            {
+                redirects += 1;
+                ours = to.origin() == base.origin();
+                authorization = if ours { self.authorization(call, cancel)? } else { None };
+                url = to;
+                continue;
+            }
             if response.status() != 401 || !ours || renewed {
                 return Ok(Sent::Answer(Box::new(response)));
             }

@@ -144,6 +144,11 @@ fn full(place: &Place) -> Outcome {
     }
     work.again("size=512m")?;
     project.built(&["-o", "type=oci,dest=image.tar"])?;
+    // It is not always the work directory that is full.
+    let _out = Mount::tmpfs(&project.path("out"), "size=2m")?;
+    let ended = expect(project.build(&["-o", "type=oci,dest=out/image.tar"])?, 5, &["No space left", "another place"])?;
+    same("blame of the work directory", ended.text().contains("--work-dir"), false)?;
+    same("what is left", fs::read_dir(project.path("out")).map(Iterator::count).ok(), Some(0))?;
     Ok(None)
 }
 
