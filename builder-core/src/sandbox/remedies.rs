@@ -68,7 +68,7 @@ pub fn supervision(missing: Missing, error: &io::Error) -> (String, Vec<String>)
         Missing::Notification => (
             "seccomp user notification",
             vec![
-                "Linux 5.14 or later with CONFIG_SECCOMP_FILTER (gVisor and some other sandboxes have none)".to_owned(),
+                "Linux 5.9 or later with CONFIG_SECCOMP_FILTER (gVisor and some other sandboxes have none)".to_owned(),
             ],
         ),
         Missing::Memory => ("reading and writing a child's memory", vec![]),

@@ -158,6 +158,8 @@ fn converse(kind: Supervised<'_>, child: &Child, socket: &OwnedFd, path: u64) ->
         return Err((Missing::Memory, Errno::FAULT.into()));
     }
     memory::write(call.thread, path, &read).map_err(|errno| (Missing::Memory, errno.into()))?;
+    // Linux 5.9, and not every emulation of it.
+    listener.put(call.id, socket.as_fd()).map_err(|errno| (Missing::Notification, errno.into()))?;
     if !listener.reply(call.id, Reply::Error(ANSWER)) {
         return Err((Missing::Notification, Errno::NOENT.into()));
     }

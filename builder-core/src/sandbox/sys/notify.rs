@@ -155,7 +155,14 @@ impl Listener {
     /// `EMFILE` if the caller has no number free, which it has not been told; `ENOENT` if nobody waits any more.
     pub fn reply_with(&self, id: u64, descriptor: BorrowedFd<'_>, cloexec: bool) -> Result<i32, Errno> {
         let new_flags = if cloexec { libc::O_CLOEXEC as u32 } else { 0 };
-        self.add(id, descriptor, new_flags, AND_SEND)
+        match self.add(id, descriptor, new_flags, AND_SEND) {
+            // Before Linux 5.14: one after the other.
+            Err(Errno::INVAL) => {
+                let number = self.add(id, descriptor, new_flags, 0)?;
+                if self.reply(id, Reply::Value(number.into())) { Ok(number) } else { Err(Errno::NOENT) }
+            }
+            given => given,
+        }
     }
 
     /// As [`Self::reply_with`]; ours is closed before the caller goes on.

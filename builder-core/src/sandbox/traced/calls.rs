@@ -1,8 +1,8 @@
 //! Answers calls: which one, and the common part of old and new forms.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use rustix::io::Errno;
 
@@ -14,6 +14,7 @@ use super::tasks::lock;
 use super::world::{Caller, World};
 
 /// What a call gets.
+#[derive(Debug)]
 pub enum Answer {
     /// This is returned.
     Value(i64),
@@ -30,6 +31,25 @@ pub const HANDED: u64 = 0x5117_0a15;
 
 pub type Answered = Result<Answer, Errno>;
 
+/// What a call was answered that a signal had ended meanwhile, which kernels before 5.19 let happen: its thread makes it again, and it
+/// must not be performed twice.
+#[derive(Debug)]
+pub struct Missed {
+    number: i32,
+    arguments: [u64; 6],
+    answered: Answered,
+}
+
+impl Missed {
+    fn of(call: &Notification, answered: Answered) -> Self {
+        Self { number: call.number, arguments: call.arguments, answered }
+    }
+
+    fn is_of(&self, call: &Notification) -> bool {
+        (self.number, self.arguments) == (call.number, call.arguments)
+    }
+}
+
 /// Nothing more to say than that it worked.
 pub const DONE: Answered = Ok(Answer::Value(0));
 
@@ -42,15 +62,24 @@ impl World {
         meet: &dyn Fn((u64, i32), Pipe, rustix::fs::OFlags),
     ) {
         let (id, thread) = (call.id, call.thread);
+        let task = self.tasks.get(thread);
+        let mut missed = task.as_ref().map(|task| lock(&task.missed));
+        let before = missed.as_mut().and_then(|missed| missed.take()).filter(|before| before.is_of(&call));
         let answered = if call.architecture != bpf::NATIVE {
             if !self.narrow.swap(true, Ordering::Relaxed) {
                 complain("slipway: 32-bit programs cannot run in the sandbox `traced`");
             }
             Err(Errno::NOSYS)
         } else {
-            match self.tasks.get(call.thread) {
-                Some(task) => Caller { world: self, task, call }.answer(),
-                None => Err(Errno::SRCH),
+            match (before, &task) {
+                (Some(before), _) => before.answered,
+                (None, Some(task)) => Caller { world: self, task: Arc::clone(task), call }.answer(),
+                (None, None) => Err(Errno::SRCH),
+            }
+        };
+        let mut miss = |answered| {
+            if let Some(missed) = &mut missed {
+                **missed = Some(Missed::of(&call, answered));
             }
         };
         let reply = match answered {
@@ -59,18 +88,27 @@ impl World {
             Ok(Answer::Give(fd, cloexec)) => {
                 let giving = self.giving.read().unwrap_or_else(PoisonError::into_inner);
                 let given = self.listener.reply_with(id, fd.as_fd(), cloexec);
+                if given == Err(Errno::NOENT) {
+                    return miss(Ok(Answer::Give(fd, cloexec)));
+                }
                 drop(fd);
                 drop(giving);
                 match given {
                     Ok(number) => return self.behind.given(thread, number),
-                    Err(Errno::NOENT) => return,
                     Err(errno) => Reply::Error(errno),
                 }
             }
             Ok(Answer::Meet(pipe, flags)) => return meet((id, thread), pipe, flags),
             Err(errno) => Reply::Error(errno),
         };
-        self.listener.reply(id, reply);
+        if !self.listener.reply(id, reply) {
+            match reply {
+                Reply::Value(value) => miss(Ok(Answer::Value(value))),
+                // Said of a call that nobody waited for any more before it was performed.
+                Reply::Error(Errno::INTR) | Reply::Continue => {}
+                Reply::Error(errno) => miss(Err(errno)),
+            }
+        }
     }
 }
 

@@ -301,6 +301,7 @@ fn trace(
         image: Mutex::new(Image { program: Arc::new(program), scratch: Arc::default() }),
         handed: Mutex::default(),
         given_up: AtomicBool::default(),
+        missed: Mutex::default(),
         descriptors: descriptors::Descriptors::new(child.pid, Arc::default()),
     });
     let status = serve::serve(&world, complain, || {

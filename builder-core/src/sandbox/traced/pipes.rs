@@ -24,6 +24,7 @@ use super::world::World;
 const LOOKS: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
 
 /// A named pipe that is being opened without `O_NONBLOCK`.
+#[derive(Debug)]
 pub enum Pipe {
     /// Open for reading, in a way that does not wait.
     Reading(OwnedFd),

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::calls::Missed;
 use super::descriptors::Descriptors;
 use super::ids::Credentials;
 
@@ -50,6 +51,8 @@ pub struct Task {
     pub handed: Mutex<Option<OwnedFd>>,
     /// Whether its call was answered in the way that lets a signal end it.
     pub given_up: AtomicBool,
+    /// The answer that it did not wait for; locked while its call is answered.
+    pub missed: Mutex<Option<Missed>>,
     /// What its descriptors stand for.
     pub descriptors: Descriptors,
 }
@@ -134,6 +137,7 @@ impl Task {
             image: Mutex::new(image),
             handed: Mutex::default(),
             given_up: AtomicBool::default(),
+            missed: Mutex::default(),
             descriptors: self.descriptors.of(thread),
         }
     }
@@ -148,6 +152,7 @@ impl Task {
             image: Mutex::new(lock(&self.image).clone()),
             handed: Mutex::new(lock(&self.handed).take()),
             given_up: AtomicBool::default(),
+            missed: Mutex::default(),
             descriptors: self.descriptors.of(thread),
         }
     }
