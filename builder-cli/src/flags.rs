@@ -339,7 +339,7 @@ pub struct BuildFlags {
     /// Give an ssh agent to RUN --mount=type=ssh: default or NAME[=SOCKET|=KEY[,KEY…]]
     #[arg(long, value_name = "SPEC", help_heading = "RUN")]
     pub ssh: Vec<String>,
-    /// Add a line to /etc/hosts: NAME:ADDRESS or NAME=ADDRESS
+    /// Add a line to /etc/hosts: NAME:ADDRESS or NAME=ADDRESS; the address host-gateway is this machine
     #[arg(long, value_name = "NAME:IP", help_heading = "RUN")]
     pub add_host: Vec<String>,
     /// Network of RUN

@@ -131,9 +131,8 @@ pub(super) fn host(text: &str) -> Result<(String, String), UsageError> {
         .or_else(|| text.split_once(':'))
         .ok_or_else(|| UsageError::value(flag, text, "it is NAME:ADDRESS or NAME=ADDRESS"))?;
     let address = address.trim_start_matches('[').trim_end_matches(']');
-    if address == "host-gateway" {
-        return Err(UsageError::not_yet("--add-host with `host-gateway`: a RUN shares the builder's own network"));
-    }
+    // A RUN shares the builder's network, where its machine is the loopback.
+    let address = if address == "host-gateway" { "127.0.0.1" } else { address };
     if name.is_empty() || address.parse::<std::net::IpAddr>().is_err() {
         return Err(UsageError::value(flag, text, format!("`{address}` is not an IP address")));
     }
@@ -232,6 +231,7 @@ mod tests {
             ("a=10.0.0.1", Some(("a", "10.0.0.1"))),
             ("a:::1", Some(("a", "::1"))),
             ("a=[::1]", Some(("a", "::1"))),
+            ("host.docker.internal:host-gateway", Some(("host.docker.internal", "127.0.0.1"))),
             ("a", None),
             (":10.0.0.1", None),
             ("a:b", None),
