@@ -32,7 +32,9 @@ pub const LOOPBACK_ONLY: &CStr = c"net";
 pub fn tmpfs(options: &[(&str, &str)], flags: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // What df(1) shows; "none" otherwise.
-    rustix::mount::fsconfig_set_string(context.as_fd(), "source", "tmpfs")?;
+    if options.iter().all(|(key, _)| *key != "source") {
+        rustix::mount::fsconfig_set_string(context.as_fd(), "source", "tmpfs")?;
+    }
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)?;
     }

@@ -157,7 +157,7 @@ impl Builder<'_> {
         self.fresh(c"devpts", options, harmless, c"/dev/pts", None, false);
         let size = self.spec.shm_size.unwrap_or(SHM_BYTES).to_string();
         let nodev = MountAttrFlags::MOUNT_ATTR_NODEV;
-        let shm = mounts::tmpfs(&[("mode", "1777"), ("size", &size)], harmless | nodev);
+        let shm = mounts::tmpfs(&[("source", "shm"), ("mode", "1777"), ("size", &size)], harmless | nodev);
         let mount = setup("make a tmpfs for /dev/shm", shm)?;
         self.push("mount /dev/shm", Op::Attach { mount, target: c"/dev/shm".into() });
         // Kernels without POSIX message queues exist.

@@ -309,6 +309,8 @@ fn attach_clone(
 
 fn fresh(kind: &CStr, options: &[(&CStr, std::ffi::CString)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // What mount(8) shows, and scripts look for (`grep '^proc '`); "none" where a kernel does not take it.
+    _ = rustix::mount::fsconfig_set_string(context.as_fd(), c"source", kind);
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(context.as_fd(), *key, value.as_c_str())?;
     }

@@ -69,6 +69,11 @@ pub(super) fn old_root_is_gone(context: &Context) {
         let strange: Vec<_> =
             mounts.iter().filter(|path| *path != "/" && !known.iter().any(|known| path.starts_with(known))).collect();
         assert!(strange.is_empty(), "{strange:?}");
+        if context.environment.tier == Some(Tier::Namespaces) {
+            // Named as container runtimes name them: scripts look for `^proc `.
+            let named = context.sh(&tree, "cut -d' ' -f1-2 /proc/mounts | grep -E ' /(proc|dev/pts|dev/shm)$' | sort");
+            assert_eq!(named, ["devpts /dev/pts", "proc /proc", "shm /dev/shm"]);
+        }
     }
 }
 
