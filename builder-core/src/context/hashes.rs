@@ -155,6 +155,19 @@ impl Files {
         Ok(hashes.into_iter().flatten().collect())
     }
 
+    /// The hashes of regular files if all of them are known from earlier builds.
+    pub(crate) fn known_hashes(&self, files: &[(PathBuf, Found)]) -> Option<Vec<FileHash>> {
+        if files.is_empty() {
+            return Some(Vec::new());
+        }
+        self.hashes.as_ref()?.known(files).into_iter().collect()
+    }
+
+    /// So many files did not have to be read.
+    pub(crate) fn count_known(&self, files: u64) {
+        self.counters.known.fetch_add(files, Ordering::Relaxed);
+    }
+
     /// The same for files that nobody read meanwhile.
     fn hash_rest(&self, files: &[(PathBuf, Found)], cancel: &Cancel) -> Result<Vec<FileHash>, FilesError> {
         let mut hashes = self.hashes.as_ref().map_or_else(|| vec![None; files.len()], |cache| cache.known(files));

@@ -1,5 +1,6 @@
 //! Which files a COPY or ADD takes, and what they hash to.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -70,8 +71,28 @@ impl ResolvedCopy {
     /// # Errors
     /// [`CopyError`], also for a file that is not what it was when it was matched.
     pub fn content_hash(&self, action: &CopyAction, files: &Files, cancel: &Cancel) -> Result<ContentHash, CopyError> {
-        let (whole, items) = summarize(action, &self.sources, &|some| Ok(files.hash(some, cancel)?))?;
+        let (whole, items) = summarize::<CopyError>(action, &self.sources, &|some| Ok(files.hash(some, cancel)?))?;
         Ok(ContentHash { whole, items })
+    }
+
+    /// The same if no file has to be read for it.
+    ///
+    /// # Errors
+    /// [`CopyError`]
+    pub fn known_hash(&self, action: &CopyAction, files: &Files) -> Result<Option<ContentHash>, CopyError> {
+        let count = Cell::new(0);
+        let found = summarize(action, &self.sources, &|some| {
+            count.set(count.get() + some.len() as u64);
+            files.known_hashes(some).ok_or(Stopped::Unread)
+        });
+        match found {
+            Ok((whole, items)) => {
+                files.count_known(count.get());
+                Ok(Some(ContentHash { whole, items }))
+            }
+            Err(Stopped::Unread) => Ok(None),
+            Err(Stopped::Failed(error)) => Err(error),
+        }
     }
 
     /// The same without what is in files, of which none is read: where two of these differ, so do the hashes of the content.
@@ -80,7 +101,7 @@ impl ResolvedCopy {
     /// [`CopyError`]
     pub fn outline(&self, action: &CopyAction) -> Result<Sha256, CopyError> {
         let unread = FileHash::unread();
-        Ok(summarize(action, &self.sources, &|some| Ok(vec![unread.clone(); some.len()]))?.0)
+        Ok(summarize::<CopyError>(action, &self.sources, &|some| Ok(vec![unread.clone(); some.len()]))?.0)
     }
 }
 
@@ -225,14 +246,27 @@ fn missing(written: &str, path: &Path, files: &Files) -> CopyError {
 }
 
 /// Hashes of regular files, in their order.
-type HashesOf<'a> = dyn Fn(&[(PathBuf, Found)]) -> Result<Vec<FileHash>, CopyError> + 'a;
+type HashesOf<'a, E> = dyn Fn(&[(PathBuf, Found)]) -> Result<Vec<FileHash>, E> + 'a;
+
+/// Why there is no hash over everything.
+enum Stopped {
+    /// A file would have to be read.
+    Unread,
+    Failed(CopyError),
+}
+
+impl From<CopyError> for Stopped {
+    fn from(error: CopyError) -> Self {
+        Self::Failed(error)
+    }
+}
 
 /// Hashes all matches; the whole and the items.
-fn summarize(
+fn summarize<E: From<CopyError>>(
     action: &CopyAction,
     sources: &[Source],
-    hashes: &HashesOf<'_>,
-) -> Result<(Sha256, Vec<(String, Sha256)>), CopyError> {
+    hashes: &HashesOf<'_, E>,
+) -> Result<(Sha256, Vec<(String, Sha256)>), E> {
     // What is a file itself first, all together; what is below directories in its turn.
     let single = sources.iter().flat_map(matches_of).filter(|found| found.found.metadata.kind == FileKind::File);
     let single: Vec<_> = single.map(|found| (found.path.clone(), found.found)).collect();
@@ -262,7 +296,8 @@ fn summarize(
             }
             let mut entries = found.entries.iter();
             loop {
-                let entries: Vec<_> = entries.by_ref().take(FILES_AT_ONCE).collect::<Result<_, _>>()?;
+                let entries = entries.by_ref().take(FILES_AT_ONCE).collect::<Result<Vec<_>, _>>();
+                let entries = entries.map_err(CopyError::from)?;
                 if entries.is_empty() {
                     break;
                 }

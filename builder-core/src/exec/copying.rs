@@ -144,6 +144,16 @@ impl<'a> Prepared<'a> {
         self.source.as_ref().is_some_and(|source| self.shared.cache.input(self.question(source)).is_some())
     }
 
+    /// What the cache key covers, if no file of a context has to be read for it.
+    pub(super) fn known_inputs(&self) -> Result<Option<Inputs>, BuildError> {
+        if self.source.is_some() {
+            return Ok(None);
+        }
+        let opened = self.open()?;
+        let known = opened.resolved.known_hash(self.action, opened.files.get())?;
+        Ok(known.map(|known| Inputs::from_record(&record(&known))))
+    }
+
     /// What the cache key covers, but for what files hold.
     pub(super) fn outline(&self) -> Result<Inputs, BuildError> {
         let outline = self.open()?.resolved.outline(self.action)?;

@@ -173,13 +173,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             (Action::Run(action), _) => Some(running::inputs(shared, action)?),
             (Action::Copy(_), Some(prepared)) => match shared.known_inputs(self.stage, index) {
                 Some(known) => Some(known),
-                None if self.coming.is_empty()
-                    && shared.misses_surely((self.stage, index), self.chain(), prepared)? =>
-                {
-                    prepared.hash_in_passing()?;
-                    None
-                }
-                None => Some(prepared.inputs()?),
+                None => self.inputs_before(index, prepared)?,
             },
             _ => Some(Inputs { items: BTreeMap::new() }),
         };
@@ -225,6 +219,19 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         self.settle()?;
         self.tree = None;
         self.keep(&key, layer, &phases).map(Some)
+    }
+
+    /// What a COPY or ADD reads, unless it is certain that it was not done before: then it is read once, and known afterwards.
+    fn inputs_before(&self, index: usize, copy: &copying::Prepared<'_>) -> Result<Option<Inputs>, BuildError> {
+        let is_asked_for = !self.shared.request.no_cache.applies_to(&self.stage.name);
+        if is_asked_for && let Some(known) = copy.known_inputs()? {
+            return Ok(Some(known));
+        }
+        if self.coming.is_empty() && self.shared.misses_surely((self.stage, index), self.chain(), copy)? {
+            copy.hash_in_passing()?;
+            return Ok(None);
+        }
+        copy.inputs().map(Some)
     }
 
     /// Whether a step behind a layer that is being made may turn out to be done: it was done here, nothing of its own has changed
