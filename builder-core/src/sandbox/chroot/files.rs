@@ -16,6 +16,7 @@ use super::super::sys::raw;
 use super::members::{Identity, Members};
 use super::names::Refused;
 use super::secrets::Secret;
+use super::serve::PROGRAMS;
 use super::tree::{Place, Tree};
 
 /// What a container does not see of /proc and /sys: Docker's masked paths, and what is the kernel's alone.
@@ -65,6 +66,15 @@ pub struct Files {
     terminals: Mutex<Vec<u32>>,
 }
 
+/// What is executed.
+#[derive(Debug)]
+pub enum Executed {
+    /// A file of the tree.
+    At(PathBuf),
+    /// One in memory.
+    Nameless(OwnedFd),
+}
+
 /// The user of a call, for as long as this lives: the thread opens files with its rights. The saved id stays 0, by which the
 /// thread comes back.
 pub struct AsUser(Option<Vec<Gid>>);
@@ -111,6 +121,9 @@ impl Files {
         for _ in 0..LINKS {
             let Target::Inner(inner) = &target else { break };
             let Place::Served(again) = self.tree.lead(inner, follow) else { break };
+            if again == *inner {
+                break;
+            }
             target = self.target_once(&again, identity, thread, follow)?;
         }
         Ok(target)
@@ -163,6 +176,10 @@ impl Files {
             }
             Some("mounts") if follow => {
                 self.of_process(identity.process, own(&[OsStr::new("mounts")]), &[OsStr::new("mounts")], who)
+            }
+            // Interpreters read scripts by the short names that these were executed by.
+            Some(name) if path.as_os_str().as_bytes().starts_with(PROGRAMS.as_bytes()) && is_short(name) && follow => {
+                Ok(Target::Inner(path.to_owned()))
             }
             Some("net") if follow || !rest.is_empty() => Ok(Target::Outer(own(parts))),
             Some("sys") if path == Path::new("/proc/sys/kernel/hostname") => {
@@ -488,14 +505,26 @@ impl Files {
         self.tree.inner(&super::places::path_of(place.as_fd()).ok()?).filter(|_| is_directory)
     }
 
-    /// The path in the tree of a program that is named by a served path: `/proc/self/exe`, `/dev/fd/3`.
-    pub fn program(&self, path: &Path, identity: Identity, thread: i32) -> Option<PathBuf> {
+    /// A program that is named by a served path: `/proc/self/exe`, `/dev/fd/3`.
+    pub fn program(&self, path: &Path, identity: Identity, thread: i32) -> Option<Executed> {
         match self.target(path, identity, thread, true).ok()? {
-            Target::Inner(inner) => Some(inner),
-            Target::Outer(outer) => self.tree.inner(&fs::read_link(outer).ok()?),
+            Target::Inner(inner) => Some(Executed::At(inner)),
+            Target::Outer(outer) => {
+                let text = fs::read_link(&outer).ok()?;
+                if !text.as_os_str().as_bytes().starts_with(b"/memfd:") {
+                    return self.tree.inner(&text).map(Executed::At);
+                }
+                let _user = AsUser::new(identity).ok()?;
+                rustix::fs::open(outer, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok().map(Executed::Nameless)
+            }
             Target::Text(..) | Target::Secret(_) => None,
         }
     }
+}
+
+/// Whether this is the first part of a program's short name below /proc: `e000`.
+fn is_short(name: &str) -> bool {
+    name.len() == 4 && name.bytes().skip(1).all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Whether a file belongs to the kernel and not to a process: nobody in a container may write there.

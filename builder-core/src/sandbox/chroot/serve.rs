@@ -7,25 +7,24 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::nodes::{DEVICE, Nodes};
 use super::super::sys::bpf::{self, Action, Rule, When};
 use super::super::sys::notify::{Listener, Notification, Reply};
 use super::super::sys::{memory, raw};
-use super::files::{AsUser, Files};
+use super::files::{AsUser, Executed, Files};
 use super::members::Identity;
 use super::peer::Memories;
 use super::tree::Place;
 
 /// Where programs have short names, `/proc/e000/exe`: of the length of `/proc/self/exe`, and with the same last name, by which
 /// some tell what they are.
-const PROGRAMS: &str = "/proc/e";
+pub const PROGRAMS: &str = "/proc/e";
 
 /// So many programs have such a name at a time.
 const SHORT_NAMES: u32 = 0x1000;
@@ -310,14 +309,13 @@ impl Server<'_> {
         };
         let Some(identity) = Identity::of(call.thread) else { return CONTINUE };
         let Some(program) = self.files.program(&served, identity, call.thread) else { return CONTINUE };
+        if !self.listener.is_waiting(call.id) {
+            return Answer::Reply(Reply::Error(Errno::INTR));
+        }
         let number = self.programs.fetch_add(1, Ordering::Relaxed) % SHORT_NAMES;
         let last = Path::new(OsStr::from_bytes(&text)).file_name().unwrap_or(OsStr::new("exe"));
         let name = Path::new(&format!("{PROGRAMS}{number:03x}")).join(last);
-        let link = self.files.tree.outer(&name);
-        let directory = link.parent().unwrap_or(Path::new("/"));
-        _ = std::fs::remove_dir_all(directory);
-        let made = std::fs::create_dir_all(directory);
-        if made.is_err() || name.as_os_str().len() > text.len() || symlink(program, &link).is_err() {
+        if name.as_os_str().len() > text.len() || self.put_program(&name, program).is_err() {
             return CONTINUE;
         }
         let mut bytes = name.into_os_string().into_vec();
@@ -329,6 +327,39 @@ impl Server<'_> {
         });
         _ = written;
         CONTINUE
+    }
+
+    /// Gives a program a name in the tree, which the command may have changed in any way: no link is followed out of it.
+    fn put_program(&self, name: &Path, program: Executed) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut parts = name.iter().skip(1);
+        let (Some(top), Some(short), Some(last)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(Errno::INVAL);
+        };
+        let top = self.files.tree.open(&Path::new("/").join(top), flags, 0)?;
+        match rustix::fs::mkdirat(&top, short, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let directory = rustix::fs::openat(&top, short, flags, Mode::empty())?;
+        match rustix::fs::unlinkat(&directory, last, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        match program {
+            Executed::At(path) => rustix::fs::symlinkat(path, &directory, last),
+            Executed::Nameless(from) => {
+                let mode = Mode::from_raw_mode(rustix::fs::fstat(&from)?.st_mode & 0o777);
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                let to = rustix::fs::openat(&directory, last, flags, Mode::from_raw_mode(0o700))?;
+                let copied = std::io::copy(
+                    &mut std::fs::File::from(from),
+                    &mut std::fs::File::from(to.try_clone().map_err(failed)?),
+                );
+                copied.map_err(failed)?;
+                rustix::fs::fchmod(&to, mode)
+            }
+        }
     }
 
     fn uname(&self, call: &Notification, buffer: u64) -> Answer {
@@ -397,6 +428,10 @@ impl Server<'_> {
             _ => Answer::Reply(Reply::Error(Errno::PERM)),
         }
     }
+}
+
+fn failed(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 fn signal_to(id: i32, signal: i32) {

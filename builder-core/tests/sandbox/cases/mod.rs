@@ -99,6 +99,7 @@ cases![
     stress::access_lists,
     stress::capabilities_of_files,
     stress::roots,
+    stress::programs_behind_descriptors,
     stress::written_programs,
     stress::interrupted,
     stress::changes,

@@ -86,6 +86,12 @@ pub(super) fn capabilities_of_files(context: &Context) {
     stress(context, "capable", 1);
 }
 
+pub(super) fn programs_behind_descriptors(context: &Context) {
+    // A program in memory is what `traced` cannot execute.
+    let ways = if context.environment.tier == Some(Tier::Traced) { 3 } else { 4 };
+    stress(context, "behind", ways);
+}
+
 pub(super) fn roots(context: &Context) {
     context.needs_ids();
     if context.environment.tier != Some(Tier::Chroot) {
