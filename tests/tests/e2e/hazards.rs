@@ -333,7 +333,9 @@ fn killed_in_an_upload(place: &Place) -> Outcome {
         let target = format!("{}/app:1", registry.host());
         let arguments = [&["-t", &target, "--push", "--report", "report.json"], arguments].concat();
         let mut child = project.command(&arguments).stdin(std::process::Stdio::null()).spawn_quietly()?;
-        let stalled = || registry.log().iter().any(|logged| logged.method == "PUT" && logged.status != 0);
+        // The layer's step is done then; else the next build would make the layer again, and send that.
+        let done = || fs::read_dir(project.path("work/cache/steps")).is_ok_and(|mut steps| steps.next().is_some());
+        let stalled = || registry.log().iter().any(|logged| logged.method == "PUT" && logged.status != 0) && done();
         let waited = wait("the upload", stalled);
         child.kill().and_then(|()| child.wait()).map_err(|error| error.to_string())?;
         waited?;
