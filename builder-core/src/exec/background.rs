@@ -68,6 +68,7 @@ impl<'a> Progress<'_, 'a> {
             match made {
                 Ok((chain, made, trail)) => {
                     shared.sealed(stage, &made);
+                    shared.twins().done(stage.id, index);
                     let layer = Some(made.sealed.diff_id);
                     shared.observer.event(Event::StepFinished { step: id, cached: false, layer, elapsed });
                     promise.keep((chain, made, trail));

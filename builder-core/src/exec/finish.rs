@@ -261,6 +261,7 @@ fn shared<'a>(
         cache,
         elsewhere,
         forecast: OnceLock::new(),
+        twins: OnceLock::new(),
         images: &planned.images,
         blobs,
         context: &prepared.context,

@@ -42,6 +42,7 @@ mod stage;
 mod stages;
 mod step_key;
 mod trace;
+mod twins;
 mod uploads;
 
 pub use error::{BuildError, ErrorClass};

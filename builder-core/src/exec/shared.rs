@@ -13,6 +13,7 @@ use super::known::Known;
 use super::passing::{Passing, Patience};
 use super::released::Released;
 use super::request::BuildRequest;
+use super::twins::Twins;
 use super::uploads::Uploads;
 use crate::cancel::Cancel;
 use crate::context::{Files, Remote};
@@ -37,6 +38,8 @@ pub(super) struct Shared<'a> {
     pub(super) elsewhere: &'a Elsewhere<'a>,
     /// What those places have, found out before the first step.
     pub(super) forecast: OnceLock<Forecast>,
+    /// Steps that several stages have in common.
+    pub(super) twins: OnceLock<Twins>,
     pub(super) images: &'a BTreeMap<ImageRequest, Arc<ResolvedImage>>,
     pub(super) blobs: &'a BlobAccess<'a>,
     /// The main context and the named ones, opened before the first step.
@@ -227,6 +230,11 @@ impl Drop for PlaceGuard<'_> {
 }
 
 impl Shared<'_> {
+    /// Steps that several stages have in common.
+    pub(super) fn twins(&self) -> &Twins {
+        self.twins.get().expect("they are found before the first stage begins")
+    }
+
     /// A tree with exactly these layers.
     pub(super) fn checkout(&self, layers: &[LayerRef]) -> Result<WorkTree, BuildError> {
         Ok(self.trees.checkout(layers, self.blobs, &self.cancel)?)

@@ -124,6 +124,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             Ok(Some((made, cached))) => {
                 let (layer, elapsed) = (Some(made.sealed.diff_id), started.elapsed());
                 shared.sealed(self.stage, &made);
+                shared.twins().done(self.stage.id, index);
                 self.push(index, made);
                 shared.observer.event(Event::StepFinished { step: id, cached, layer, elapsed });
                 Ok(())
@@ -163,6 +164,8 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             return Ok(Some((found.take(shared, self.stage, index, &mut self.trail), true)));
         }
         let phases = Phases { shared, step: id };
+        // What another stage has just done is found as what an earlier build did.
+        let is_done = shared.twins().wait(self.stage.id, index);
         let begun = Instant::now();
         self.fetch_base_meanwhile(index, step);
         let copy = match &step.action {
@@ -173,7 +176,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             (Action::Run(action), _) => Some(running::inputs(shared, action)?),
             (Action::Copy(_), Some(prepared)) => match shared.known_inputs(self.stage, index) {
                 Some(known) => Some(known),
-                None => self.inputs_before(index, prepared)?,
+                None => self.inputs_before(index, prepared, is_done)?,
             },
             _ => Some(Inputs { items: BTreeMap::new() }),
         };
@@ -192,7 +195,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             false => None,
         };
 
-        if let Some(found) = self.look_up(&key, components.as_ref(), id)? {
+        if let Some(found) = self.look_up(&key, components.as_ref(), id, is_done)? {
             return Ok(Some((found, true)));
         }
 
@@ -222,12 +225,17 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     }
 
     /// What a COPY or ADD reads, unless it is certain that it was not done before: then it is read once, and known afterwards.
-    fn inputs_before(&self, index: usize, copy: &copying::Prepared<'_>) -> Result<Option<Inputs>, BuildError> {
-        let is_asked_for = !self.shared.request.no_cache.applies_to(&self.stage.name);
+    fn inputs_before(
+        &self,
+        index: usize,
+        copy: &copying::Prepared<'_>,
+        is_done: bool,
+    ) -> Result<Option<Inputs>, BuildError> {
+        let is_asked_for = is_done || !self.shared.request.no_cache.applies_to(&self.stage.name);
         if is_asked_for && let Some(known) = copy.known_inputs()? {
             return Ok(Some(known));
         }
-        if self.coming.is_empty() && self.shared.misses_surely((self.stage, index), self.chain(), copy)? {
+        if !is_done && self.coming.is_empty() && self.shared.misses_surely((self.stage, index), self.chain(), copy)? {
             copy.hash_in_passing()?;
             return Ok(None);
         }
@@ -323,15 +331,18 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         Ok((made, false))
     }
 
-    /// The step's layer from an earlier build, here or elsewhere; without one it is told why.
+    /// The step's layer from an earlier build, here or elsewhere, or from another stage of this one (`is_done`); without one it is told
+    /// why.
     fn look_up(
         &mut self,
         key: &StepKey<'_>,
         components: Option<&Components>,
         id: StepId,
+        is_done: bool,
     ) -> Result<Option<MadeLayer>, BuildError> {
         let (shared, stage, step, index) = (self.shared, self.stage, key.step, key.index);
-        if shared.request.no_cache.applies_to(&stage.name) {
+        let begins_anew = shared.request.no_cache.applies_to(&stage.name);
+        if begins_anew && !is_done {
             return Ok(None);
         }
         if key.inputs.get().is_none() {
@@ -350,6 +361,9 @@ impl<'scope, 'a> Progress<'scope, 'a> {
             self.trail = shared.offer(key, self.trail, &record);
             shared.remember(stage, index, components);
             return Ok(Some(MadeLayer::from_record(&record, &step.title)));
+        }
+        if begins_anew {
+            return Ok(None);
         }
         if let Some(found) = shared.content_hit(key, self.trail) {
             self.settle()?;

@@ -12,6 +12,7 @@ use super::forecast::forecast;
 use super::known::runs;
 use super::shared::{Shared, StageResult, lock};
 use super::stage::build;
+use super::twins::Twins;
 use crate::event::Event;
 use crate::plan::{Base, ImageRequest, Plan, Stage};
 use crate::rootfs::Expected;
@@ -32,6 +33,8 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
             shared.observer.event(Event::StepFinished { step, cached: true, layer: None, elapsed: Duration::ZERO });
         }
     }
+    let begins_anew = |stage: &Stage| shared.request.no_cache.applies_to(&stage.name);
+    shared.twins.get_or_init(|| Twins::among(&needed, begins_anew));
     let expected = needed.iter().filter_map(|stage| Some((stage.id, expect(shared, stage)?)));
     *lock(&shared.expected) = expected.collect();
     let next = AtomicUsize::new(0);
@@ -44,6 +47,7 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
                 failures.push((stage.id.0, error));
             });
             lock(&shared.expected).remove(&stage.id);
+            shared.twins().ended(stage.id);
             shared.stages[stage.id.0].fill(done.ok());
         }
         failures
@@ -81,6 +85,7 @@ impl Drop for Awaited<'_> {
         if std::thread::panicking() {
             self.shared.cancel.cancel();
             lock(&self.shared.expected).remove(&self.stage.id);
+            self.shared.twins().ended(self.stage.id);
             self.shared.stages[self.stage.id.0].fill(None);
         }
     }

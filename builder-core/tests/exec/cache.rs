@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     Case { name: "an_unused_file_does_not_matter", items: "C-10", run: unused },
     Case { name: "no_cache_for_all", items: "R-17", run: no_cache },
     Case { name: "no_cache_for_a_stage", items: "R-17", run: no_cache_stage },
+    Case { name: "equal_steps_of_stages_run_once", items: "R-17", run: twins },
     Case { name: "a_linked_copy_survives_another_base", items: "C-40", run: linked },
     Case { name: "a_damaged_cache_is_a_miss", items: "X-14", run: damaged },
     Case { name: "proxies_are_not_part_of_a_key", items: "A-15 R-17", run: proxies },
@@ -116,6 +117,37 @@ fn no_cache_stage(bench: &Bench) -> Outcome {
     assert_eq!(again.step("RUN cat /src/a > /made"), "done");
     assert_eq!(again.step("COPY --from=one /made /made"), "CACHED", "its files are the same");
     assert_eq!(again.step("RUN cat /made"), "CACHED");
+    Outcome::Passed
+}
+
+fn twins(bench: &Bench) -> Outcome {
+    sources(bench);
+    let id = "COPY src /src\nRUN cat /proc/sys/kernel/random/uuid > /id\n";
+    let on = "WORKDIR /new\nRUN cat /proc/sys/kernel/random/uuid > /on\n";
+    let dockerfile = format!(
+        "FROM base:1 AS one\n{id}RUN cat /id > /one\n\
+         FROM base:1 AS two\n{id}RUN cat /id > /two\n\
+         FROM two AS three\n{on}\nFROM two AS four\nENV E=1\n{on}\nFROM two AS five\n{on}\n\
+         FROM base:1\nCOPY --from=one /id /one /1/\nCOPY --from=two /id /two /2/\nRUN cat /1/* /2/*\n\
+         COPY --from=three /on /3\nCOPY --from=four /on /4\nCOPY --from=five /on /5\nRUN cat /3 /4 /5\n"
+    );
+    let mut before = Vec::new();
+    for no_cache in [NoCache::Off, NoCache::All, NoCache::Stages(vec!["two".to_owned()])] {
+        let of_two = matches!(no_cache, NoCache::Stages(_));
+        let built = bench.build(&dockerfile, |request| request.no_cache = no_cache);
+        built.ok();
+        if of_two {
+            // It alone begins anew, and so is no twin of the first stage.
+            assert_eq!(built.output[..2], before[..2]);
+            assert_ne!(built.output[2], before[2]);
+            continue;
+        }
+        let [a, b, c, d, three, four, five] = &built.output[..] else { panic!("{:?}", built.output) };
+        assert!(a == b && b == c && c == d, "{:?}", built.output);
+        assert!(three == five && three != four, "{:?}", built.output);
+        assert!(!before.contains(a), "an earlier build's");
+        before = built.output;
+    }
     Outcome::Passed
 }
 
