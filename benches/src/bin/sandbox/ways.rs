@@ -71,6 +71,11 @@ pub const WAYS: [Way; 7] = [
 ];
 
 impl Way {
+    /// Whether a workload may be too much: proot cannot install every package, and who has one id can give no file away.
+    pub fn may_fail(&self) -> bool {
+        matches!(self.name, "proot" | "namespaces-single")
+    }
+
     /// What is missing on this machine; nothing mostly.
     pub fn missing(&self) -> Option<String> {
         let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
