@@ -40,14 +40,7 @@ fn push_blob(
         let rest = &bytes[usize::try_from(offset).expect("small")..];
         Ok(Box::new(rest) as Box<dyn Read>)
     };
-    let blob = BlobToPush {
-        descriptor: &descriptor,
-        open: &open,
-        mount_from: from,
-        progress: &|_| {},
-        sessions: None,
-        resumed: &|_| {},
-    };
+    let blob = BlobToPush { mount_from: from, ..BlobToPush::new(&descriptor, &open) };
     registry.push_blob(to, &blob, &Cancel::default())
 }
 
@@ -135,14 +128,7 @@ fn an_upload_that_was_interrupted_goes_on() {
         let broken = (&bytes[..1_000_000]).chain(Broken);
         Ok(Box::new(broken) as Box<dyn Read>)
     };
-    let blob = BlobToPush {
-        descriptor: &descriptor,
-        open: &open,
-        mount_from: None,
-        progress: &|_| {},
-        sessions: None,
-        resumed: &|_| {},
-    };
+    let blob = BlobToPush::new(&descriptor, &open);
     let error = bench.sources.registry().push_blob(&to, &blob, &Cancel::default()).expect_err("broken");
     assert!(matches!(error, RegistryError::Source { .. }), "{error:?}");
     let exists = bench.sources.registry().blob_exists(&to, descriptor.digest, &Cancel::default());

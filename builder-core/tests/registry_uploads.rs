@@ -45,8 +45,8 @@ fn push_keeping(
         let rest = &bytes[usize::try_from(offset).expect("small")..];
         Ok(Box::new(rest) as Box<dyn Read>)
     };
-    let (progress, resumed) = (&|_| {}, &|from| resumed.set(Some(from)));
-    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: None, progress, sessions, resumed };
+    let resumed = |from| resumed.set(Some(from));
+    let blob = BlobToPush { sessions, resumed: &resumed, ..BlobToPush::new(&descriptor, &open) };
     let result = bench.sources.registry().push_blob(&target(registry, "a"), &blob, &Cancel::default());
     let there = registry.blob("a", &digest.to_string());
     match result {
@@ -146,8 +146,7 @@ fn uploads_follow_redirects_without_credentials() {
     registry.fault(Fault::once("PUT", "/uploads/", Effect::Redirect(to)));
     let descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, bytes.len() as u64);
     let open = |offset: u64| Ok(Box::new(&bytes[usize::try_from(offset).expect("small")..]) as Box<dyn Read>);
-    let (progress, resumed) = (&|_| {}, &|_| {});
-    let blob = BlobToPush { descriptor: &descriptor, open: &open, mount_from: None, progress, sessions: None, resumed };
+    let blob = BlobToPush::new(&descriptor, &open);
     let pushed = bench.sources.registry().push_blob(&target(&registry, "a"), &blob, &Cancel::default());
     assert_eq!(pushed.expect("pushed"), Pushed::Uploaded, "{:?}", registry.lines());
     assert!(elsewhere.blob("a", &digest.to_string()).as_deref() == Some(&bytes[..]));
@@ -292,14 +291,7 @@ fn blobs_of_a_neighbour_are_mounted() {
     let descriptor = Descriptor::new(MediaType::OciLayerGzip, digest, 1000);
     let open = |_: u64| -> io::Result<Box<dyn Read>> { Err(io::ErrorKind::NotFound.into()) };
     let from = target(&registry, "base");
-    let blob = BlobToPush {
-        descriptor: &descriptor,
-        open: &open,
-        mount_from: Some(&from),
-        progress: &|_| {},
-        sessions: None,
-        resumed: &|_| {},
-    };
+    let blob = BlobToPush { mount_from: Some(&from), ..BlobToPush::new(&descriptor, &open) };
     let client = bench.sources.registry();
     let cancel = Cancel::default();
     assert_eq!(client.push_blob(&target(&registry, "a"), &blob, &cancel).expect("mounted"), Pushed::Mounted);

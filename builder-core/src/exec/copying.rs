@@ -16,7 +16,7 @@ use super::step_key::Inputs;
 use super::{known, partial};
 use crate::context::{Clue, Files};
 use crate::copy::{self, ContentHash, CopyError, ResolvedCopy};
-use crate::oci::{ChainId, Sha256, canonical_json};
+use crate::oci::{ChainId, Sha256, json_hash};
 use crate::plan::key::WHOLE;
 use crate::plan::{CopyAction, CopySource, FileSource, Stage};
 use crate::rootfs::index::{IndexStep, IndexTree};
@@ -31,6 +31,8 @@ pub(super) struct Prepared<'a> {
     /// The stage or image that files come from; keeps its directory alive.
     source: Option<SourceTree>,
     opened: OnceCell<Opened<'a>>,
+    /// Asked for before the step, and to keep it.
+    outline: OnceCell<Inputs>,
     /// The tree that `opened` reads from, if it has the sources alone. Declared later: it goes last.
     partial: OnceCell<WorkTree>,
 }
@@ -59,7 +61,7 @@ impl FilesRef<'_> {
 impl<'a> Prepared<'a> {
     pub(super) fn new(shared: &'a Shared<'a>, action: &'a CopyAction) -> Result<Self, BuildError> {
         let source = shared.tree_of(&action.from)?;
-        Ok(Self { shared, action, source, opened: OnceCell::new(), partial: OnceCell::new() })
+        Ok(Self { shared, action, source, opened: OnceCell::new(), outline: OnceCell::new(), partial: OnceCell::new() })
     }
 
     fn open(&self) -> Result<&Opened<'a>, BuildError> {
@@ -136,7 +138,7 @@ impl<'a> Prepared<'a> {
     /// What is asked of a tree of layers.
     fn question(&self, source: &SourceTree) -> Sha256 {
         let chain = source.tree().chain().map_or_else(String::new, |chain| chain.to_string());
-        Sha256::of(&canonical_json(&(chain, self.action)).expect("a copy action is plain data"))
+        json_hash(&(chain, self.action))
     }
 
     /// Whether [`Prepared::inputs`] need not look at any file.
@@ -156,8 +158,12 @@ impl<'a> Prepared<'a> {
 
     /// What the cache key covers, but for what files hold.
     pub(super) fn outline(&self) -> Result<Inputs, BuildError> {
+        if let Some(known) = self.outline.get() {
+            return Ok(known.clone());
+        }
         let outline = self.open()?.resolved.outline(self.action)?;
-        Ok(Inputs { items: BTreeMap::from([(WHOLE.to_owned(), outline)]) })
+        let outline = Inputs { items: BTreeMap::from([(WHOLE.to_owned(), outline)]) };
+        Ok(self.outline.get_or_init(|| outline).clone())
     }
 
     fn content_hash(&self) -> Result<ContentHash, BuildError> {

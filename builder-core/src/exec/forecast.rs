@@ -207,7 +207,7 @@ impl Visit<'_, '_> {
     /// is not.
     fn look_up(&mut self, stage: &Stage) {
         let shared = self.shared;
-        if shared.request.no_cache.applies_to(&stage.name) {
+        if shared.begins_anew(stage) {
             return;
         }
         let takes = |index: &usize| shared.elsewhere.takes(&stage.steps[*index].action);

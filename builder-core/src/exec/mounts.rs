@@ -25,7 +25,7 @@ use super::copying::{self, Prepared};
 use super::running::is_context;
 use super::shared::{Shared, SourceTree};
 use super::ssh::SshForward;
-use crate::oci::{Sha256, canonical_json};
+use crate::oci::{Sha256, canonical_json, json_hash};
 use crate::plan::{FileSource, Mount, MountKind, Sharing};
 use crate::rootfs::{Attributes, LayerRef, NewFile, Owners, Rootfs, TreeStep, lock_file};
 use crate::sandbox::{self, IdMapping, MountSource, SandboxError, SandboxMount, Whereabouts};
@@ -230,7 +230,7 @@ impl CacheMounts {
         };
         let identity = CacheMountId { id: id.clone(), mode: *mode, uid: *uid, gid: *gid, base };
         let failed = |source| BuildError::CacheMount { id: id.clone(), source };
-        let name = Sha256::of(&canonical_json(&identity).expect("plain data")).to_hex();
+        let name = json_hash(&identity).to_hex();
         if let Some(already) = held.caches.get(&name) {
             return Ok(already.clone());
         }

@@ -17,7 +17,7 @@ use super::BuildError;
 use super::request::Directories;
 use super::shared::{BlobAccess, Shared, Tree};
 use crate::context::glob::has_wildcards;
-use crate::oci::{BlobDigest, Descriptor, DiffId, MediaType, Sha256, canonical_json};
+use crate::oci::{BlobDigest, Descriptor, DiffId, MediaType, json_hash};
 use crate::plan::{CopyAction, CopySource};
 use crate::rootfs::index::{IndexNode, IndexTree, Places};
 use crate::rootfs::{Attributes, FileKind, LayerRef, LayerSource, NewFile, Recall, Rootfs, TreeError, WorkTree};
@@ -33,8 +33,7 @@ pub(super) fn tree(shared: &Shared<'_>, whole: &Tree, action: &CopyAction) -> Re
     let Some(chain) = whole.chain().filter(|_| !whole.is_there() && !shared.trees.has(&whole.layers)) else {
         return Ok(None);
     };
-    let name = canonical_json(&("files of layers", chain.to_string(), &paths)).expect("strings are plain data");
-    let named = Sha256::of(&name);
+    let named = json_hash(&("files of layers", chain.to_string(), &paths));
     // No layer has this name: it is no digest of a tar.
     let layer = LayerRef { diff_id: DiffId(named), blob: Descriptor::new(MediaType::OciLayer, BlobDigest(named), 0) };
     // Somebody else may take it meanwhile.

@@ -20,7 +20,7 @@ use crate::context::{Files, Remote};
 use crate::event::{Event, Observer, Transfer};
 use crate::layer::SealedLayer;
 use crate::oci::{BlobDigest, ChainId, Descriptor, Sha256};
-use crate::plan::{FileSource, ImageRequest, Plan, StageId};
+use crate::plan::{FileSource, ImageRequest, Plan, Stage, StageId};
 use crate::rootfs::{Expected, LayerRef, LayerSource, Rootfs, Trees, WorkTree};
 use crate::source::{Keep, Origin, ResolvedImage, SourceError, Sources};
 use crate::store::{Store, StoreError};
@@ -233,6 +233,11 @@ impl Shared<'_> {
     /// Steps that several stages have in common.
     pub(super) fn twins(&self) -> &Twins {
         self.twins.get().expect("they are found before the first stage begins")
+    }
+
+    /// Whether a stage may use nothing from earlier builds.
+    pub(super) fn begins_anew(&self, stage: &Stage) -> bool {
+        self.request.no_cache.applies_to(&stage.name)
     }
 
     /// A tree with exactly these layers.

@@ -19,7 +19,7 @@ use super::partial::{self, Failure};
 use super::shared::{MadeLayer, Shared, StageResult};
 use crate::event::Event;
 use crate::layer::SealedLayer;
-use crate::oci::{ChainId, Sha256, canonical_json};
+use crate::oci::{ChainId, json_hash};
 use crate::plan::{PlannedHistory, StageId};
 use crate::rootfs::TreeError;
 use crate::snapshot::{self, Change, Changes, SnapshotError};
@@ -38,8 +38,7 @@ pub(super) fn squash(shared: &Shared<'_>, result: &StageResult) -> Result<Made, 
     let (base, new) = result.tree.layers.split_at(result.tree.layers.len() - made.len());
     let below = ChainId::of(base.iter().map(|layer| layer.diff_id)).map(|chain| chain.to_string());
     let digests: Vec<String> = new.iter().map(|layer| layer.diff_id.to_string()).collect();
-    let key = canonical_json(&("single layer", VERSION, below, digests)).expect("strings are plain data");
-    let key = Sha256::of(&key);
+    let key = json_hash(&("single layer", VERSION, below, digests));
     let kept = shared.cache.step(key).filter(|record| shared.blobs.released.knows(record.layer.blob.digest));
     let step = shared.step_id(place.0, place.1);
     let found = match kept {

@@ -231,7 +231,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         copy: &copying::Prepared<'_>,
         is_done: bool,
     ) -> Result<Option<Inputs>, BuildError> {
-        let is_asked_for = is_done || !self.shared.request.no_cache.applies_to(&self.stage.name);
+        let is_asked_for = is_done || !self.shared.begins_anew(self.stage);
         if is_asked_for && let Some(known) = copy.known_inputs()? {
             return Ok(Some(known));
         }
@@ -247,7 +247,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     fn may_be_known(&self, key: &StepKey<'_>) -> bool {
         let shared = self.shared;
         shared.request.clamp_mtime(shared.plan).is_some()
-            && !shared.request.no_cache.applies_to(&self.stage.name)
+            && !shared.begins_anew(self.stage)
             && shared
                 .recall(self.stage, key.index)
                 .is_some_and(|old| key.components_on(StateKey(Sha256::of(b"not known yet"))).differs_below_alone(&old))
@@ -341,7 +341,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         is_done: bool,
     ) -> Result<Option<MadeLayer>, BuildError> {
         let (shared, stage, step, index) = (self.shared, self.stage, key.step, key.index);
-        let begins_anew = shared.request.no_cache.applies_to(&stage.name);
+        let begins_anew = shared.begins_anew(stage);
         if begins_anew && !is_done {
             return Ok(None);
         }
@@ -377,7 +377,7 @@ impl<'scope, 'a> Progress<'scope, 'a> {
     /// What a COPY or ADD has read, now that it did. If it was begun before that was known, its miss is told now.
     fn learn(&self, key: &StepKey<'_>, copy: &copying::Prepared<'_>, id: StepId) -> Result<(), BuildError> {
         let was_begun_without = key.learn(copy)?;
-        let is_asked_for = !self.shared.request.no_cache.applies_to(&self.stage.name);
+        let is_asked_for = !self.shared.begins_anew(self.stage);
         if was_begun_without && is_asked_for && self.shared.recall(self.stage, key.index).is_some() {
             self.tell_miss(key, Some(&key.components(self.chain())), id);
         }

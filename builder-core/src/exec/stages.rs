@@ -33,8 +33,7 @@ pub(super) fn build_all(shared: &Shared<'_>) -> Result<Arc<StageResult>, BuildEr
             shared.observer.event(Event::StepFinished { step, cached: true, layer: None, elapsed: Duration::ZERO });
         }
     }
-    let begins_anew = |stage: &Stage| shared.request.no_cache.applies_to(&stage.name);
-    shared.twins.get_or_init(|| Twins::among(&needed, begins_anew));
+    shared.twins.get_or_init(|| Twins::among(&needed, |stage| shared.begins_anew(stage)));
     let expected = needed.iter().filter_map(|stage| Some((stage.id, expect(shared, stage)?)));
     *lock(&shared.expected) = expected.collect();
     let next = AtomicUsize::new(0);

@@ -14,6 +14,7 @@ use crate::plan::key::{Components, StateKey};
 use crate::plan::{Stage, Step};
 
 /// What a step is made from: everything that its cache key covers.
+#[derive(Clone)]
 pub(super) struct Inputs {
     /// Hash over each thing that it reads beside the tree below it, by a name for people.
     pub(super) items: BTreeMap<String, Sha256>,
@@ -113,7 +114,7 @@ impl Shared<'_> {
         below: Option<ChainId>,
         copy: &Prepared<'_>,
     ) -> Result<bool, BuildError> {
-        if self.request.no_cache.applies_to(&stage.name) {
+        if self.begins_anew(stage) {
             return Ok(true);
         }
         // Places elsewhere are asked by key.

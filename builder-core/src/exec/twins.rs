@@ -7,10 +7,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use serde::Serialize;
-
 use super::shared::Slot;
-use crate::oci::{Sha256, canonical_json};
+use crate::oci::{Sha256, json_hash};
 use crate::plan::{Action, Base, Stage, StageId};
 
 /// A step: its stage, and its number in there.
@@ -30,22 +28,22 @@ impl Twins {
     /// builds.
     pub(super) fn among(stages: &[&Stage], begins_anew: impl Fn(&Stage) -> bool) -> Self {
         let mut twins = Self::default();
-        let mut ends: BTreeMap<StageId, String> = BTreeMap::new();
-        let mut firsts: BTreeMap<String, Place> = BTreeMap::new();
+        let mut ends: BTreeMap<StageId, Sha256> = BTreeMap::new();
+        let mut firsts: BTreeMap<Sha256, Place> = BTreeMap::new();
         for stage in stages {
             let mut at = match &stage.base {
-                Base::Stage(id) if ends.contains_key(id) => ends[id].clone(),
-                base => hash(&(base, &stage.pinned)),
+                Base::Stage(id) if ends.contains_key(id) => ends[id],
+                base => json_hash(&(base, &stage.pinned)),
             };
             for (index, step) in stage.steps.iter().enumerate() {
-                let below = (at, &stage.platform, begins_anew(stage));
+                let below = (at.to_string(), &stage.platform, begins_anew(stage));
                 at = match &step.action {
-                    Action::Run(action) => hash(&(below, "run", action)),
-                    Action::Copy(action) => hash(&(below, "copy", action)),
-                    Action::Workdir(action) => hash(&(below, "workdir", action)),
+                    Action::Run(action) => json_hash(&(below, "run", action)),
+                    Action::Copy(action) => json_hash(&(below, "copy", action)),
+                    Action::Workdir(action) => json_hash(&(below, "workdir", action)),
                 };
                 let place = (stage.id, index);
-                match firsts.entry(at.clone()) {
+                match firsts.entry(at) {
                     Entry::Vacant(entry) => _ = entry.insert(place),
                     Entry::Occupied(first) => {
                         twins.first.insert(place, *first.get());
@@ -79,8 +77,4 @@ impl Twins {
             }
         }
     }
-}
-
-fn hash(value: &impl Serialize) -> String {
-    Sha256::of(&canonical_json(value).expect("plans are plain data")).to_string()
 }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::Sha256;
+
 /// Serialises with object keys sorted and no white space, so equal values give equal digests.
 ///
 /// # Errors
@@ -9,6 +11,11 @@ use serde::Serialize;
 pub fn canonical_json(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     // Sorted only while no crate enables serde_json's `preserve_order`; the test below fails the day one does.
     serde_json::to_vec(&serde_json::to_value(value)?)
+}
+
+/// Hash of [`canonical_json`] of plain data: all its keys are strings, so nothing can go wrong.
+pub(crate) fn json_hash(value: &impl Serialize) -> Sha256 {
+    Sha256::of(&canonical_json(value).expect("plain data, whose keys are strings"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod reference;
 pub use config::{HistoryEntry, ImageConfig};
 pub use digest::{BlobDigest, ChainId, DiffId, DigestParseError, Hasher, Sha256};
 pub use json::canonical_json;
+pub(crate) use json::json_hash;
 pub use manifest::{Descriptor, ImageIndex, ImageManifest, MediaType};
 pub use platform::{Platform, PlatformParseError};
 pub use reference::{Reference, ReferenceParseError};

@@ -167,8 +167,7 @@ impl<'a> Pusher<'a> {
             if offset == once.at.get() { Ok(Box::new(Turn(&once))) } else { Err(io::ErrorKind::NotSeekable.into()) }
         };
         let progress = |done| self.progress(descriptor, done);
-        let (progress, resumed) = (&progress, &|_| {});
-        let blob = BlobToPush { descriptor, open: &open, mount_from: None, progress, sessions: None, resumed };
+        let blob = BlobToPush { progress: &progress, ..BlobToPush::new(descriptor, &open) };
         let how = self.registry.push_blob(target, &blob, cancel).map_err(|error| failed(target, error))?;
         self.tell(how, descriptor);
         claim.arrived();

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::types::{Action, CopyAction, CopySource, FileSource, Mount, MountKind, RunAction, Step};
 use crate::dockerfile::lint::sounds_secret;
-use crate::oci::{ChainId, Platform, Sha256, canonical_json};
+use crate::oci::{ChainId, Platform, Sha256, json_hash};
 
 /// Changes when the meaning of keys changes, so that old results are not taken for new ones.
 const KEY_VERSION: u32 = 1;
@@ -26,20 +26,20 @@ pub struct StateKey(pub Sha256);
 impl StateKey {
     /// An empty root filesystem.
     pub fn scratch() -> Self {
-        Self(hash(&json!({ "version": KEY_VERSION, "base": "scratch" })))
+        Self(json_hash(&json!({ "version": KEY_VERSION, "base": "scratch" })))
     }
 
     /// The layers of a base image; an image without layers is the same as scratch.
     pub fn image(layers: Option<ChainId>) -> Self {
         match layers {
-            Some(chain) => Self(hash(&json!({ "version": KEY_VERSION, "base": chain.to_string() }))),
+            Some(chain) => Self(json_hash(&json!({ "version": KEY_VERSION, "base": chain.to_string() }))),
             None => Self::scratch(),
         }
     }
 
     /// Files of a named context, by the hash of their content.
     pub fn files(content: Sha256) -> Self {
-        Self(hash(&json!({ "version": KEY_VERSION, "files": content.to_string() })))
+        Self(json_hash(&json!({ "version": KEY_VERSION, "files": content.to_string() })))
     }
 
     /// The state after a step.
@@ -49,7 +49,7 @@ impl StateKey {
 
     /// The state after a step of which only the key is known.
     pub fn after_key(self, step: Sha256) -> Self {
-        Self(hash(&json!({ "parent": self.0.to_string(), "step": step.to_string() })))
+        Self(json_hash(&json!({ "parent": self.0.to_string(), "step": step.to_string() })))
     }
 }
 
@@ -91,7 +91,7 @@ impl Components {
         let independent = matches!(&step.action, Action::Copy(copy) if copy.link);
         Self {
             instruction,
-            settings: hash(&settings).to_string(),
+            settings: json_hash(&settings).to_string(),
             parent: (!independent).then(|| parent.0.to_string()),
             base: None,
             args,
@@ -111,7 +111,7 @@ impl Components {
     #[must_use]
     pub fn clamped_to(mut self, seconds: Option<i64>) -> Self {
         if let Some(seconds) = seconds {
-            self.settings = hash(&json!({ "settings": self.settings, "clamped": seconds })).to_string();
+            self.settings = json_hash(&json!({ "settings": self.settings, "clamped": seconds })).to_string();
         }
         self
     }
@@ -121,14 +121,14 @@ impl Components {
     pub fn ignoring(mut self, patterns: impl Iterator<Item = String>) -> Self {
         let patterns: Vec<String> = patterns.collect();
         if !patterns.is_empty() {
-            self.settings = hash(&json!({ "settings": self.settings, "ignored": patterns })).to_string();
+            self.settings = json_hash(&json!({ "settings": self.settings, "ignored": patterns })).to_string();
         }
         self
     }
 
     /// The key under which the step's result is kept.
     pub fn key(&self) -> Sha256 {
-        hash(&json!({
+        json_hash(&json!({
             "version": KEY_VERSION,
             "instruction": self.instruction,
             "settings": self.settings,
@@ -216,11 +216,6 @@ fn changed_input(new: &BTreeMap<String, String>, old: &BTreeMap<String, String>)
         0 => format!("file {first} {what}"),
         more => format!("file {first} {what}, and {more} more"),
     })
-}
-
-fn hash(value: &Value) -> Sha256 {
-    // A `Value` always serialises.
-    Sha256::of(&canonical_json(value).expect("a JSON value, whose keys are texts"))
 }
 
 /// What is done, as a line, and everything that decides the result, as a document.

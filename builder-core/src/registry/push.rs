@@ -27,6 +27,13 @@ pub struct BlobToPush<'a> {
     pub resumed: &'a dyn Fn(u64),
 }
 
+impl<'a> BlobToPush<'a> {
+    /// A blob that is known to be nowhere else and is sent by this process alone, of which nobody is told.
+    pub fn new(descriptor: &'a Descriptor, open: &'a dyn Fn(u64) -> io::Result<Box<dyn Read + 'a>>) -> Self {
+        Self { descriptor, open, mount_from: None, progress: &|_| {}, sessions: None, resumed: &|_| {} }
+    }
+}
+
 /// How a blob came to be in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {

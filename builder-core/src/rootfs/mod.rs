@@ -46,6 +46,7 @@ pub use entries::DirectoryEntry;
 pub use listing::{ListError, Listed, Listing, is_below, path_order};
 pub(crate) use ordered::Guide;
 pub use owners::{Bytes as FileBytes, Facts, Key as InodeKey, Owners};
+pub(crate) use recall::hash_all;
 pub use recall::{Recall, Recalled, Unchanged};
 pub use resolve::clean;
 pub use sparse::{Original, Seen, Tee};

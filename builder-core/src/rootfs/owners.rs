@@ -25,6 +25,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
+use super::attributes::CAPABILITY;
 use super::borrowed::Borrowed;
 use super::stat::Stat;
 use super::{FileKind, ListError, Listing};
@@ -58,6 +59,12 @@ pub struct Key {
 pub(super) struct Record {
     facts: Facts,
     xattrs: BTreeMap<OsString, Vec<u8>>,
+}
+
+impl Record {
+    fn is_capable(&self) -> bool {
+        self.xattrs.contains_key(OsStr::new(CAPABILITY))
+    }
 }
 
 /// What is recorded of a file beside extended attributes.
@@ -162,7 +169,7 @@ impl Owners {
 
     /// Records all of it of another one.
     pub(super) fn put_record(&self, key: Key, record: Record) {
-        if record.xattrs.contains_key(OsStr::new(super::attributes::CAPABILITY)) {
+        if record.is_capable() {
             self.capable.store(true, Ordering::Relaxed);
         }
         self.lock().insert(key, record);
@@ -193,7 +200,7 @@ impl Owners {
 
     /// Records an extended attribute.
     pub fn set_xattr(&self, key: Key, name: &OsStr, value: &[u8]) {
-        if name == super::attributes::CAPABILITY {
+        if name == CAPABILITY {
             self.capable.store(true, Ordering::Relaxed);
         }
         self.change(key, |record| {
@@ -234,7 +241,7 @@ impl Owners {
             written && watched.remove(&key).is_some()
         };
         if written {
-            self.remove_xattr(key, OsStr::new(super::attributes::CAPABILITY));
+            self.remove_xattr(key, OsStr::new(CAPABILITY));
         }
     }
 
@@ -245,8 +252,7 @@ impl Owners {
 
     /// Whether a file has a capability.
     pub fn is_capable(&self, key: Key) -> bool {
-        let name = OsStr::new(super::attributes::CAPABILITY);
-        self.lock().get(&key).is_some_and(|record| record.xattrs.contains_key(name))
+        self.lock().get(&key).is_some_and(Record::is_capable)
     }
 
     /// A new file begins without a record, whatever had its inode before.
@@ -271,7 +277,7 @@ impl Owners {
     /// Takes recorded file capabilities from files that a step wrote to, which the kernel does with real ones
     /// (capabilities(7)). A file that was not watched and whose time was set is taken for written.
     pub(super) fn drop_capabilities(&self, before: &Listing, after: &Listing) -> Result<(), ListError> {
-        let name = OsStr::new(super::attributes::CAPABILITY);
+        let name = OsStr::new(CAPABILITY);
         let copies = self.copies();
         let later: BTreeMap<Key, Key> = copies.iter().map(|(is, was)| (*was, *is)).collect();
         let mut records = self.lock();
@@ -334,10 +340,8 @@ impl Owners {
             let (key, record) = line.parse().ok_or(io::ErrorKind::InvalidData)?;
             records.insert(key, record);
         }
-        let owners = Self { records: Mutex::new(records), ..Self::default() };
-        let capable = owners.has_xattr(OsStr::new(super::attributes::CAPABILITY));
-        owners.capable.store(capable, Ordering::Relaxed);
-        Ok(owners)
+        let capable = AtomicBool::new(records.values().any(Record::is_capable));
+        Ok(Self { records: Mutex::new(records), capable, ..Self::default() })
     }
 
     /// Writes records in the place of those in the file, but keeps those of files of which nothing is recorded here: somebody

@@ -127,7 +127,7 @@ impl Unchanged {
                     true => Err(io::ErrorKind::Interrupted.into()),
                     false => Ok(()),
                 };
-                let data = hash(&mut self.rootfs.open_file(path)?, &go_on)?;
+                let data = hash_all(&mut self.rootfs.open_file(path)?, &go_on)?;
                 Ok(Some(Recalled::File { data, capability: capability(self.rootfs.xattrs(path)?) }))
             }
             _ => Ok(None),
@@ -136,7 +136,7 @@ impl Unchanged {
 }
 
 /// Hash of all that is read; `go_on` is asked before each read.
-fn hash(from: &mut impl Read, go_on: &dyn Fn() -> io::Result<()>) -> io::Result<blake3::Hash> {
+pub(crate) fn hash_all(from: &mut impl Read, go_on: &dyn Fn() -> io::Result<()>) -> io::Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
@@ -263,7 +263,7 @@ impl Entry {
             TarKind::File if entry.sparse.is_some() => Self::Other,
             TarKind::File => {
                 // Whoever reads the layer is told to stop.
-                let data = hash(data, &|| Ok(())).map_err(read_error)?;
+                let data = hash_all(data, &|| Ok(())).map_err(read_error)?;
                 Self::Known(Recalled::File { data, capability: capability(entry.xattrs) })
             }
             _ => Self::Other,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::list::{Assembly, Changes};
-use super::overlay::{COMPARE_BYTES, capability, failed, fill};
+use super::overlay::{capability, failed};
 use super::{Difference, SnapshotError, found, same_metadata};
-use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, Touched, TreeError, path_order};
+use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, Touched, TreeError, hash_all, path_order};
 
 /// Tells what files were before, as [`crate::rootfs::Recall::files`] does.
 pub(super) type Recalls<'a> = dyn Fn(BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> + 'a;
@@ -129,20 +129,7 @@ fn is_still(rootfs: &Rootfs, path: &Path, was: &Recalled) -> io::Result<bool> {
     match was {
         Recalled::Symlink(text) => Ok(rootfs.read_link(path)? == *text),
         Recalled::File { data, capability: was } => {
-            Ok(capability(rootfs, path)? == *was && hash(rootfs, path)? == *data)
-        }
-    }
-}
-
-fn hash(rootfs: &Rootfs, path: &Path) -> io::Result<blake3::Hash> {
-    let mut file = rootfs.open_file(path)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; COMPARE_BYTES];
-    loop {
-        let length = fill(&mut file, &mut buffer)?;
-        hasher.update(&buffer[..length]);
-        if length < COMPARE_BYTES {
-            return Ok(hasher.finalize());
+            Ok(capability(rootfs, path)? == *was && hash_all(&mut rootfs.open_file(path)?, &|| Ok(()))? == *data)
         }
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
 use rustix::io::Errno;
 
-use super::super::sys::raw;
+use super::super::sys::{self, raw};
 use super::members::{Identity, Members};
 use super::names::Refused;
 use super::secrets::Secret;
@@ -331,7 +331,7 @@ impl Files {
         let at = self.tree.outer(&path);
         let names: Vec<(OsString, fs::FileType)> = {
             let _user = AsUser::new(identity)?;
-            let entries = fs::read_dir(outer).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            let entries = fs::read_dir(outer).map_err(sys::errno)?;
             entries.flatten().filter_map(|entry| Some((entry.file_name(), entry.file_type().ok()?))).collect()
         };
         let top = outer == Path::new("/proc");
@@ -548,7 +548,7 @@ const MOUNTINFO: &str = "1 0 0:1 / / rw - rootfs rootfs rw\n\
 fn in_memory(text: &[u8]) -> Result<OwnedFd, Errno> {
     let file = rustix::fs::memfd_create("text", MemfdFlags::CLOEXEC)?;
     let mut file = fs::File::from(file);
-    file.write_all(text).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    file.write_all(text).map_err(sys::errno)?;
     rustix::fs::seek(&file, SeekFrom::Start(0))?;
     use std::os::fd::AsRawFd as _;
     rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::super::nodes::{DEVICE, Nodes};
 use super::super::sys::bpf::{self, Action, Rule, When};
 use super::super::sys::notify::{Listener, Notification, Reply};
-use super::super::sys::{memory, raw};
+use super::super::sys::{self, memory, raw};
 use super::files::{AsUser, Executed, Files};
 use super::members::Identity;
 use super::peer::Memories;
@@ -352,11 +352,8 @@ impl Server<'_> {
                 let mode = Mode::from_raw_mode(rustix::fs::fstat(&from)?.st_mode & 0o777);
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
                 let to = rustix::fs::openat(&directory, last, flags, Mode::from_raw_mode(0o700))?;
-                let copied = std::io::copy(
-                    &mut std::fs::File::from(from),
-                    &mut std::fs::File::from(to.try_clone().map_err(failed)?),
-                );
-                copied.map_err(failed)?;
+                let (mut from, mut to) = (std::fs::File::from(from), std::fs::File::from(to));
+                std::io::copy(&mut from, &mut to).map_err(sys::errno)?;
                 rustix::fs::fchmod(&to, mode)
             }
         }
@@ -428,10 +425,6 @@ impl Server<'_> {
             _ => Answer::Reply(Reply::Error(Errno::PERM)),
         }
     }
-}
-
-fn failed(error: std::io::Error) -> Errno {
-    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 fn signal_to(id: i32, signal: i32) {

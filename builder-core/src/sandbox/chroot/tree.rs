@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::super::stubs;
+use super::super::{stubs, sys};
 use super::bases::Bases;
 use super::files::AsUser;
 use super::members::Identity;
@@ -294,7 +294,7 @@ impl Tree {
         listings.push(directory.to_owned());
         drop(listings);
         let outer = self.outer(&path);
-        fs::create_dir_all(&outer).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        fs::create_dir_all(&outer).map_err(sys::errno)?;
         Ok(path)
     }
 

@@ -31,7 +31,14 @@ pub use program::{Arguments, Op, Program, Step};
 pub use trial::{Ids, Outsider, Refused, try_namespaces, write_own_maps};
 pub use watcher::Watcher;
 
+use rustix::io::Errno;
+
 use super::ExitStatus;
+
+/// The number of an error that comes from the kernel; `EIO` of others.
+pub fn errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}
 
 /// A process that this one made.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::super::sys::memory;
 use super::super::sys::ptrace::Registers;
+use super::super::sys::{self, memory};
 use super::calls::HANDED;
 use super::elf::{self, Elf, Format};
 use super::ids::Credentials;
@@ -21,6 +21,7 @@ use super::permission::may;
 use super::tasks::{Image, Program, SCRATCH_BYTES, SLOT_BYTES, Scratch, Task, lock};
 use super::view::{Kind, MAX_PATH, STAT, bytes, key, own_path, reopen};
 use super::world::Caller;
+use crate::rootfs::CAPABILITY;
 
 /// Scripts that may be interpreted by scripts: linux/binfmts.h says 4 in a row and the program behind.
 const MAX_SCRIPTS: usize = 5;
@@ -204,7 +205,7 @@ impl Caller<'_> {
         let gid = (shown_mode & 0o2010 == 0o2010).then_some(shown.stx_gid);
         let attribute = owners.and_then(|owners| {
             owners.settle(key(&real), bytes(&real));
-            owners.xattrs(key(&real)).remove(OsStr::new("security.capability"))
+            owners.xattrs(key(&real)).remove(OsStr::new(CAPABILITY))
         });
         let capabilities = attribute.as_deref().and_then(capabilities);
         let readable = reopen(file.as_fd(), OFlags::RDONLY, Mode::empty())?;
@@ -370,8 +371,7 @@ pub fn begin(task: &Task, plan: Plan) -> Result<Started, Errno> {
     }
     let mut covered = vec![0; code.bytes.len()];
     memory::read_exact(thread, start, &mut covered)?;
-    memory::write_anywhere(thread, start, &code.bytes)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    memory::write_anywhere(thread, start, &code.bytes).map_err(sys::errno)?;
     Ok(Started::Loading(Box::new(Loading { plan, registers, covered, code, moved, scratch: scratch_at.unwrap_or(0) })))
 }
 
@@ -387,8 +387,7 @@ impl Loading {
         if now.instruction() != start + self.code.done {
             return Err(Errno::NOMEM);
         }
-        memory::write_anywhere(thread, start, &self.covered)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        memory::write_anywhere(thread, start, &self.covered).map_err(sys::errno)?;
         let scratch = if self.scratch != 0 { self.scratch } else { now.kept() };
         lock(&task.image).scratch = Arc::new(Scratch::at(scratch));
         let program = self.plan.program.as_ref();
