@@ -2,6 +2,7 @@
 
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -13,7 +14,7 @@ use crate::cancel::Cancel;
 use crate::cloud::{Bucket, CloudEnvironment};
 use crate::git::{self, Commit, GitError, GitRequest};
 use crate::http::{Client, ClientOptions};
-use crate::rootfs::{Attributes, FileKind, Rootfs, TarKind};
+use crate::rootfs::{Attributes, FileKind, Owners, Rootfs, TarKind};
 
 /// So many bytes of a stream decide whether it is an archive: a whole block of any compression fits.
 const PREFIX_BYTES: u64 = 1 << 20;
@@ -56,7 +57,7 @@ impl FetchedContext {
                 (Some(commit), _) => Ok(Some(commit.time)),
                 (None, Some(time)) => Ok(Some(time)),
                 (None, None) => {
-                    let listing = Rootfs::open(&tree.path)?.list().map_err(|error| error.source)?;
+                    let listing = tree.open()?.list().map_err(|error| error.source)?;
                     let mut newest = None;
                     for listed in listing.iter() {
                         let metadata = listed.map_err(|error| error.source)?.metadata;
@@ -75,6 +76,7 @@ impl FetchedContext {
 #[derive(Debug)]
 pub struct FetchedTree {
     path: PathBuf,
+    owners: Option<Arc<Owners>>,
     commit: Option<Commit>,
     last_modified: Option<i64>,
     _temp: TempDir,
@@ -84,6 +86,20 @@ impl FetchedTree {
     /// The root of the context.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Owners, modes and devices of the files as the archive names them, if it was one: without privileges none of these can be
+    /// made real, and nobody needs them on this disk.
+    pub fn owners(&self) -> Option<&Arc<Owners>> {
+        self.owners.as_ref()
+    }
+
+    fn open(&self) -> io::Result<Rootfs> {
+        let tree = Rootfs::open(&self.path)?;
+        Ok(match &self.owners {
+            Some(owners) => tree.recording(Arc::clone(owners)),
+            None => tree,
+        })
     }
 
     /// The commit that was fetched, if the context is a git repository.
@@ -119,16 +135,16 @@ impl Remote {
         let path = temp.path().join("tree");
         std::fs::create_dir(&path).map_err(|source| self.io("create a directory in", source))?;
         let tree = Rootfs::open(&path).map_err(|source| self.io("open a directory in", source))?;
-        let tree = tree.within(self.disk.clone());
+        let owners = Arc::new(Owners::default());
+        let tree = tree.within(self.disk.clone()).recording(Arc::clone(&owners));
         let failed = |source| match source {
             ArchiveError::Cancelled => RemoteError::Cancelled,
             source => RemoteError::Archive { name: name.to_owned(), source },
         };
         let whole = archive::open(Cursor::new(prefix).chain(stream)).map_err(|error| failed(error.into()))?;
-        // Owners of a context do not count, and without privileges only our own can be given.
-        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        archive::unpack_context(whole, &tree, owner, cancel).map_err(failed)?;
-        Ok(FetchedContext::Tree(FetchedTree { path, commit: None, last_modified: None, _temp: temp }))
+        archive::unpack_context(whole, &tree, self.owner, cancel).map_err(failed)?;
+        let tree = FetchedTree { path, owners: Some(owners), commit: None, last_modified: None, _temp: temp };
+        Ok(FetchedContext::Tree(tree))
     }
 
     /// Takes an archive, or else a Dockerfile, from an http(s) URL.
@@ -229,7 +245,7 @@ impl Remote {
                 GitError::Cancelled => RemoteError::Cancelled,
                 error => error.into(),
             })?;
-            Ok(FetchedTree { path, commit: Some(commit), last_modified: None, _temp: temp })
+            Ok(FetchedTree { path, owners: None, commit: Some(commit), last_modified: None, _temp: temp })
         };
         let Some(commit) = &context.commit else {
             return fetch(&request(context.reference.as_ref(), None, context.depth));
@@ -268,7 +284,7 @@ impl Remote {
             date(&path, checkout.commit.time).map_err(|source| self.io("set the times of files in", source))?;
         }
         let commit = Some(checkout.commit);
-        Ok(FetchedContext::Tree(FetchedTree { path, commit, last_modified: None, _temp: checkout.temp }))
+        Ok(FetchedContext::Tree(FetchedTree { path, owners: None, commit, last_modified: None, _temp: checkout.temp }))
     }
 }
 
@@ -318,10 +334,19 @@ mod tests {
                 panic!("{name} is an archive");
             };
             assert_eq!(show(tree.path()), "Dockerfile=FROM d/ d/f@600=f l->/etc up=u", "{name}");
+            let owner = |file: &str| tree.open().and_then(|tree| tree.lstat(Path::new(file))).expect(file);
+            assert_eq!((owner("d/f").uid, owner("d/f").gid, owner("Dockerfile").uid), (7, 8, 0), "{name}");
             let path = tree.path().to_owned();
             drop(tree);
             assert!(!path.exists());
         }
+        let like_directory = remote.clone().with_root_as_owner();
+        let FetchedContext::Tree(tree) =
+            like_directory.stream_context(io::Cursor::new(tar.clone()), "plain", &cancel).expect("an archive")
+        else {
+            panic!("it is an archive");
+        };
+        assert_eq!(tree.open().and_then(|tree| tree.lstat(Path::new("d/f"))).expect("a file").uid, 0);
         let error =
             remote.stream_context(io::Cursor::new(vec![0xff; 100]), "standard input", &cancel).expect_err("binary");
         assert_eq!(error.to_string(), "standard input is neither an archive nor a Dockerfile");

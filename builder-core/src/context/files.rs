@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
@@ -14,7 +14,7 @@ use super::hashes::{Counters, HashCache, Notes};
 use super::ignore::{Matched, Patterns};
 use crate::hint::Hint;
 use crate::oci::{Hasher, Sha256};
-use crate::rootfs::{CAPABILITY, FileKind, Metadata, Rootfs};
+use crate::rootfs::{CAPABILITY, FileKind, Metadata, Owners, Rootfs};
 
 /// Symbolic links followed in one path. BuildKit's limit.
 const MAX_LINKS: usize = 255;
@@ -23,7 +23,7 @@ const MAX_LINKS: usize = 255;
 #[derive(Debug)]
 pub struct Files {
     pub(super) tree: Option<Rootfs>,
-    /// The directory behind it, if it is one of the host: then owners are 0:0.
+    /// The directory behind it, if it is one of the host.
     host: Option<PathBuf>,
     pub(super) patterns: Patterns,
     pub(super) hashes: Option<HashCache>,
@@ -119,6 +119,17 @@ impl Files {
         Ok(Self { tree: Some(tree), host: Some(host), patterns, ..Self::empty() })
     }
 
+    /// The same directory with what is recorded of its files: it is what an archive held.
+    #[must_use]
+    pub fn recorded(self, owners: Arc<Owners>) -> Self {
+        Self { tree: self.tree.map(|tree| tree.recording(owners)), ..self }
+    }
+
+    /// Whether it is a directory of the host as it is there: its owners mean nothing.
+    fn is_plain(&self) -> bool {
+        self.host.is_some() && self.tree.as_ref().is_some_and(|tree| tree.owners().is_none())
+    }
+
     /// A root filesystem: owners as they are, nothing hidden.
     pub fn rootfs(rootfs: Rootfs) -> Self {
         Self { tree: Some(rootfs), ..Self::empty() }
@@ -164,11 +175,11 @@ impl Files {
     /// `file` is the file itself if it is open.
     pub(crate) fn xattrs(&self, path: &Path, file: Option<&File>) -> Vec<(OsString, Vec<u8>)> {
         // Best effort (checklist C-25): a file system that cannot say has none.
-        let attributes = match (&self.tree, &self.host, file) {
-            (Some(_), Some(_), Some(file)) => open_xattrs(file),
+        let attributes = match (&self.tree, self.is_plain(), file) {
+            (Some(_), true, Some(file)) => open_xattrs(file),
             // Nobody gives attributes to the directories of a context, and asking is not free.
-            (Some(_), Some(_), None) | (None, ..) => Ok(Vec::new()),
-            (Some(tree), None, _) => tree.xattrs(path),
+            (Some(_), true, None) | (None, ..) => Ok(Vec::new()),
+            (Some(tree), false, _) => tree.xattrs(path),
         };
         let mut attributes = attributes.unwrap_or_else(|error| {
             tracing::debug!(%error, path = %path.display(), "extended attributes are left out");
@@ -180,9 +191,9 @@ impl Files {
 
     /// `security.capability`, if it is set.
     pub(super) fn capability(&self, path: &Path, file: &File) -> io::Result<Option<Vec<u8>>> {
-        match (&self.tree, &self.host) {
+        match &self.tree {
             // A tree may pretend attributes that the file does not have.
-            (Some(tree), None) => tree.xattr(path, OsStr::new(CAPABILITY)),
+            Some(tree) if !self.is_plain() => tree.xattr(path, OsStr::new(CAPABILITY)),
             _ => open_xattr(file, OsStr::new(CAPABILITY)),
         }
     }
@@ -363,7 +374,7 @@ impl Files {
     }
 
     pub(super) fn found(&self, metadata: Metadata, ctime: (i64, u32)) -> Found {
-        let owner = if self.host.is_some() { (0, 0) } else { (metadata.uid, metadata.gid) };
+        let owner = if self.is_plain() { (0, 0) } else { (metadata.uid, metadata.gid) };
         Found { metadata: Metadata { uid: owner.0, gid: owner.1, ..metadata }, ctime }
     }
 }

@@ -50,6 +50,8 @@ pub struct Remote {
     secrets: Arc<SecretLookup>,
     pub(super) git: Arc<GitAccess>,
     agent: Option<Arc<SshAgentSocket>>,
+    /// Takes the place of the owners in contexts that are archives.
+    pub(super) owner: Option<(u32, u32)>,
 }
 
 /// Gives the socket of an agent for git over ssh; asked when the first repository of that kind is fetched.
@@ -248,7 +250,16 @@ impl Remote {
     /// `HTTP_AUTH_HEADER`, `HTTP_AUTH_TOKEN`, `GIT_AUTH_HEADER` and `GIT_AUTH_TOKEN`, with and without a host name.
     pub fn new(client: Client, directory: &Path, temporary: &Path, secrets: Arc<SecretLookup>) -> Self {
         let (directory, temporary) = (directory.to_owned(), temporary.to_owned());
-        Self { client, directory, temporary, disk: Disk::default(), secrets, git: Arc::default(), agent: None }
+        Self {
+            client,
+            directory,
+            temporary,
+            disk: Disk::default(),
+            secrets,
+            git: Arc::default(),
+            agent: None,
+            owner: None,
+        }
     }
 
     /// The same; what is written counts.
@@ -272,6 +283,13 @@ impl Remote {
     #[must_use]
     pub fn with_agent(self, agent: Option<Arc<SshAgentSocket>>) -> Self {
         Self { agent, ..self }
+    }
+
+    /// The same, but files of a context that is an archive belong to root, as those of a directory do, and not to whom the
+    /// archive names.
+    #[must_use]
+    pub fn with_root_as_owner(self) -> Self {
+        Self { owner: Some((0, 0)), ..self }
     }
 
     /// How `ssh` is called for `url`, if it is.

@@ -17,6 +17,7 @@ use crate::hint::Hint;
 use crate::hint::suggest::nearest;
 use crate::http::{self, Secret};
 use crate::plan::NamedContext;
+use crate::rootfs::Owners;
 use crate::store::Store;
 
 /// Longest Dockerfile that is read, in bytes.
@@ -152,6 +153,7 @@ pub(super) struct Reach {
 /// Opens the main context and reads the Dockerfile.
 pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Result<Inputs, BuildError> {
     let mut fetched = Vec::new();
+    let like_directory = request.fetched == Fetched::LikeDirectory;
     let remote = remote(request, reach);
     let mut keep = |context: Arc<FetchedContext>| Root::of(context, &mut fetched);
     let root = match &request.context {
@@ -164,7 +166,9 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         ContextSource::Stdin => {
             keep(reach.stdin.fetch(&remote, reach.store.as_ref(), cancel).map_err(InputError::from)?)
         }
-        ContextSource::Tar(tar) => keep(tar.fetch(&remote, cancel).map_err(InputError::from)?.into()),
+        ContextSource::Tar(tar) => {
+            keep(tar.fetch(&remote.with_root_as_owner(), cancel).map_err(InputError::from)?.into())
+        }
         ContextSource::Archive(path) => {
             let failed = |source| InputError::Context { path: path.clone(), source };
             let file = fs::File::open(path).map_err(failed)?;
@@ -181,12 +185,11 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         }
         ContextSource::Git(url) => {
             let login = crate::context::git_login(&request.credentials.environment);
-            let remote = remote.clone().with_git(request.git.clone(), login);
+            let remote = remote.with_git(request.git.clone(), login);
             keep(git_context(request, &remote, url, cancel)?.into())
         }
         ContextSource::Url(url) => keep(remote.url_context(url, cancel).map_err(InputError::from)?.into()),
     };
-    let like_directory = request.fetched == Fetched::LikeDirectory;
     if like_directory && matches!(root, Root::Dockerfile(_)) {
         return Err(InputError::NoArchive { context: request.context.to_string() }.into());
     }
@@ -200,7 +203,7 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
             (decode(bytes.clone(), Path::new(&request.context.to_string()))?, None)
         }
         (DockerfileSource::File(path), _) => read_dockerfile(path).map(|(text, path)| (text, Some(path)))?,
-        (DockerfileSource::InContext(name), Root::Local(top) | Root::Fetched(top)) => {
+        (DockerfileSource::InContext(name), Root::Local(top) | Root::Fetched(top, _)) => {
             let path = inside(top, name)?;
             let (text, path) = read_dockerfile(&path).map_err(|error| match error {
                 // Where it was unpacked says nothing to anybody.
@@ -226,12 +229,7 @@ pub(super) fn open(request: &BuildRequest, reach: &Reach, cancel: &Cancel) -> Re
         }
         None => Patterns::default(),
     };
-    let files = match top {
-        Some(top) => Files::directory(top, patterns)
-            .map_err(|source| InputError::Context { path: top.to_owned(), source })?
-            .with_hash_cache(&request.work_dir.join("files")),
-        None => Files::empty(),
-    };
+    let files = root.files(patterns, request)?;
     Ok(Inputs { dockerfile, ignore_file: ignore.map(|file| file.text), files, fetched })
 }
 
@@ -262,26 +260,22 @@ pub(super) fn open_named(
     };
     let time = fetched.first().map_or(Ok(None), |fetched| time_of(fetched))?;
     opened.fetched.append(&mut fetched);
-    let Some(top) = root.path() else { return Ok((Files::empty(), time)) };
-    let ignore = if filtered { find_ignore_file(None, Some(top)).map_err(InputError::from)? } else { None };
+    let ignore = if filtered { find_ignore_file(None, root.path()).map_err(InputError::from)? } else { None };
     let patterns = match &ignore {
         Some(file) => {
             Patterns::parse(&file.text).map_err(|source| InputError::Ignore { path: file.path.clone(), source })?
         }
         None => Patterns::default(),
     };
-    let files = Files::directory(top, patterns)
-        .map_err(|source| InputError::Context { path: top.to_owned(), source })?
-        .with_hash_cache(&request.work_dir.join("files"));
-    Ok((files, time))
+    Ok((root.files(patterns, request)?, time))
 }
 
 /// Where a context's files are.
 enum Root {
     /// The user's own directory.
     Local(PathBuf),
-    /// A directory that we filled.
-    Fetched(PathBuf),
+    /// A directory that we filled, and what is recorded of its files.
+    Fetched(PathBuf, Option<Arc<Owners>>),
     /// There is nothing but a Dockerfile (a URL of one).
     Dockerfile(Vec<u8>),
     /// There is nothing.
@@ -293,7 +287,7 @@ impl Root {
     fn of(fetched: Arc<FetchedContext>, keep: &mut Vec<Arc<FetchedContext>>) -> Self {
         let root = match &*fetched {
             FetchedContext::Dockerfile { text, .. } => Self::Dockerfile(text.clone()),
-            FetchedContext::Tree(tree) => Self::Fetched(tree.path().to_owned()),
+            FetchedContext::Tree(tree) => Self::Fetched(tree.path().to_owned(), tree.owners().cloned()),
         };
         keep.push(fetched);
         root
@@ -311,16 +305,28 @@ impl Root {
         };
         match &self {
             Self::Local(top) => below(top).map(Self::Local),
-            Self::Fetched(top) => below(top).map(Self::Fetched),
+            Self::Fetched(top, owners) => below(top).map(|top| Self::Fetched(top, owners.clone())),
             Self::Dockerfile(_) | Self::Nothing => Err(missing(std::io::ErrorKind::NotFound.into())),
         }
     }
 
     fn path(&self) -> Option<&Path> {
         match self {
-            Self::Local(path) | Self::Fetched(path) => Some(path),
+            Self::Local(path) | Self::Fetched(path, _) => Some(path),
             Self::Dockerfile(_) | Self::Nothing => None,
         }
+    }
+
+    /// The files that `patterns` do not hide.
+    fn files(&self, patterns: Patterns, request: &BuildRequest) -> Result<Files, InputError> {
+        let Some(top) = self.path() else { return Ok(Files::empty()) };
+        let files = Files::directory(top, patterns)
+            .map_err(|source| InputError::Context { path: top.to_owned(), source })?
+            .with_hash_cache(&request.work_dir.join("files"));
+        Ok(match self {
+            Self::Fetched(_, Some(owners)) => files.recorded(Arc::clone(owners)),
+            _ => files,
+        })
     }
 }
 
@@ -334,6 +340,7 @@ pub(super) fn remote(request: &BuildRequest, reach: &Reach) -> Remote {
     let answers = request.work_dir.join("urls");
     let temporary = reach.store.as_ref().map_or_else(|| request.work_dir.join("tmp"), Store::temp_dir);
     let remote = Remote::new(reach.client.clone(), &answers, &temporary, Arc::new(look_up));
+    let remote = if request.fetched == Fetched::LikeDirectory { remote.with_root_as_owner() } else { remote };
     remote.within(reach.disk.clone()).with_agent(request.ssh.get("default").map(|agent| offered(agent, &temporary)))
 }
 

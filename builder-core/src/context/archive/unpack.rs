@@ -37,10 +37,10 @@ pub(crate) fn unpack(
 pub(crate) fn unpack_context(
     mut archive: Archive,
     target: &dyn View<'_>,
-    owner: (u32, u32),
+    owner: Option<(u32, u32)>,
     cancel: &Cancel,
 ) -> Result<(), ArchiveError> {
-    unpack_checked(&mut archive, target, Path::new("/"), Some(owner), cancel, |entry| {
+    unpack_checked(&mut archive, target, Path::new("/"), owner, cancel, |entry| {
         let mut depth = 0_i64;
         for part in Path::new(&entry.name).components() {
             depth += match part {
