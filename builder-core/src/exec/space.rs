@@ -35,7 +35,7 @@ impl<'a> Space<'a> {
                 continue;
             }
             for kind in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-                if matches!(kind.file_name().to_str(), Some("layers" | "flat" | "plain")) {
+                if matches!(kind.file_name().to_str(), Some("layers" | "flat" | "merged" | "plain")) {
                     let trees = fs::read_dir(kind.path()).into_iter().flatten().flatten();
                     named.extend(trees.filter_map(|tree| Some((tree.path(), inode(&tree.metadata().ok()?)))));
                 } else {

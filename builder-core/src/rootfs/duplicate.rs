@@ -75,11 +75,7 @@ impl Duplicate<'_> {
             self.to.hard_link(&first, &other).map_err(fail(&other))?;
         }
         for path in late {
-            let done = self.directory(self.from, &path).and_then(|from| {
-                let to = self.directory(self.to, &path)?;
-                self.finish_directory(&from, &to)
-            });
-            done.map_err(fail(&path))?;
+            self.finish(&path).map_err(fail(&path))?;
         }
         Ok(())
     }
@@ -146,7 +142,7 @@ impl Duplicate<'_> {
             lock(progress).late.push(path.to_owned());
             return Ok(());
         }
-        self.finish_directory(&from, &to).map_err(fail(path))
+        self.finish_directory(&from, &to).map(drop).map_err(fail(path))
     }
 
     /// Makes a name of a lent file.
@@ -169,11 +165,31 @@ impl Duplicate<'_> {
         Ok(())
     }
 
-    fn finish_directory(&self, from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    fn finish_directory(&self, from: &OwnedFd, to: &OwnedFd) -> io::Result<Handle> {
         let stat = Stat::of(from)?;
         let (from, to) =
             (Handle::entry(from, OsStr::new(""), stat.kind)?, Handle::entry(to, OsStr::new(""), stat.kind)?);
-        self.give(&from, &to, &stat)
+        self.give(&from, &to, &stat)?;
+        Ok(to)
+    }
+
+    /// Copies one file to a name that is free; of a directory nothing but that it is one ([`Duplicate::finish`]).
+    pub(super) fn one(&self, path: &Path) -> io::Result<()> {
+        if self.stop.is_stopped() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
+        let (from, to) = (self.directory(self.from, parent)?, self.directory(self.to, parent)?);
+        let stat = Stat::entry(&from, name)?;
+        match stat.kind {
+            FileKind::Directory => Ok(rustix::fs::mkdirat(&to, name, Mode::from_raw_mode(0o700))?),
+            _ => self.copy_entry(&from, &to, name, &stat),
+        }
+    }
+
+    /// Gives a directory what it has but for its content.
+    pub(super) fn finish(&self, path: &Path) -> io::Result<Handle> {
+        self.finish_directory(&self.directory(self.from, path)?, &self.directory(self.to, path)?)
     }
 
     fn copy_entry(&self, from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {

@@ -15,6 +15,7 @@ pub mod index;
 mod inflate;
 mod links;
 mod listing;
+mod merge;
 mod ordered;
 mod overlay;
 mod owners;

@@ -1,6 +1,6 @@
 //! Overlay mode: one directory a layer, unpacked in parallel, put right in order, stacked by a mount.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, mpsc};
@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use super::fetch::{Stop, describe, open, unpack_blob};
 use super::fixup::{copy_tree, fix_up};
+use super::merge::{Merge, TOGETHER};
 use super::overlay::{Attached, MAX_LOWER, Marks, Stack};
 use super::pretend::Pretence;
+use super::trees::MOST_DETACHED;
 use super::unpack::{Pending, Whiteouts};
 use super::workdir::{TempDir, TreesDir, io_error, make_directory, publish};
-use super::{LayerRef, LayerSource, Rootfs, TreeError};
+use super::{LayerRef, LayerSource, ListError, Rootfs, TreeError};
+use crate::cancel::Cancel;
 use crate::oci::ChainId;
 
-/// Layers that become one directory where a stack is too high to be mounted. Leaves room for as many steps.
-const FLATTEN: usize = MAX_LOWER / 2;
+/// Layers, and multiples of them, that become one directory whatever they hold where a stack is too high to be mounted.
+const FLATTEN: usize = TOGETHER * TOGETHER;
 
 /// How often a thread that waits for another one's layer looks whether it should end.
 const WAIT: Duration = Duration::from_millis(50);
@@ -66,6 +69,8 @@ pub(super) struct Stacks {
     pub pretence: Pretence,
     /// Held for reading while directories are looked up for a mount, alone while one of them gets its name.
     pub naming: RwLock<()>,
+    /// Runs of layers by the uppermost one and their number: whether one directory stands for them.
+    pub merged: Mutex<BTreeMap<(ChainId, usize), bool>>,
 }
 
 /// What a step wrote, in use as a layer before its chain id is known.
@@ -267,7 +272,7 @@ impl Stacks {
         Ok(())
     }
 
-    fn mount(&self, mut lower: Vec<PathBuf>, upper: Option<(&Path, &Path)>) -> Result<Rootfs, TreeError> {
+    pub(super) fn mount(&self, mut lower: Vec<PathBuf>, upper: Option<(&Path, &Path)>) -> Result<Rootfs, TreeError> {
         // Two directories at least are needed without an upper one.
         let [one, two] = self.dir.none();
         lower.push(one);
@@ -288,19 +293,87 @@ impl Stacks {
         Ok(opened.pretending(self.pretence.clone()).within(self.dir.disk()).listing_in(self.dir.root()))
     }
 
-    /// Directories of a stack, the uppermost first, few enough to be mounted.
+    /// Directories of a stack, the uppermost first, few enough to be mounted with detached layers above them.
     pub(super) fn lower(&self, chains: &[ChainId]) -> Result<Vec<PathBuf>, TreeError> {
-        let mut flat = 0;
+        let mut directories = self.directories(chains, 0);
         // One is the empty directory, one room for a step's layer.
-        if chains.len() + 2 > MAX_LOWER {
-            flat = (chains.len() - 1) / FLATTEN * FLATTEN;
-        }
-        let (base, rest) = chains.split_at(flat);
-        let mut directories: Vec<PathBuf> = rest.iter().rev().map(|chain| self.dir.layer(*chain)).collect();
-        if !base.is_empty() {
-            directories.push(self.flatten(base)?);
+        if directories.len() + MOST_DETACHED + 2 > MAX_LOWER {
+            let flat = (chains.len() - 1) / FLATTEN * FLATTEN;
+            directories = self.directories(chains, flat);
+            directories.push(self.flatten(&chains[..flat])?);
         }
         Ok(directories)
+    }
+
+    /// Directories of the layers from one on, which has a number that [`TOGETHER`] divides; the uppermost first.
+    fn directories(&self, chains: &[ChainId], from: usize) -> Vec<PathBuf> {
+        let mut directories = Vec::new();
+        let mut at = from;
+        while at < chains.len() {
+            let mut next = None;
+            for count in [TOGETHER * TOGETHER, TOGETHER] {
+                if at.is_multiple_of(count) && chains.len() - at >= count && chains.len() >= 2 * TOGETHER {
+                    next = self.merged(&chains[..at + count], count).map(|place| (place, count));
+                }
+                if next.is_some() {
+                    break;
+                }
+            }
+            let (place, count) = next.unwrap_or_else(|| (self.dir.layer(chains[at]), 1));
+            directories.push(place);
+            at += count;
+        }
+        directories.reverse();
+        directories
+    }
+
+    /// The directory that stands for the last `count` layers of a stack, if they are small; made if it is not there yet.
+    fn merged(&self, chains: &[ChainId], count: usize) -> Option<PathBuf> {
+        let top = chains.last()?;
+        let place = self.dir.merged(*top, count);
+        let known = || self.merged.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = known().get(&(*top, count)) {
+            return there.then_some(place);
+        }
+        let there = place.exists()
+            || self.merge(chains, count, &place).unwrap_or_else(|error| {
+                // What stands in the way, as a full disk, is told by whoever needs it gone.
+                tracing::debug!(%error, "small layers stay apart");
+                false
+            });
+        known().insert((*top, count), there);
+        there.then_some(place)
+    }
+
+    fn merge(&self, chains: &[ChainId], count: usize, place: &Path) -> Result<bool, TreeError> {
+        let (below, layers) = chains.split_at(chains.len() - count);
+        let mut sources = Vec::with_capacity(TOGETHER);
+        for end in (1..=TOGETHER).map(|part| below.len() + part * (count / TOGETHER)) {
+            let source = match count {
+                TOGETHER => Some(self.dir.layer(chains[end - 1])),
+                _ => self.merged(&chains[..end], count / TOGETHER),
+            };
+            let Some(source) = source else { return Ok(false) };
+            // As the disk has it: marks are copied like other attributes.
+            sources.push(Rootfs::open(&source).map_err(io_error("open", &source))?);
+        }
+        let cancel = Cancel::default();
+        let (stop, disk) = (Stop::new(&cancel), self.dir.disk());
+        let merge = Merge { sources: &sources, marks: self.marks, disk: &disk, stop: &stop };
+        let fail = |error: ListError| io_error("copy", &error.path)(error.source);
+        let Some(mut merged) = merge.read().map_err(fail)? else { return Ok(false) };
+        if merged.has_whiteouts() {
+            let lower = if below.is_empty() { None } else { Some(self.view(below)?) };
+            merged.drop_idle_whiteouts(lower.as_ref()).map_err(fail)?;
+        }
+        tracing::debug!(layers = layers.len(), "small layers become one directory");
+        let temp = self.dir.temp()?;
+        let path = temp.path().join("merged");
+        make_directory(&path)?;
+        let to = Rootfs::open(&path).map_err(io_error("open", &path))?;
+        merge.write(&merged, &to).map_err(fail)?;
+        publish(&path, place)?;
+        Ok(true)
     }
 
     /// The directory that holds a whole stack; made if it is not there yet.

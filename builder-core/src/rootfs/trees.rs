@@ -165,8 +165,8 @@ impl Trees {
         let (kind, overlay_refused) = match probed {
             None => (Kind::Directory(Arc::new(Plains::new(dir))), None),
             Some(Ok(marks)) => {
-                let (claims, naming) = (Claims::default(), RwLock::default());
-                let stacks = Stacks { dir, marks, claims, pretence: pretence.clone(), naming };
+                let (claims, naming, merged) = (Claims::default(), RwLock::default(), Mutex::default());
+                let stacks = Stacks { dir, marks, claims, pretence: pretence.clone(), naming, merged };
                 (Kind::Overlay(Arc::new(stacks)), None)
             }
             Some(Err(reason)) if mode == Some(TreeMode::Overlay) => {
@@ -301,8 +301,8 @@ fn devices_work(dir: &TreesDir) -> Result<bool, TreeError> {
 /// Layers unpacked at one time: as many as hide the latency of a registry.
 const DEFAULT_STREAMS: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 
-/// Layers in a tree up to which a step may be detached from it.
-const MOST_FOR_DETACHED: usize = 200;
+/// Layers of a tree that may wait for their names at a time.
+pub(super) const MOST_DETACHED: usize = 100;
 
 impl WorkTree {
     /// The stack of layers, without detached ones on top of it; `None` for an empty tree.
@@ -507,8 +507,8 @@ impl TreeStep<'_> {
 
     /// Whether [`TreeStep::detach`] works here.
     pub fn can_detach(&self) -> bool {
-        // Each is one directory more in the mounts that follow, and none of them can become part of a flat one.
-        matches!(&self.work, Work::Overlay { tree, .. } if tree.chains.len() + tree.unnamed.len() < MOST_FOR_DETACHED)
+        // Each is one directory more in the mounts that follow, and none of them can become part of another one.
+        matches!(&self.work, Work::Overlay { tree, .. } if tree.unnamed.len() < MOST_DETACHED)
     }
 
     /// Overlay mode: keeps the changes as a layer on top of the tree before its diff_id is known, so that the next step can

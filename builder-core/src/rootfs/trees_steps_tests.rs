@@ -146,6 +146,59 @@ fn stacks_may_be_higher_than_a_mount() {
 }
 
 #[test]
+fn a_mount_has_far_fewer_directories_than_a_stack_has_small_layers() {
+    const STEPS: usize = 300;
+    let shown = std::cell::RefCell::new(Vec::new());
+    both(|trees, dir| {
+        let (blobs, refs) = Blobs::layers(&[vec![super::super::test_layers::dir("a"), file("a/f", "1"), fifo("p")]]);
+        let mut tree = trees.checkout(&refs, &blobs, &Cancel::default()).unwrap();
+        for number in 0..STEPS {
+            let step = tree.begin().unwrap();
+            let rootfs = step.rootfs();
+            // Names that come, go and change their kind, in directories that do.
+            let (name, old) = (format!("a/n{}", number % 40), format!("a/n{}", (number + 13) % 40));
+            _ = rootfs.remove(Path::new(&old));
+            let attributes = Attributes { mode: Some(0o750), mtime: Some((number as i64, 0)), ..Attributes::default() };
+            match number % 4 {
+                0 => rootfs.create(Path::new(&name), NewFile::Directory, &attributes).unwrap(),
+                1 => {
+                    rootfs.create(Path::new(&name), NewFile::File(&mut &b"x"[..]), &attributes).unwrap();
+                    rootfs.hard_link(Path::new(&name), Path::new(&format!("{name}-link"))).unwrap();
+                }
+                2 => rootfs.create(Path::new(&name), NewFile::Symlink(Path::new("f")), &attributes).unwrap(),
+                _ => {
+                    _ = rootfs.remove(Path::new(&name));
+                    rootfs.create_dir_all(Path::new(&format!("{name}/below/{number}")), &attributes).unwrap();
+                    if number % 60 == 59 {
+                        rootfs.remove(Path::new("a")).unwrap();
+                        rootfs.create(Path::new("a"), NewFile::Directory, &attributes).unwrap();
+                    }
+                }
+            }
+            let set = Attributes { mtime: Some((7, 0)), ..Attributes::default() };
+            rootfs.set_attributes(Path::new("a"), &set).unwrap();
+            let diff_id = DiffId(Sha256::of(format!("step {number}").as_bytes()));
+            if trees.mode() == TreeMode::Directory {
+                step.scan().unwrap();
+            }
+            step.commit(diff_id).unwrap();
+        }
+        if let State::Overlay(OverlayTree { stacks, chains, .. }) = &tree.state {
+            assert_eq!(chains.len(), STEPS + 1);
+            let directories = stacks.lower(chains).unwrap();
+            assert!(directories.len() < 40, "{} directories", directories.len());
+            assert!(directories.iter().any(|place| place.to_string_lossy().ends_with("-256")));
+        }
+        shown.borrow_mut().push(describe(&tree.rootfs().unwrap()));
+        drop(tree);
+        assert_nothing_left(dir);
+    });
+    if let [a, b] = &shown.into_inner()[..] {
+        assert_eq!(a, b);
+    }
+}
+
+#[test]
 fn a_refused_overlay_says_why() {
     let dir = tempfile::tempdir().unwrap();
     // An overlay on an overlay is refused by the kernel.

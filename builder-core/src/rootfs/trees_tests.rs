@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::disk::Disk;
 use crate::hint::Hint;
 use crate::oci::Sha256;
+use crate::rootfs::merge::Merge;
 use crate::rootfs::test_layers::*;
 
 /// Runs a check in both modes; overlay is passed over aloud where it does not work.
@@ -541,6 +543,39 @@ proptest! {
         let shown = shown.into_inner();
         if let [a, b] = &shown[..] {
             prop_assert_eq!(a, b);
+        }
+    }
+    #[test]
+    fn layers_merged_into_one_directory_show_the_same(layers in stack().prop_map(well_formed)) {
+        let dir = tempfile::tempdir().unwrap();
+        let trees = match Trees::open(dir.path(), Some(TreeMode::Overlay), Ownership::Real) {
+            Ok(trees) => trees,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                return Ok(());
+            }
+        };
+        let Ok(tree) = checkout(&trees, &layers) else { return Ok(()) };
+        let State::Overlay(OverlayTree { stacks, chains, .. }) = &tree.state else { panic!("overlay was asked for") };
+        let expected = describe_fully(&tree.rootfs().unwrap());
+        let places: Vec<PathBuf> = chains.iter().map(|chain| stacks.dir.layer(*chain)).collect();
+        let cancel = Cancel::default();
+        let (stop, disk) = (Stop::new(&cancel), Disk::default());
+        for from in 0..places.len() {
+            for to in from + 1..=places.len() {
+                let sources: Vec<Rootfs> = places[from..to].iter().map(|place| Rootfs::open(place).unwrap()).collect();
+                let merge = Merge { sources: &sources, marks: stacks.marks, disk: &disk, stop: &stop };
+                let mut merged = merge.read().unwrap().expect("this is little");
+                let below = stacks.view(&chains[..from]).unwrap();
+                merged.drop_idle_whiteouts((from > 0).then_some(&below)).unwrap();
+                let one = tempfile::tempdir_in(dir.path()).unwrap();
+                merge.write(&merged, &Rootfs::open(one.path()).unwrap()).unwrap();
+                let mut lower: Vec<PathBuf> = places[to..].iter().rev().cloned().collect();
+                lower.push(one.path().to_owned());
+                lower.extend(places[..from].iter().rev().cloned());
+                let shown = describe_fully(&stacks.mount(lower, None).unwrap());
+                prop_assert_eq!(&shown, &expected, "layers {} to {}", from, to);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! <work>/trees/lock            held for a moment: shared while a temporary directory is made, alone while old ones are found
 //! <work>/trees/layers/<hex>/   overlay mode: what one layer adds to the layers below it; named by chain id
 //! <work>/trees/flat/<hex>/     overlay mode: a whole stack as one directory, where there are more layers than a mount takes
+//! <work>/trees/merged/<hex>-<n>/  overlay mode: the last `n` layers of a stack as one, where they are small; see `merge`
 //! <work>/trees/plain/<hex>/    directory mode: a finished tree that nobody changes; named by chain id. Whoever takes it away
 //!                              holds an exclusive lock (flock(2)) on it for that moment, whoever copies it a shared one
 //! <work>/trees/bases/<hex>/    directory mode: a finished tree that nobody ever changes, whose blocks others share, or whose files
@@ -120,7 +121,9 @@ impl TreesDir {
         let work_dir = work_dir.canonicalize().map_err(io_error("open", work_dir))?;
         let this = Self { root: work_dir.join("trees"), disk: OnceLock::new() };
         make_directory(&this.root)?;
-        for name in ["layers", "flat", "plain", "bases", "linked", "indexes", "none", "none/a", "none/b", "tmp"] {
+        for name in
+            ["layers", "flat", "merged", "plain", "bases", "linked", "indexes", "none", "none/a", "none/b", "tmp"]
+        {
             make_directory(&this.root.join(name))?;
         }
         place_apart(&this.root.join("tmp"));
@@ -148,6 +151,10 @@ impl TreesDir {
 
     pub(super) fn flat(&self, chain: ChainId) -> PathBuf {
         self.root.join("flat").join(chain.to_hex())
+    }
+
+    pub(super) fn merged(&self, chain: ChainId, layers: usize) -> PathBuf {
+        self.root.join("merged").join(format!("{}-{layers}", chain.to_hex()))
     }
 
     pub(super) fn plain(&self, chain: ChainId) -> PathBuf {
