@@ -141,6 +141,11 @@ impl Disk {
         Taking { data, disk: self.clone() }
     }
 
+    /// About how much may still be taken; `None` without a budget.
+    pub fn left(&self) -> Option<u64> {
+        self.inner.as_ref().map(|inner| inner.budget.saturating_sub(inner.lock().estimate()))
+    }
+
     /// What ended all writing, if anything did.
     pub fn refused(&self) -> Option<Refusal> {
         self.inner.as_ref().and_then(|inner| inner.lock().refused)

@@ -1,21 +1,23 @@
 //! Layers that are made while later steps of their stage run.
 //!
 //! Each has a thread of its own, which waits for the layer below before it gives the directory its name and writes its
-//! record, so that both name the whole stack.
+//! record, so that both name the whole stack. What a step wrote stays as it was for it ([`TreeStep::detach`]).
 
+use std::io;
 use std::sync::Arc;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::BuildError;
 use super::elsewhere::Trail;
+use super::known::runs;
 use super::shared::{MadeLayer, Promise, Slot};
 use super::stage::Progress;
 use super::step_key::StepKey;
 use crate::event::{Event, StepId};
 use crate::oci::ChainId;
-use crate::rootfs::DetachedStep;
-use crate::snapshot::Changes;
+use crate::rootfs::{DetachedStep, Held, Holding, TreeStep};
+use crate::snapshot::{Change, Changes, SnapshotError};
 
 impl<'a> Progress<'_, 'a> {
     /// Waits for all layers that are being made.
@@ -32,6 +34,31 @@ impl<'a> Progress<'_, 'a> {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Lets the next step begin before the layer of this one is made, if that is large enough and can be done; also small ones behind
+    /// a layer that is being made. Where it cannot, nothing is being made any more.
+    pub(super) fn detach<'t>(
+        &mut self,
+        index: usize,
+        step: TreeStep<'t>,
+        changes: &Changes,
+    ) -> Result<Result<DetachedStep, TreeStep<'t>>, BuildError> {
+        let later = &self.stage.steps[index + 1..];
+        let is_behind = !self.coming.is_empty();
+        if !is_behind && (later.is_empty() || changes.content_bytes() < BACKGROUND_FROM_BYTES) {
+            return Ok(Err(step));
+        }
+        let mut holding = Holding::default();
+        for entry in entries(changes) {
+            let entry = entry.map_err(SnapshotError::Keep)?;
+            holding.count(&entry.metadata, entry.link_to.as_deref());
+        }
+        if step.can_detach(holding, is_behind || runs(later)) {
+            return Ok(Ok(step.detach(entries(changes), &self.shared.cancel)?));
+        }
+        self.settle()?;
+        Ok(Err(step))
     }
 
     /// Makes the layer of a step in a thread of its own, and everything that follows from it.
@@ -57,11 +84,12 @@ impl<'a> Progress<'_, 'a> {
             let made: Result<_, BuildError> = (|| {
                 let layer = shared.seal(&changes, detached.rootfs(), step, id)?;
                 drop(changes);
+                let unnamed = detached.packed();
                 // What it waits for from here on is not its own work.
                 elapsed = started.elapsed();
                 let (below, trail) = below.wait()?;
                 let chain = ChainId::extend(below, layer.diff_id);
-                detached.name(chain)?;
+                unnamed.name(chain)?;
                 let (made, trail) = key.keep(below, trail, layer)?;
                 Ok((chain, made, trail))
             })();
@@ -91,9 +119,18 @@ impl<'a> Progress<'_, 'a> {
     }
 }
 
+/// What a layer has of a tree.
+fn entries(changes: &Changes) -> impl Iterator<Item = io::Result<Held>> {
+    changes.iter().filter_map(|change| match change {
+        Ok(Change::Entry { path, metadata, link_to }) => Some(Ok(Held { path, metadata, link_to })),
+        Ok(Change::Removed { .. }) => None,
+        Err(error) => Some(Err(error)),
+    })
+}
+
 /// Bytes of files in a layer from which on the next step does not wait for it. Smaller ones are done in about a tenth of a
 /// second, and what stands on them may be in the cache.
-pub(super) const BACKGROUND_FROM_BYTES: u64 = 32 << 20;
+const BACKGROUND_FROM_BYTES: u64 = 32 << 20;
 
 /// A layer that is being made.
 pub(super) struct Coming<'scope> {

@@ -1,9 +1,9 @@
 //! One stage: its steps in order, each from the cache or done now.
 //!
-//! Where trees are stacked by overlayfs, the next step does not wait for a large layer: what the step before it wrote
-//! becomes a lower directory at once, and is packed while the next one runs. The diff_id that decides the next step's cache
-//! key is known only when that is done, so its record is written then. In directory mode a step changes the files of
-//! the one before it, so each is packed before the next begins.
+//! The next step does not wait for a large layer, which is packed while it runs. Where trees are stacked by overlayfs what the step before wrote
+//! becomes a lower directory at once; in directory mode, in which a step changes the files of the one before it, they are kept as
+//! they are where that costs little ([`crate::rootfs::TreeStep::detach`]). The diff_id that decides the next step's cache key is known only
+//! when the layer is done, so its record is written then.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::background::{BACKGROUND_FROM_BYTES, Coming};
+use super::background::Coming;
 use super::elsewhere::Trail;
 use super::known::runs;
 use super::sealing::Phases;
@@ -24,8 +24,8 @@ use crate::oci::{ChainId, Sha256};
 use crate::plan::key::{Components, StateKey};
 use crate::plan::{Action, Base, CopyAction, FileSource, Stage, StageId, Step};
 use crate::rootfs::index::IndexTree;
-use crate::rootfs::{Expected, LayerRef, Recall, TreeMode, TreeStep, WorkTree};
-use crate::snapshot::{self, Changes};
+use crate::rootfs::{Expected, LayerRef, Recall, TreeError, TreeMode, TreeStep, WorkTree};
+use crate::snapshot::{self, Below, Changes};
 
 /// A stage on its way.
 pub(super) struct Progress<'scope, 'a> {
@@ -211,7 +211,8 @@ impl<'scope, 'a> Progress<'scope, 'a> {
                 let mut empty = shared.checkout(&[])?;
                 let tree_step = empty.begin()?;
                 prepared.apply(tree_step.rootfs())?;
-                let changes = self.changes(&tree_step, &[])?;
+                let mut below = Recall { layers: &[], source: shared.blobs, cancel: &shared.cancel };
+                let changes = snapshot::changes(&tree_step, Some(&mut below))?;
                 shared.seal(&changes, tree_step.rootfs(), step, id)?
             }
             None => return self.make_in_tree(key, copy.as_ref(), started, &phases),
@@ -289,16 +290,17 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         }
         phases.done(if matches!(step.action, Action::Run(_)) { "run" } else { "copy" }, begun);
         let begun = Instant::now();
-        let changes = self.changes(&tree_step, &self.layers)?;
+        let changes = self.changes(&tree_step)?;
+        let tree_step = match self.detach(key.index, tree_step, &changes)? {
+            Ok(detached) => {
+                phases.done("changes", begun);
+                self.tree = Some(tree);
+                self.make_meanwhile(key, detached, changes, id, started);
+                return Ok(None);
+            }
+            Err(tree_step) => tree_step,
+        };
         phases.done("changes", begun);
-        let more = key.index + 1 < self.stage.steps.len();
-        let large = more && changes.content_bytes() >= BACKGROUND_FROM_BYTES && tree_step.can_detach();
-        if large || !self.coming.is_empty() {
-            let detached = tree_step.detach()?;
-            self.tree = Some(tree);
-            self.make_meanwhile(key, detached, changes, id, started);
-            return Ok(None);
-        }
         let layer = shared.seal(&changes, tree_step.rootfs(), step, id)?;
         tree_step.commit(layer.diff_id)?;
         self.tree = Some(tree);
@@ -459,10 +461,31 @@ impl<'scope, 'a> Progress<'scope, 'a> {
         });
     }
 
-    /// What a step changed in a tree of the layers `below`.
-    fn changes(&self, step: &TreeStep<'_>, below: &[LayerRef]) -> Result<Changes, BuildError> {
-        let shared = self.shared;
-        Ok(snapshot::changes(step, Some(Recall { layers: below, source: shared.blobs, cancel: &shared.cancel }))?)
+    /// What a step changed in the tree of the stage.
+    fn changes(&mut self, step: &TreeStep<'_>) -> Result<Changes, BuildError> {
+        let mut below = LayersBelow { progress: self, failed: None };
+        let changes = snapshot::changes(step, Some(&mut below));
+        match below.failed {
+            Some(error) => Err(error),
+            None => Ok(changes?),
+        }
+    }
+}
+
+/// The layers of a stage, all of which are there when somebody asks for them.
+struct LayersBelow<'p, 'scope, 'a> {
+    progress: &'p mut Progress<'scope, 'a>,
+    failed: Option<BuildError>,
+}
+
+impl Below for LayersBelow<'_, '_, '_> {
+    fn recall(&mut self) -> Result<Recall<'_>, TreeError> {
+        let shared = self.progress.shared;
+        if let Err(error) = self.progress.settle() {
+            self.failed = Some(error);
+            return Err(TreeError::Cancelled);
+        }
+        Ok(Recall { layers: &self.progress.layers, source: shared.blobs, cancel: &shared.cancel })
     }
 }
 

@@ -29,6 +29,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::attributes::Target;
+use super::holds::Holds;
 use super::owners::{Facts, Key, Owners};
 use super::sparse::Original;
 use super::stat::Stat;
@@ -181,11 +182,19 @@ pub(super) struct Borrowed {
     copies: Mutex<BTreeMap<Key, Key>>,
     /// Held while one is made.
     making: Mutex<()>,
+    /// Files of the tree's own that are treated as borrowed.
+    pub(super) holds: Holds,
 }
 
 impl Borrowed {
     pub(super) fn new(files: LentFiles, staging: PathBuf, disk: Disk) -> Self {
-        Self { files, staging, disk, copies: Mutex::default(), making: Mutex::default() }
+        Self { files, staging, disk, copies: Mutex::default(), making: Mutex::default(), holds: Holds::default() }
+    }
+
+    /// Does something between two copies.
+    pub(super) fn while_nobody_copies(&self, action: impl FnOnce()) {
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        action();
     }
 
     fn copies(&self) -> MutexGuard<'_, BTreeMap<Key, Key>> {
@@ -204,15 +213,30 @@ impl Owners {
         self.borrowed().is_some()
     }
 
-    /// Whether a file is borrowed: [`Owners::own`] comes before every change of it.
-    pub fn is_borrowed(&self, key: Key) -> bool {
+    /// Whether a file is a base's.
+    pub fn is_lent(&self, key: Key) -> bool {
         self.lent(key).is_some()
+    }
+
+    /// Whether a file is borrowed, a base's or one that is held, or was: [`Owners::own`] comes before every change of it. What is held
+    /// may be the tree's alone at the next moment.
+    pub fn is_borrowed(&self, key: Key) -> bool {
+        self.is_lent(key) || self.is_held(key) || self.copy_of(key).is_some()
+    }
+
+    /// Whether a file is held, or was.
+    pub fn was_held(&self, key: Key) -> bool {
+        self.borrowed().is_some_and(|borrowed| borrowed.holds.find(key).is_some())
+    }
+
+    fn is_held(&self, key: Key) -> bool {
+        self.borrowed().is_some_and(|borrowed| borrowed.holds.has(key))
     }
 
     /// The file that took the place of a borrowed one.
     pub fn copy_of(&self, key: Key) -> Option<Key> {
-        let borrowed = self.borrowed().filter(|borrowed| borrowed.files.contains(key))?;
-        borrowed.copies().get(&key).copied()
+        let is_known = |borrowed: &&Borrowed| borrowed.files.contains(key) || borrowed.holds.find(key).is_some();
+        self.borrowed().filter(is_known)?.copies().get(&key).copied()
     }
 
     /// The copies of borrowed files, with what each is a copy of.
@@ -226,6 +250,8 @@ impl Owners {
         if let Some(Lent { modes: (shown, real), .. }) = self.lent(key) {
             facts.mode = Some((shown.into(), real.into()));
             facts.borrowed = true;
+        } else if let Some(borrowed) = self.borrowed() {
+            facts.hold = borrowed.holds.find(key);
         }
     }
 
@@ -236,14 +262,17 @@ impl Owners {
     /// What the kernel says; the entry is then as it was.
     pub fn own(&self, dir: impl AsFd, name: &OsStr) -> io::Result<bool> {
         let Some(borrowed) = self.borrowed() else { return Ok(false) };
-        let is_lent = |stat: &Stat| stat.kind == FileKind::File && borrowed.files.contains(Key::of(stat));
+        let is_lent = |stat: &Stat| {
+            let key = Key::of(stat);
+            stat.kind == FileKind::File && (borrowed.files.contains(key) || borrowed.holds.has(key))
+        };
         match Stat::entry(&dir, name) {
             Ok(stat) if is_lent(&stat) => {}
             Ok(_) | Err(Errno::NOENT) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         let _making = borrowed.making.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have been here meanwhile.
+        // Another thread may have been here meanwhile, or whoever held it.
         let was = Stat::entry(&dir, name)?;
         if !is_lent(&was) {
             return Ok(true);

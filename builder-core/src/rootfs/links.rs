@@ -72,7 +72,13 @@ impl Separated {
                 && self.0[*group][*at].stat == stat
             {
                 self.0[*group][*at].path.clone_from(&path);
-                found.push((path, stat, Self::shared(*group, self.0[*group].len())));
+                let names = self.0[*group].len();
+                // As [`tell`] has it.
+                found.push((
+                    path,
+                    stat,
+                    if names > 1 { Self::shared(*group, names) } else { (stat.inode, stat.links) },
+                ));
             }
         }
         found.into_iter().try_for_each(|(path, stat, shared)| listing.replace(&path, stat, shared))

@@ -2,6 +2,7 @@
 //!
 //! Architecture invariant: who runs in a tree, and what a change becomes in a layer, is not known here.
 
+mod applied;
 mod archive;
 mod attributes;
 mod borrowed;
@@ -10,7 +11,9 @@ mod duplicate;
 mod entries;
 mod fetch;
 mod fixup;
+mod frozen;
 mod hide;
+mod holds;
 pub mod index;
 mod inflate;
 mod links;
@@ -44,6 +47,7 @@ mod workdir;
 pub use archive::{TarEntry, TarError, TarKind, TarProblem, TarReader};
 pub(crate) use attributes::{CAPABILITY, capability};
 pub use entries::DirectoryEntry;
+pub use frozen::{Held, Holding};
 pub use listing::{ListError, Listed, Listing, is_below, path_order};
 pub(crate) use ordered::Guide;
 pub use owners::{Bytes as FileBytes, Facts, Key as InodeKey, Owners};

@@ -23,10 +23,12 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::fs::{Statx, StatxTimestamp};
 use serde::{Deserialize, Serialize};
 
 use super::attributes::CAPABILITY;
 use super::borrowed::Borrowed;
+use super::holds::Hold;
 use super::stat::Stat;
 use super::{FileKind, ListError, Listing};
 
@@ -79,9 +81,29 @@ pub struct Facts {
     pub mode: Option<(u32, u32)>,
     /// That it is a file of a base ([`Owners::own`]): it has one name, whatever the disk says.
     pub borrowed: bool,
+    /// That it has, or had, a name more than anybody knows of.
+    pub(super) hold: Option<Hold>,
 }
 
 impl Facts {
+    /// Number of links and change time to show for a file that has these, and this modification time.
+    fn links_and_change(&self, links: u64, mtime: (i64, u32), ctime: (i64, u32)) -> (u64, (i64, u32)) {
+        match self.hold {
+            // Others take names of it and drop them.
+            _ if self.borrowed => (1, mtime),
+            Some(hold) => hold.show(links, ctime),
+            None => (links, ctime),
+        }
+    }
+
+    /// Puts the number of links and the change time that are to be shown in the place of those that the disk has.
+    pub fn show_links_and_change(&self, stat: &mut Statx) {
+        let time = |time: StatxTimestamp| (time.tv_sec, time.tv_nsec);
+        let (links, ctime) = self.links_and_change(stat.stx_nlink.into(), time(stat.stx_mtime), time(stat.stx_ctime));
+        stat.stx_nlink = u32::try_from(links).unwrap_or(u32::MAX);
+        (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) = ctime;
+    }
+
     /// Permission bits to show for a file that has `real` ones.
     pub fn mode(&self, real: u32) -> u32 {
         match self.mode {
@@ -123,10 +145,7 @@ impl Owners {
         (stat.uid, stat.gid) = (0, 0);
         let facts = self.facts(Key::of(&stat));
         if facts != Facts::default() {
-            if facts.borrowed {
-                // Others take names of it and drop them.
-                (stat.links, stat.ctime) = (1, stat.mtime);
-            }
+            (stat.links, stat.ctime) = facts.links_and_change(stat.links, stat.mtime, stat.ctime);
             if let Some(owner) = facts.owner {
                 (stat.uid, stat.gid) = owner;
             }
@@ -411,7 +430,7 @@ impl Line {
         }
         Some((
             Key { inode: self.inode, born: self.born },
-            Record { facts: Facts { owner: self.owner, device, mode: self.mode, borrowed: false }, xattrs },
+            Record { facts: Facts { owner: self.owner, device, mode: self.mode, ..Facts::default() }, xattrs },
         ))
     }
 }

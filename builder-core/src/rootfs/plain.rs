@@ -10,16 +10,15 @@
 //! Where a copy costs next to no space ([`Sharing`]), what a stage begins with stays as it was unpacked, for one user as for
 //! several: it is the one form in which a base is kept, for later builds too.
 
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::applied::apply_in_order;
 use super::borrowed::{Borrowed, LentFiles};
 use super::duplicate::Duplicate;
-use super::fetch::{Stop, open, unpack_blob};
+use super::fetch::Stop;
+use super::frozen::Naming;
 use super::index::Indexes;
 use super::links::Separated;
 use super::owners::{Key, Owners};
@@ -28,18 +27,11 @@ use super::recall::Unchanged;
 use super::stack::Claims;
 use super::stat::Stat;
 use super::trees::chain_ids;
-use super::unpack::Whiteouts;
 use super::wanted::{Expected, Wanted};
 use super::workdir::{Taken, TempDir, TreesDir, io_error, make_directory, publish};
 use super::{LayerRef, LayerSource, ListError, Listing, Rootfs, TreeError};
 use crate::cancel::Cancel;
-use crate::oci::ChainId;
-
-/// Layers that are fetched while an earlier one is unpacked.
-const FETCH_AHEAD: usize = 3;
-
-/// How often a thread that waits looks whether it should end.
-const WAIT: Duration = Duration::from_millis(50);
+use crate::oci::{ChainId, DiffId};
 
 /// One tree in use.
 #[derive(Debug)]
@@ -47,7 +39,9 @@ pub(super) struct PlainTree {
     plains: Arc<Plains>,
     temp: TempDir,
     pretence: Pretence,
-    pub chain: Option<ChainId>,
+    chain: Option<ChainId>,
+    /// Steps above those of `chain`, whose layers are being made.
+    unnamed: Vec<Arc<Naming>>,
     /// What the last step found at its end, as long as nothing changed since.
     pub listing: Option<Arc<Listing>>,
     /// Hard links that a step needed apart.
@@ -142,7 +136,7 @@ impl Making<'_> {
             None => other.pretence.clone(),
         };
         let mut made = self.finish(temp, (pretence, other.lent.clone()), 0)?;
-        made.chain = made.chain.or(other.chain);
+        made.chain = made.chain.or(other.chain());
         Ok(made)
     }
 
@@ -154,7 +148,7 @@ impl Making<'_> {
         there: usize,
     ) -> Result<PlainTree, TreeError> {
         if let Some(owners) = pretence.owners()
-            && !lent.is_empty()
+            && (!lent.is_empty() || self.borrows())
         {
             let staging = temp.path().join("staging");
             make_directory(&staging)?;
@@ -165,6 +159,7 @@ impl Making<'_> {
             temp,
             pretence,
             chain: self.chains.last().copied(),
+            unnamed: Vec::new(),
             listing: None,
             separated: Mutex::default(),
             lent,
@@ -335,6 +330,16 @@ impl PlainTree {
         self.temp.path().join("tree")
     }
 
+    /// What it has in common with others.
+    pub(super) fn sharing(&self) -> Sharing {
+        self.plains.sharing()
+    }
+
+    /// The directory of all trees.
+    pub(super) fn dir(&self) -> &TreesDir {
+        &self.plains.dir
+    }
+
     pub(super) fn rootfs(&self) -> Result<Rootfs, TreeError> {
         let path = self.tree().join("root");
         let opened = Rootfs::open(&path).map_err(io_error("open", &path))?;
@@ -393,9 +398,33 @@ impl PlainTree {
         rootfs.settle(&mut self.separated(), Arc::make_mut(listing), written)
     }
 
+    /// All layers of the tree that have a name.
+    pub(super) fn chain(&self) -> Option<ChainId> {
+        self.unnamed.iter().map_while(|step| step.chain()).last().or(self.chain)
+    }
+
     /// Ends a step well: what is there now is the tree.
-    pub(super) fn committed(&mut self, chain: ChainId, now: Option<Arc<Listing>>) {
-        self.chain = Some(chain);
+    ///
+    /// # Errors
+    /// If a layer below has no name yet.
+    pub(super) fn committed(&mut self, diff_id: DiffId, now: Option<Arc<Listing>>) -> Result<(), TreeError> {
+        for step in std::mem::take(&mut self.unnamed) {
+            self.chain = Some(step.chain().ok_or(TreeError::Discarded)?);
+        }
+        self.chain = Some(ChainId::extend(self.chain, diff_id));
+        self.end_step(now);
+        Ok(())
+    }
+
+    /// The same of a step whose layer is being made. Whoever learns its chain id says it.
+    pub(super) fn detached(&mut self, now: Option<Arc<Listing>>) -> Arc<Naming> {
+        let step = Arc::new(Naming::default());
+        self.unnamed.push(Arc::clone(&step));
+        self.end_step(now);
+        step
+    }
+
+    fn end_step(&mut self, now: Option<Arc<Listing>>) {
         self.dirty = false;
         if let (Some(records), Some(now)) = (self.pretence.records(), &now) {
             let alive: Result<Vec<Key>, ListError> = now.stats().map(|stat| stat.map(|stat| Key::of(&stat))).collect();
@@ -416,7 +445,8 @@ impl PlainTree {
 
     /// Puts the tree back to be found again.
     fn park(&mut self) -> Result<(), TreeError> {
-        let Some(chain) = self.chain.filter(|_| !self.dirty) else { return Ok(()) };
+        let is_named = self.unnamed.iter().all(|step| step.chain().is_some());
+        let Some(chain) = self.chain().filter(|_| is_named && !self.dirty) else { return Ok(()) };
         self.readable()?;
         let (tree, dir) = (self.tree(), &self.plains.dir);
         self.save_beside(&tree, &self.lent)?;
@@ -427,7 +457,7 @@ impl PlainTree {
 
     /// Puts the tree where it stays as it is, and others can have what is in it. It cannot be used any more.
     fn become_base(&mut self) -> Result<(), TreeError> {
-        let Some(chain) = self.chain else { return Ok(()) };
+        let Some(chain) = self.chain() else { return Ok(()) };
         let rootfs = self.readable()?;
         // Half of it may have lost its modes.
         self.dirty = true;
@@ -474,121 +504,4 @@ impl Drop for PlainTree {
             tracing::debug!(%error, "a finished tree is not kept");
         }
     }
-}
-
-/// Applies layers one onto the other.
-fn apply_in_order(
-    layers: &[LayerRef],
-    dir: &TreesDir,
-    rootfs: &Rootfs,
-    source: &dyn LayerSource,
-    limit: Option<u64>,
-    stop: &Stop<'_>,
-) -> Result<(), TreeError> {
-    let Some((first, later)) = layers.split_first() else { return Ok(()) };
-    let indexes = dir.indexes().hashing();
-    let unpack = |blob: Box<dyn Read + Send>, layer: &LayerRef| {
-        unpack_blob(blob, layer, rootfs, Whiteouts::Apply, &indexes, limit, stop).map(|_| ())
-    };
-    let ahead = Ahead::default();
-    std::thread::scope(|scope| {
-        for worker in 0..FETCH_AHEAD.min(later.len()) {
-            let ahead = &ahead;
-            // Each takes every third layer, which keeps the order and needs no queue.
-            scope.spawn(move || {
-                for (at, layer) in later.iter().enumerate().skip(worker).step_by(FETCH_AHEAD) {
-                    if !ahead.wait_until(stop, |state| at < state.unpacked + FETCH_AHEAD) {
-                        return;
-                    }
-                    let spilled = spill(layer, dir, source, stop);
-                    ahead.lock().spilled.push((at, spilled));
-                    ahead.changed.notify_all();
-                }
-            });
-        }
-        let result = (|| {
-            unpack(open(source, first)?, first)?;
-            for (at, layer) in later.iter().enumerate() {
-                if !ahead.wait_until(stop, |state| state.spilled.iter().any(|(found, _)| *found == at)) {
-                    return Err(TreeError::Cancelled);
-                }
-                let found = {
-                    let mut state = ahead.lock();
-                    let position = state.spilled.iter().position(|(found, _)| *found == at);
-                    position.map(|position| state.spilled.swap_remove(position).1)
-                };
-                let file = found.unwrap_or(Err(TreeError::Cancelled))?;
-                unpack(Box::new(file), layer)?;
-                ahead.lock().unpacked = at + 1;
-                ahead.changed.notify_all();
-            }
-            Ok(())
-        })();
-        if result.is_err() {
-            stop.fail();
-            ahead.changed.notify_all();
-        }
-        result
-    })
-}
-
-/// What the fetching threads and the unpacking one know of each other.
-#[derive(Default)]
-struct Ahead {
-    state: Mutex<AheadState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct AheadState {
-    /// How many of the later layers are unpacked.
-    unpacked: usize,
-    spilled: Vec<(usize, Result<File, TreeError>)>,
-}
-
-impl Ahead {
-    fn lock(&self) -> MutexGuard<'_, AheadState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// `false` if everything is to stop.
-    fn wait_until(&self, stop: &Stop<'_>, ready: impl Fn(&AheadState) -> bool) -> bool {
-        let mut state = self.lock();
-        loop {
-            if ready(&state) {
-                return true;
-            }
-            if stop.is_stopped() {
-                return false;
-            }
-            state = self.changed.wait_timeout(state, WAIT).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-}
-
-/// Fetches a blob into a file without a name.
-fn spill(layer: &LayerRef, dir: &TreesDir, source: &dyn LayerSource, stop: &Stop<'_>) -> Result<File, TreeError> {
-    let place = dir.root().join("tmp");
-    let mut file = tempfile::tempfile_in(&place).map_err(io_error("create a file in", &place))?;
-    let mut blob = open(source, layer)?;
-    let mut buffer = vec![0_u8; 256 * 1024];
-    loop {
-        if stop.is_stopped() {
-            return Err(TreeError::Cancelled);
-        }
-        match blob.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                let taken = dir.disk().take(count as u64);
-                let written = taken.and_then(|()| std::io::Write::write_all(&mut file, &buffer[..count]));
-                written.map_err(io_error("write a file in", &place))?;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                return Err(TreeError::Fetch { layer: layer.diff_id, source: super::fetch::into_cause(error) });
-            }
-        }
-    }
-    file.rewind().map_err(io_error("read a file in", &place))?;
-    Ok(file)
 }

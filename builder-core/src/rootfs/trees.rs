@@ -19,6 +19,9 @@ use super::{Attributes, ListError, Listing, Rootfs, Touched, TreeError};
 use crate::cancel::Cancel;
 use crate::oci::{ChainId, Descriptor, DiffId};
 
+pub(super) use detached::MOST_DETACHED;
+pub use detached::{DetachedStep, UnnamedStep};
+
 /// A layer of a stack: what it is in the tar and as a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerRef {
@@ -96,16 +99,6 @@ struct OverlayTree {
     chains: Vec<ChainId>,
     /// Layers above those, whose chain ids are not known yet.
     unnamed: Vec<Arc<Unnamed>>,
-}
-
-/// What a step wrote in overlay mode, already below the next step although its chain id is not known: the tar of it is being
-/// made by somebody else, for whom the tree as it was after the step stays open.
-#[derive(Debug)]
-pub struct DetachedStep {
-    /// Declared first: the mount goes before the directories under it.
-    rootfs: Rootfs,
-    stacks: Arc<Stacks>,
-    layer: Arc<Unnamed>,
 }
 
 /// A step at work on a tree. Dropped before [`TreeStep::commit`], its changes are gone (in directory mode the tree is
@@ -271,7 +264,7 @@ impl Trees {
         cancel: &Cancel,
     ) -> Result<Option<WorkTree>, TreeError> {
         let (Kind::Directory(plains), State::Directory(tree)) = (&self.kind, &tree.state) else { return Ok(None) };
-        let chains: Vec<ChainId> = chain_ids(tree.chain, layers).collect();
+        let chains: Vec<ChainId> = chain_ids(tree.chain(), layers).collect();
         let stop = Stop::new(cancel);
         let state = State::Directory(self.making(plains, (layers, &chains), source, &stop).on_copy_of(tree)?);
         Ok(Some(WorkTree { state }))
@@ -301,15 +294,12 @@ fn devices_work(dir: &TreesDir) -> Result<bool, TreeError> {
 /// Layers unpacked at one time: as many as hide the latency of a registry.
 const DEFAULT_STREAMS: NonZeroUsize = NonZeroUsize::new(4).expect("4 is not 0");
 
-/// Layers of a tree that may wait for their names at a time.
-pub(super) const MOST_DETACHED: usize = 100;
-
 impl WorkTree {
     /// The stack of layers, without detached ones on top of it; `None` for an empty tree.
     pub fn chain(&self) -> Option<ChainId> {
         match &self.state {
             State::Overlay(tree) => tree.chains.last().copied(),
-            State::Directory(tree) => tree.chain,
+            State::Directory(tree) => tree.chain(),
         }
     }
 
@@ -505,33 +495,6 @@ impl TreeStep<'_> {
         Ok(Arc::new(self.rootfs.list()?))
     }
 
-    /// Whether [`TreeStep::detach`] works here.
-    pub fn can_detach(&self) -> bool {
-        // Each is one directory more in the mounts that follow, and none of them can become part of another one.
-        matches!(&self.work, Work::Overlay { tree, .. } if tree.unnamed.len() < MOST_DETACHED)
-    }
-
-    /// Overlay mode: keeps the changes as a layer on top of the tree before its diff_id is known, so that the next step can
-    /// begin. Whoever learns it calls [`DetachedStep::name`].
-    ///
-    /// # Errors
-    /// If the tree cannot be mounted as it is now, or this is directory mode ([`TreeStep::can_detach`]).
-    pub fn detach(self) -> Result<DetachedStep, TreeError> {
-        let Self { rootfs, work } = self;
-        // The upper directory must not be written any more when it is a lower one.
-        drop(rootfs);
-        match work {
-            Work::Overlay { temp, tree, lower, upper } => {
-                drop((lower, upper));
-                let layer = Arc::new(Unnamed::new(temp));
-                tree.unnamed.push(Arc::clone(&layer));
-                let rootfs = tree.stacks.view_of(&tree.chains, &tree.unnamed)?;
-                Ok(DetachedStep { rootfs, stacks: Arc::clone(&tree.stacks), layer })
-            }
-            Work::Directory { .. } => Err(TreeError::Discarded),
-        }
-    }
-
     /// Keeps the changes as the layer `diff_id` on top of the stack.
     ///
     /// # Errors
@@ -547,8 +510,7 @@ impl TreeStep<'_> {
                 tree.chains.push(chain);
             }
             Work::Directory { now, tree, .. } => {
-                let chain = ChainId::extend(tree.chain, diff_id);
-                tree.committed(chain, now.into_inner().unwrap_or_else(PoisonError::into_inner));
+                tree.committed(diff_id, now.into_inner().unwrap_or_else(PoisonError::into_inner))?;
             }
         }
         Ok(())
@@ -566,22 +528,8 @@ impl OverlayTree {
     }
 }
 
-impl DetachedStep {
-    /// The tree as the step left it, read-only.
-    pub fn rootfs(&self) -> &Rootfs {
-        &self.rootfs
-    }
-
-    /// Keeps the layer for other trees: `chain` is that of the whole stack with it.
-    ///
-    /// # Errors
-    /// If the directory cannot be moved.
-    pub fn name(self, chain: ChainId) -> Result<(), TreeError> {
-        let Self { rootfs, stacks, layer } = self;
-        drop(rootfs);
-        stacks.name_detached(&layer, chain)
-    }
-}
+#[path = "trees_detached.rs"]
+mod detached;
 
 #[path = "trees_needs.rs"]
 mod needs;
@@ -597,3 +545,7 @@ mod steps_tests;
 #[cfg(test)]
 #[path = "trees_shared_tests.rs"]
 mod shared_tests;
+
+#[cfg(test)]
+#[path = "trees_detached_tests.rs"]
+mod detached_tests;

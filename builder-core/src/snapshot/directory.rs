@@ -14,14 +14,14 @@ use super::{Difference, SnapshotError, found, same_metadata};
 use crate::rootfs::{FileKind, Listed, Listing, Metadata, Recalled, Rootfs, Touched, TreeError, hash_all, path_order};
 
 /// Tells what files were before, as [`crate::rootfs::Recall::files`] does.
-pub(super) type Recalls<'a> = dyn Fn(BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> + 'a;
+pub(super) type Recalls<'a> = dyn FnMut(BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, Recalled>, TreeError> + 'a;
 
 /// What made `before` into `after`, which is `rootfs` now.
 pub(super) fn changes(
     before: &Listing,
     after: &Listing,
     rootfs: &Rootfs,
-    recall: Option<&Recalls<'_>>,
+    recall: Option<&mut Recalls<'_>>,
 ) -> Result<Changes, SnapshotError> {
     // As long as the layers below have not been asked, what is undecided counts as the same.
     let mut undecided = Vec::new();
@@ -104,7 +104,7 @@ fn assemble(
 fn decide(
     undecided: Vec<(PathBuf, Metadata)>,
     rootfs: &Rootfs,
-    recall: Option<&Recalls<'_>>,
+    recall: Option<&mut Recalls<'_>>,
 ) -> Result<BTreeSet<PathBuf>, SnapshotError> {
     let recalled = match recall {
         Some(recall) if !undecided.is_empty() => {

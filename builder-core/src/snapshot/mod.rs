@@ -62,6 +62,21 @@ impl Change {
     }
 }
 
+/// Knows what a tree was made from before a step.
+pub trait Below {
+    /// Tells it. Asked at most once, and only where metadata does not say whether a file is another one.
+    ///
+    /// # Errors
+    /// If there is nothing to tell any more.
+    fn recall(&mut self) -> Result<Recall<'_>, TreeError>;
+}
+
+impl Below for Recall<'_> {
+    fn recall(&mut self) -> Result<Recall<'_>, TreeError> {
+        Ok(*self)
+    }
+}
+
 /// Finds what a step changed. Same result in overlay and directory mode, if `below` is what the tree was made from.
 ///
 /// The tree has the hard links of the layers then: what a step had copied without changing it is taken away ([`TreeStep::uncover`]),
@@ -69,7 +84,7 @@ impl Change {
 ///
 /// # Errors
 /// What the kernel says about a path; a layer of `below` that cannot be read.
-pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes, SnapshotError> {
+pub fn changes(step: &TreeStep<'_>, below: Option<&mut dyn Below>) -> Result<Changes, SnapshotError> {
     if let Some(upper) = step.upper() {
         let root = Path::new("/");
         if upper.read_dir(root).map_err(|error| overlay::failed(root, error))?.is_empty() {
@@ -85,13 +100,14 @@ pub fn changes(step: &TreeStep<'_>, below: Option<Recall<'_>>) -> Result<Changes
     }
     let after = step.scan()?;
     let Some(before) = step.before() else { return everything(&after, step.rootfs().lists_in()) };
-    let recall = below.map(|below| {
+    let mut recall = below.map(|below| {
         move |wanted| {
+            let below = below.recall()?;
             let unchanged = step.unchanged(below.layers)?;
             below.files(wanted, before, unchanged.as_ref(), step.indexes().as_ref())
         }
     });
-    let recall = recall.as_ref().map(|recall| recall as &directory::Recalls<'_>);
+    let recall = recall.as_mut().map(|recall| recall as &mut directory::Recalls<'_>);
     let changes = directory::changes(before, &after, step.rootfs(), recall)?;
     drop(after);
     step.settle(changes.iter().filter_map(|change| match change {

@@ -1,13 +1,16 @@
 //! Trees of stages in both modes: what a step changed, who shares what, and what an ended build leaves behind.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use builder_core::exec::BuildRequest;
+use builder_core::cancel::Cancel;
+use builder_core::event::{Event, Observer, Transfer};
+use builder_core::exec::{self, BuildRequest};
 use builder_core::rootfs::TreeMode;
 use fixtures::image::{Entry, tree_layer};
 
-use crate::bench::{Bench, Built};
+use crate::bench::{Bench, Built, told};
 use crate::{Case, Outcome};
 
 pub const CASES: &[Case] = &[
@@ -19,6 +22,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a_failed_step_leaves_nothing", items: "X-14", run: failed },
     Case { name: "bases_are_fetched_while_another_stage_works", items: "F-08", run: fetched_ahead },
     Case { name: "a_large_layer_is_packed_meanwhile", items: "X-14", run: large },
+    Case { name: "a_step_changes_files_of_a_layer_that_is_packed", items: "X-14", run: changed_meanwhile },
     Case { name: "behind_a_large_layer_made_again_the_cache_is_asked", items: "X-12 X-14", run: large_again },
     Case { name: "what_fails_on_top_of_a_large_layer", items: "X-14", run: large_then_failed },
     Case { name: "two_builds_at_once", items: "X-14", run: at_once },
@@ -180,6 +184,64 @@ fn large(bench: &Bench) -> Outcome {
         });
         again.ok();
         assert!(again.steps.values().all(|state| state == "CACHED"), "{:?}", again.steps);
+    }
+    Outcome::Passed
+}
+
+/// Holds the layer of a step back until a later step has said that it changed its files.
+#[derive(Default)]
+struct Gate {
+    changed: Mutex<bool>,
+    told: Condvar,
+}
+
+/// More than any machine needs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Observer for Gate {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Output { line: b"changed", .. } => {
+                *self.changed.lock().expect("no panic") = true;
+                self.told.notify_all();
+            }
+            Event::Progress { transfer: Transfer::Compress, id, .. } if id.starts_with("RUN head") => {
+                let changed = self.changed.lock().expect("no panic");
+                let ended = self.told.wait_timeout_while(changed, PATIENCE, |changed| !*changed).expect("no panic");
+                assert!(!ended.1.timed_out(), "the next step waits for the layer");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn changed_meanwhile(bench: &Bench) -> Outcome {
+    let made = "RUN head -c 40000000 /dev/zero > /big && mkdir /d && cd /d && echo one > f && echo one > g && cp -l f h \
+                && head -c 4000 /dev/zero > z && chmod 4711 g\n";
+    let dockerfile = format!(
+        "FROM base:1 AS first\n{made}RUN cd /d && echo two > f && echo two >> h && rm g z && mkdir z && echo two > /big && echo changed\n\
+         FROM base:1\nCOPY --from=first / /all\nRUN cd /all && cat big d/f d/h && ls d && stat -c %a d/z\n"
+    );
+    for mode in [None, Some(TreeMode::Directory)] {
+        let mut request = bench.request(&dockerfile);
+        request.tree_mode = mode;
+        request.work_dir = bench.path(&format!("gate-{}", mode.is_some()));
+        request.outputs = vec![bench.output("type=cacheonly")];
+        let built = exec::build(&request, Arc::new(Gate::default()), &Cancel::default());
+        built.unwrap_or_else(|error| panic!("{mode:?}: {}", told(&error)));
+        // Nothing is done again, whoever asks, and a tree of the layers is what the first step left.
+        let dockerfile = format!(
+            "{}RUN cat /d/f /d/g /d/h && stat -c '%a %s' /d/g /d/z /big\n",
+            dockerfile.split_once("RUN cd").expect("it has one").0
+        );
+        let built = bench.build(&dockerfile, |request| {
+            request.tree_mode = mode;
+            request.work_dir = bench.path(&format!("gate-{}", mode.is_some()));
+            request.outputs = vec![bench.output("type=cacheonly")];
+        });
+        built.ok();
+        assert_eq!(built.step(made.trim_end()), "CACHED", "{mode:?}: {:?}", built.steps);
+        assert_eq!(built.output, ["one", "one", "one", "4711 4", "644 4000", "644 40000000"], "{mode:?}");
     }
     Outcome::Passed
 }

@@ -9,6 +9,7 @@ pub const TRIALS: &[Row] = &[
     ("sharing::killed-in-the-middle", killed),
     ("sharing::borrowed-files", borrowed),
     ("sharing::borrowed-files-side-by-side", borrowed_side_by_side),
+    ("sharing::files-of-a-layer-that-is-packed", packed_meanwhile),
     ("sharing::bases-are-kept-in-one-form", one_form),
     ("sharing::covered-files-are-not-compared", covered),
 ];
@@ -227,6 +228,67 @@ fn borrowed(place: &Place) -> Outcome {
         same("digest of a changed build", build("changed")?, again)?;
     }
     Ok(None)
+}
+
+/// Where, as whom if it can be, and how something is built.
+type Way<'a> = (&'a Project<'a>, Result<Option<&'a str>, &'a String>, &'a [&'a str]);
+
+/// Steps that change, in every way, files of the large layer that is packed meanwhile. The images are those of overlayfs.
+fn packed_meanwhile(place: &Place) -> Outcome {
+    let traced = traced_user()?;
+    let base = base(place, "packed")?;
+    // Files of the step's own, with the names and the content of the base's; more than 32 MiB with the large one.
+    let change = if ways()?.is_some() { "change" } else { "busybox chmod 600 /data/mode" };
+    let dockerfile = format!(
+        "FROM shared\nRUN busybox cp -a /data /d && busybox rm -r /data && busybox mv /d /data && busybox cp /large /more && echo one >> /large\n\
+         RUN {change} && echo two >> /large && busybox rm /more && sha256sum /data/* > /sums\n\
+         RUN echo three >> /data/append && mv /large /moved && echo > /more\nRUN sha256sum /data/* /moved > /sums\n"
+    );
+    let wanted = expected(place, &dockerfile, &base)?;
+    let xfs = place.project(&dockerfile)?;
+    let mkfs = ["mkfs.xfs", "-q", "-m", "reflink=1"];
+    let volume = match user::is_root() {
+        true => Volume::formatted(&xfs.path("volume"), &xfs.path("work"), 400, &mkfs)?,
+        false => Err("needs root".to_owned()),
+    };
+    let plain = place.project(&dockerfile)?;
+    let seen = place.project(&dockerfile)?;
+    let mut lacks = None;
+    let ways: [Way<'_>; 3] = [
+        (&plain, Ok(None), &["--trees", "directory"]),
+        (&xfs, volume.as_ref().map(|_| None), &["--trees", "directory"]),
+        (&seen, traced.as_ref().map(|user| Some(&**user)), &["--sandbox", "traced"]),
+    ];
+    for (project, user, way) in ways {
+        let user = match user {
+            Ok(user) => user,
+            Err(reason) => {
+                lacks = Some(reason.clone());
+                continue;
+            }
+        };
+        let arguments = [&REPRODUCIBLE[..], way, &["--progress", "json", &base]].concat();
+        let mut command = match user {
+            Some(user) => project.command_as(user, &arguments),
+            None => project.command(&arguments),
+        };
+        let ended = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+        same("digest", expect(ended, 0, &[])?.result(), wanted.clone()).map_err(|error| format!("{way:?}: {error}"))?;
+        // Nothing is left of it, and all steps are done.
+        let left = fs::read_dir(project.path("work/trees/tmp")).map_err(|error| error.to_string())?.count();
+        same("unfinished trees", left, 0)?;
+        let mut command = match user {
+            Some(user) => project.command_as(user, &arguments),
+            None => project.command(&arguments),
+        };
+        let again = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+        let again = expect(again, 0, &[])?;
+        if again.text().contains("\"cached\":false") {
+            return Err(format!("{way:?}: a step was done again\n{}", again.text()));
+        }
+    }
+    drop(volume);
+    Ok(lacks)
 }
 
 /// Two builds on one volume at once, one of them killed now and then, have the same base.

@@ -141,7 +141,7 @@ impl Place<'_> {
                 continue;
             }
             let key = key(&stat);
-            if owners.is_borrowed(key) {
+            if owners.is_lent(key) {
                 continue;
             }
             let shown = owners.facts(key).mode(mode & 0o7777);

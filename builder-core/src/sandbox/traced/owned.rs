@@ -107,9 +107,11 @@ impl Caller<'_> {
         if mount.readonly {
             return Err(Errno::ROFS);
         }
-        let Some(owners) = mount.owners.as_ref().filter(|owners| owners.is_borrowed(was)) else {
-            return Err(Errno::STALE);
-        };
+        let Some(owners) = &mount.owners else { return Err(Errno::STALE) };
+        if !owners.is_borrowed(was) {
+            // Or it was given back a moment ago.
+            return if owners.was_held(was) { Ok(None) } else { Err(Errno::STALE) };
+        }
         let below = &path[mount.target.len()..];
         // A file that is mounted by itself has no directory here.
         let slash = below.iter().rposition(|&byte| byte == b'/').ok_or(Errno::ROFS)?;

@@ -173,9 +173,7 @@ impl World {
         match self.facts(real, mount) {
             Some(facts) => {
                 (shown.stx_uid, shown.stx_gid) = facts.owner.unwrap_or((0, 0));
-                if facts.borrowed {
-                    (shown.stx_nlink, shown.stx_ctime) = (1, real.stx_mtime);
-                }
+                facts.show_links_and_change(&mut shown);
                 let mode = u32::from(real.stx_mode);
                 let mut kind = mode & libc::S_IFMT;
                 if let Some((device, major, minor)) = facts.device {
