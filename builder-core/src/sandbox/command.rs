@@ -80,13 +80,13 @@ impl Ends {
     ///
     /// # Errors
     /// [`SandboxError::Exec`], [`SandboxError::Setup`].
-    pub fn reported(&self, what: Vec<String>, spec: &RunSpec) -> Result<(), SandboxError> {
+    pub fn reported(&self, what: &[String], spec: &RunSpec) -> Result<(), SandboxError> {
         match read_report(&self.report) {
             None => Ok(()),
             Some((Program::EXEC, source)) => Err(SandboxError::Exec { program: name(spec), source }),
             Some((step, source)) => {
-                let what = usize::try_from(step).ok().and_then(|step| what.into_iter().nth(step));
-                Err(SandboxError::Setup { what: what.unwrap_or_else(|| "set the sandbox up".into()), source })
+                let what = usize::try_from(step).ok().and_then(|step| what.get(step));
+                Err(SandboxError::Setup { what: what.map_or("set the sandbox up", String::as_str).to_owned(), source })
             }
         }
     }

@@ -20,6 +20,7 @@ use rustix::thread::UnshareFlags;
 use super::SandboxError;
 use super::counters::Counters;
 use super::ids::{IdRanges, granted};
+use super::processes::Processes;
 use super::remedies;
 use super::supervision::{Supervised, try_calls, try_supervision};
 use super::sys::{self, Ids, Outsider, try_namespaces};
@@ -43,6 +44,8 @@ pub struct Environment {
     pub refused: Vec<Refusal>,
     /// How commands are run; `None` if they cannot be.
     pub tier: Option<Tier>,
+    /// Which processes a command sees, and what keeps it from the others.
+    pub processes: Processes,
     /// Whether a command can have a network of its own, which reaches nothing: for `--network=none`.
     pub own_network: bool,
     /// User ids that exist inside.
@@ -181,6 +184,7 @@ impl Environment {
         vec![
             ("sandbox", self.tier.map_or("none", Tier::name).to_owned()),
             ("ids", self.ids.describe().to_owned()),
+            ("processes", self.processes.describe(self.tier)),
             ("user ids", self.uids.count().to_string()),
             ("group ids", self.gids.count().to_string()),
             ("kernel", self.kernel.clone()),
@@ -295,6 +299,7 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
         ids: IdMapping::None,
         refused: Vec::new(),
         tier: None,
+        processes: Processes::Guarded,
         own_network: false,
         uids: IdRanges::read(Path::new("/proc/self/uid_map")).unwrap_or_default(),
         gids: IdRanges::read(Path::new("/proc/self/gid_map")).unwrap_or_default(),
@@ -315,14 +320,14 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
             remedies,
         };
         match try_out(&candidate, wish.work_dir.as_deref()).map_err(refused) {
-            Ok(()) => {
+            Ok(processes) => {
                 let reason = one_id(&candidate, &environment).or_else(|| squashed(&candidate, wish));
                 if let Some(reason) = reason {
                     environment.refused.push(refused(reason));
-                    second_choice.get_or_insert(candidate);
+                    second_choice.get_or_insert((candidate, processes));
                     continue;
                 }
-                chosen = Some(candidate);
+                chosen = Some((candidate, processes));
                 break;
             }
             Err(refusal) => environment.refused.push(refusal),
@@ -331,7 +336,8 @@ fn choose(wish: &Wish) -> (Environment, Option<Candidate>) {
     if let Some(tier) = wish.tier {
         environment.refused.retain(|refusal| refusal.tier == tier);
     }
-    let Some(candidate) = chosen.or(second_choice) else { return (environment, None) };
+    let Some((candidate, processes)) = chosen.or(second_choice) else { return (environment, None) };
+    environment.processes = processes;
     environment.tier = Some(candidate.tier());
     environment.own_network = match &candidate {
         Candidate::Root | Candidate::UserNamespace { .. } | Candidate::Traced { namespace: Some(_) } => true,
@@ -462,7 +468,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
     directories.into_iter().map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
 }
 
-fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String, Vec<String>)> {
+fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<Processes, (String, Vec<String>)> {
     try_calls().map_err(|(missing, error)| remedies::supervision(missing, &error))?;
     let result = match candidate {
         Candidate::Root => try_namespaces(&Ids::Outer),
@@ -496,16 +502,23 @@ fn try_out(candidate: &Candidate, work_dir: Option<&Path>) -> Result<(), (String
                 Candidate::Traced { namespace: Some((uids, gids)) } => {
                     let (uid_map, gid_map) = (uids.to_map(), gids.to_map());
                     let (uid_map, gid_map) = (uid_map.as_bytes(), gid_map.as_bytes());
-                    try_namespaces(&Ids::Own { uid_map, gid_map })
+                    _ = try_namespaces(&Ids::Own { uid_map, gid_map })
                         .map_err(|(refused, error)| remedies::namespaces(refused, &error))?;
                     try_supervision(Supervised::TracedInNamespace { uid_map, gid_map })
                 }
                 _ => try_supervision(Supervised::Traced),
             };
-            return tried.map_err(|(missing, error)| remedies::supervision(missing, &error));
+            return tried
+                .map(|()| Processes::Guarded)
+                .map_err(|(missing, error)| remedies::supervision(missing, &error));
         }
     };
-    result.map_err(|(refused, error)| remedies::namespaces(refused, &error))
+    let proc = result.map_err(|(refused, error)| remedies::namespaces(refused, &error))?;
+    Ok(match proc {
+        Ok(()) => Processes::Own,
+        Err(_) if try_supervision(Supervised::Guarded).is_ok() => Processes::Guarded,
+        Err(_) => Processes::Renumbered,
+    })
 }
 
 fn enter_user_namespace(uids: &IdRanges, gids: &IdRanges, how: Writer) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! From a prepared program to the exit status: start, stream, wait, cancel.
+//! From a prepared program to the exit status, in a pid namespace of its own: start, stream, wait, cancel.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::command::Ends;
-use super::nodes::Nodes;
+use super::nodes::{Mounts, Nodes};
 use super::sys::{self, Child, Program, Watcher};
 use super::{ExitStatus, RunSpec, SandboxError, setup};
 use crate::cancel::Cancel;
@@ -53,7 +53,7 @@ pub fn execute(
 
     let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| child.end())?;
     let watcher = setup("watch the command", Watcher::new(child.pidfd.as_fd())).inspect_err(|_| child.end())?;
-    let server = setup("open /proc", Nodes::new(rootfs, Some(child.pidfd.as_fd()))).inspect_err(|_| child.end())?;
+    let server = setup("open /proc", Nodes::new(rootfs, Mounts::Own)).inspect_err(|_| child.end())?;
     let status = std::thread::scope(|scope| {
         ends.stream(scope, &ended, output);
         if let Some(socket) = nodes {
@@ -69,7 +69,7 @@ pub fn execute(
         return Err(SandboxError::Cancelled);
     }
     let status = setup("wait for the command", status)?;
-    ends.reported(what, spec)?;
+    ends.reported(&what, spec)?;
     Ok(status)
 }
 

@@ -11,6 +11,8 @@
 //! 2. A process is cloned into new mount, pid, ipc, uts and cgroup namespaces (and network, for `--network=none`). It
 //!    performs the steps and becomes the command. The command is **process 1** of its namespace, as in BuildKit: when it
 //!    ends, the kernel kills everything it left behind before the parent learns of the end.
+//!    Where the kernel refuses a `/proc` for that ([`Processes::Guarded`]) there is no pid namespace, and a keeper ends
+//!    everything (`kept`).
 //! 3. Two threads stream the output; stubs are removed; what ended the command is returned.
 //!
 //! # Cancelling
@@ -24,35 +26,41 @@
 //! # What a command cannot reach
 //!
 //! The builder's environment, descriptors, memory and processes: the environment is the given one, every descriptor is
-//! closed, `/proc` is that of the new pid namespace. Device nodes other than the six harmless ones cannot be opened, in
+//! closed, `/proc` is that of the new pid namespace, or calls that name other processes are refused (`guard`). Device nodes other than the six harmless ones cannot be opened, in
 //! whatever way they were made. System calls and capabilities are Docker's defaults (`sys::seccomp`).
 //!
 //! # Limitations
 //!
 //! - The network is the host's, abstract sockets included before version 6 of Landlock; resource control groups are not set up.
 //! - Where the kernel refuses a fresh `/proc` (in a container whose runtime masks parts of it), the outer one is shown
-//!   instead: processes of the outer pid namespace are visible there with names and arguments. The builder keeps its
-//!   memory and environment shut against it; two RUNs of one build that run at the same time can look into each other.
+//!   instead: processes of the outer pid namespace are visible there with names and arguments, and the command is not process 1.
+//!   The builder keeps its memory and environment shut against it; two RUNs of one build that run at the same time can look into
+//!   each other.
 //! - A builder that itself runs in a chroot(2), or directly on an initramfs, cannot pivot_root(2): RUN fails with `EINVAL`.
 //! - Linux 5.12 or later. Only x86-64 and aarch64 have a system call filter.
 //!
 //! Architecture invariant: Dockerfiles, layers and network protocols are not known here; all system calls that need
 //! `unsafe` are in `sys`.
 
+mod callers;
 mod chroot;
 mod command;
 mod counters;
 mod dev;
 mod environment;
 mod execute;
+mod guard;
 mod ids;
+mod kept;
 mod machine;
+mod members;
 mod mounts;
 mod namespaces;
 mod network;
 mod nodes;
 mod numbers;
 mod output;
+mod processes;
 mod remedies;
 mod serving;
 mod stubs;
@@ -73,6 +81,7 @@ pub use counters::Counters;
 pub use environment::{Environment, IdMapping, Refusal, Tier, Wish};
 pub use ids::{IdRange, IdRanges};
 pub use machine::Machine;
+pub use processes::Processes;
 
 use crate::cancel::Cancel;
 use crate::event::Stream;

@@ -8,14 +8,19 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType};
 use rustix::mount::MountAttrFlags;
 
-use super::command::{CAPABILITIES, Steps, cstring, mounts_in_order, pipes};
+use super::command::{CAPABILITIES, Ends, Steps, cstring, mounts_in_order, pipes};
 use super::execute::{Prepared, execute};
+use super::guard::{self, Guard, Signals};
+use super::members::Members;
+use super::nodes::{self, Mounts, Nodes};
 use super::stubs::{self, Stubs};
-use super::sys::landlock::Ruleset;
-use super::sys::{self, Op};
+use super::sys::bpf::{self, Action};
+use super::sys::landlock::{self, Ruleset};
+use super::sys::notify::Notification;
+use super::sys::{self, Op, Program};
 use super::{
-    Environment, ExitStatus, IdMapping, MountSource, RunSpec, SandboxError, SandboxMount, dev, mounts, network, nodes,
-    setup,
+    Environment, ExitStatus, IdMapping, MountSource, Processes, RunSpec, SandboxError, SandboxMount, dev, kept, mounts,
+    network, setup,
 };
 use crate::cancel::Cancel;
 use crate::event::Stream;
@@ -54,12 +59,47 @@ pub fn run(
     check_ids(environment, spec)?;
     let root = rootfs.root_fd();
     let mut stubs = Stubs::default();
-    let result = prepare(environment, root, spec, &mut stubs)
-        .and_then(|prepared| execute(prepared, rootfs, spec, output, cancel));
+    let result = match environment.processes {
+        Processes::Own | Processes::Renumbered => prepare(environment, root, spec, &mut stubs)
+            .and_then(Builder::finish)
+            .and_then(|prepared| execute(prepared, rootfs, spec, output, cancel)),
+        Processes::Guarded => prepare(environment, root, spec, &mut stubs)
+            .and_then(Builder::finish_guarded)
+            .and_then(|prepared| execute_guarded(prepared, rootfs, spec, output, cancel)),
+    };
     let removed = stubs.remove(root);
     let status = result?;
     removed?;
     Ok(status)
+}
+
+/// Runs what has no pid namespace.
+fn execute_guarded(
+    (prepared, flags): (kept::Prepared, i32),
+    rootfs: &Rootfs,
+    spec: &RunSpec,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
+) -> Result<ExitStatus, SandboxError> {
+    let nodes = setup("open /proc", Nodes::new(rootfs, Mounts::Own))?;
+    let started = prepared.start(flags | libc::CLONE_NEWCGROUP, &[], cancel)?;
+    let members = Members::below(started.keeper()).in_namespace_of(started.command());
+    let guard = Guard { members, signals: signals(spec), may_nest: spec.insecure };
+    let answer = started.listener().map(|listener| {
+        let (guard, nodes) = (&guard, &nodes);
+        move |call: Notification| {
+            let reply = guard.answer(listener, &call).unwrap_or_else(|| nodes.answer(listener, &call));
+            // Nobody waits any more if it fails.
+            _ = listener.reply(call.id, reply);
+        }
+    });
+    started.perform(spec, answer, output, cancel)
+}
+
+/// Whether the kernel keeps a command's signals in.
+fn signals(spec: &RunSpec) -> Signals {
+    let scoped = !spec.insecure && landlock::version() >= landlock::WITH_SCOPES;
+    if scoped { Signals::Scoped } else { Signals::Free }
 }
 
 /// Everything in it must exist, or the kernel would say `EINVAL` in the middle.
@@ -93,12 +133,13 @@ struct Builder<'a> {
     staged: usize,
 }
 
-fn prepare(
-    environment: &Environment,
-    root: BorrowedFd<'_>,
-    spec: &RunSpec,
-    stubs: &mut Stubs,
-) -> Result<Prepared, SandboxError> {
+/// All steps but the last ones.
+fn prepare<'a>(
+    environment: &'a Environment,
+    root: BorrowedFd<'a>,
+    spec: &'a RunSpec,
+    stubs: &'a mut Stubs,
+) -> Result<Builder<'a>, SandboxError> {
     let staging = setup("make a tmpfs for files", mounts::staging())?;
     let mut builder =
         Builder { environment, root, spec, stubs, steps: Steps::default(), covered: Vec::new(), staging, staged: 0 };
@@ -113,7 +154,7 @@ fn prepare(
     builder.push("leave the old root", Op::LeaveOldRoot);
     builder.surroundings()?;
     builder.working_directory()?;
-    builder.finish()
+    Ok(builder)
 }
 
 impl Builder<'_> {
@@ -186,8 +227,13 @@ impl Builder<'_> {
         // network is the outer one. Recursive, because what is mounted below it may be there to hide something.
         let outer = |path: &str, flags| mounts::bind(CWD, Path::new(path), flags, true);
 
-        let fallback = outer("/proc", harmless).ok();
-        self.fresh(c"proc", Vec::new(), harmless, c"/proc", fallback, false);
+        if self.environment.processes == Processes::Guarded {
+            let mount = setup("bind /proc", outer("/proc", harmless))?;
+            self.push("mount /proc", Op::Attach { mount, target: c"/proc".into() });
+        } else {
+            let fallback = outer("/proc", harmless).ok();
+            self.fresh(c"proc", Vec::new(), harmless, c"/proc", fallback, false);
+        }
         let fallback = outer("/sys", harmless | writable).ok();
         self.fresh(c"sysfs", Vec::new(), harmless | writable, c"/sys", fallback, false);
         if self.spec.no_network {
@@ -338,18 +384,52 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// For a command in a pid namespace of its own.
     fn finish(mut self) -> Result<Prepared, SandboxError> {
-        let spec = self.spec;
-        let (ends, inner) = pipes()?;
-        self.steps.enter(&spec.cwd, false)?;
-        let report = self.steps.standard(inner, spec.user.uid);
+        let (ends, report) = self.standard()?;
         // While it has all capabilities, so that it may install a filter, and no other RUN may look into it.
         let nodes =
             (self.environment.ids != IdMapping::Root).then(|| setup("make a pair of sockets", sys::socket_pair()));
         let nodes = nodes.transpose()?.map(|(socket, ours)| {
-            self.push("hand device nodes over", Op::ListenIfPossible { filter: nodes::filter(), socket });
+            let filter = bpf::filter(&nodes::rules(), Action::Allow);
+            self.push("hand device nodes over", Op::ListenIfPossible { filter, socket });
             ours
         });
+        let flags = self.namespaces() | libc::CLONE_NEWPID;
+        Ok(Prepared { program: self.confine(report)?, flags, ends, nodes })
+    }
+
+    /// For one without, whose calls are answered. With the namespaces that it is to be in.
+    fn finish_guarded(mut self) -> Result<(kept::Prepared, i32), SandboxError> {
+        let (ends, report) = self.standard()?;
+        let (socket, ours) = setup("make a pair of sockets", sys::socket_pair())?;
+        let signals = signals(self.spec);
+        let mut rules = guard::rules(signals);
+        if self.environment.ids != IdMapping::Root {
+            rules.extend(nodes::rules());
+        }
+        let filter = bpf::filter_both(&rules, &guard::foreign_rules(signals));
+        // As above.
+        self.push("be guarded", Op::ListenUnseen { filter, socket });
+        let flags = self.namespaces();
+        Ok((kept::Prepared { program: self.confine(report)?, ends, socket: ours }, flags))
+    }
+
+    fn namespaces(&self) -> i32 {
+        let network = if self.spec.no_network { libc::CLONE_NEWNET } else { 0 };
+        libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | network
+    }
+
+    /// Descriptors 0, 1 and 2; this process's ends of them, and where the child reports.
+    fn standard(&mut self) -> Result<(Ends, OwnedFd), SandboxError> {
+        let (ends, inner) = pipes()?;
+        self.steps.enter(&self.spec.cwd, false)?;
+        Ok((ends, self.steps.standard(inner, self.spec.user.uid)))
+    }
+
+    /// The last steps.
+    fn confine(mut self, report: OwnedFd) -> Result<Program, SandboxError> {
+        let spec = self.spec;
         let permitted = setup("read the capabilities", rustix::thread::capabilities(None))?.permitted;
         let capabilities = if spec.insecure { permitted } else { permitted & CAPABILITIES };
         if !spec.insecure {
@@ -361,12 +441,7 @@ impl Builder<'_> {
         }
         self.steps.become_user(spec, self.environment.ids != IdMapping::Single, capabilities);
         self.steps.enter(&spec.cwd, true)?;
-        let program = self.steps.program(spec, report)?;
-        let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        if spec.no_network {
-            flags |= libc::CLONE_NEWNET;
-        }
-        Ok(Prepared { program, flags, ends, nodes })
+        self.steps.program(spec, report)
     }
 }
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Uid};
 use rustix::io::Errno;
-use rustix::thread::{CapabilitySet, ThreadNameSpaceType, UnshareFlags};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, UnshareFlags};
 
 use super::sys::bpf::{self, Action, Rule, When};
 use super::sys::notify::{Listener, Notification, Reply};
@@ -36,39 +36,43 @@ const PATH_BYTES: usize = 4095;
 const NEEDED: CapabilitySet = CapabilitySet::MKNOD.union(CapabilitySet::DAC_OVERRIDE);
 
 /// Marks the calls that make device nodes.
-pub fn filter() -> Vec<libc::sock_filter> {
+pub fn rules() -> Vec<Rule> {
     let devices = |number, mode| Rule::when(number, When::AnyBit(mode, DEVICE), Action::Notify);
-    bpf::filter(
-        &[
-            devices(libc::SYS_mknodat, 2),
-            #[cfg(target_arch = "x86_64")]
-            devices(libc::SYS_mknod, 1),
-        ],
-        Action::Allow,
-    )
+    vec![
+        devices(libc::SYS_mknodat, 2),
+        #[cfg(target_arch = "x86_64")]
+        devices(libc::SYS_mknod, 1),
+    ]
+}
+
+/// Where a command's mounts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mounts {
+    /// In a mount namespace of its own.
+    Own,
+    /// In that of this process.
+    Ours,
 }
 
 /// Makes what stands for device nodes in one tree.
 pub struct Nodes<'a> {
     rootfs: &'a Rootfs,
-    /// A process in the command's mount namespace, if that is not this process's own.
-    mounts: Option<BorrowedFd<'a>>,
+    mounts: Mounts,
     /// /proc of this process, which the command's mounts do not show.
     proc: OwnedFd,
 }
 
 impl<'a> Nodes<'a> {
-    /// For a command in `rootfs`; `mounts` is a descriptor of a process in its mount namespace (pidfd_open(2)), if it has one
-    /// of its own.
+    /// For a command in `rootfs`.
     ///
     /// # Errors
     /// Without /proc.
-    pub fn new(rootfs: &'a Rootfs, mounts: Option<BorrowedFd<'a>>) -> Result<Self, Errno> {
+    pub fn new(rootfs: &'a Rootfs, mounts: Mounts) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { rootfs, mounts, proc: rustix::fs::open("/proc", flags, Mode::empty())? })
     }
 
-    /// Receives the listener of [`filter`] over `socket` and answers until `stop` has an event.
+    /// Receives the listener of a filter of [`rules`] over `socket` and answers until `stop` has an event.
     pub fn serve(&self, socket: &OwnedFd, stop: &OwnedFd) {
         // Where there can be no listener, the kernel's answers have to do.
         let Ok(Some(listener)) = sys::receive_descriptor(socket.as_fd()) else { return };
@@ -147,6 +151,13 @@ impl<'a> Nodes<'a> {
         };
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let open = |path: String| rustix::fs::openat(&self.proc, path, place, Mode::empty());
+        let namespace = match self.mounts {
+            Mounts::Own => {
+                let path = format!("{thread}/ns/mnt");
+                Some(rustix::fs::openat(&self.proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+            }
+            Mounts::Ours => None,
+        };
         let base = open(base).map_err(|errno| if errno == Errno::NOENT { Errno::BADF } else { errno })?;
         let root = open(format!("{thread}/root"))?;
         if !listener.is_waiting(call.id) {
@@ -154,10 +165,10 @@ impl<'a> Nodes<'a> {
         }
 
         let parent = if parent.is_empty() { b"." } else { parent };
-        let parent = match self.mounts {
-            Some(process) => {
+        let parent = match namespace {
+            Some(namespace) => {
                 sys::unshare(UnshareFlags::FS)?;
-                rustix::thread::move_into_thread_name_spaces(process, ThreadNameSpaceType::MOUNT)?;
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
                 rustix::process::fchdir(&root)?;
                 rustix::process::chroot(".")?;
                 rustix::process::fchdir(&base)?;

@@ -20,7 +20,9 @@ use super::sys::{self, Arguments, Child, Op, Program, Step, memory, ptrace};
 pub enum Supervised<'a> {
     /// Root in a chroot, with seccomp notification.
     InChroot,
-    /// Anybody, with seccomp notification and ptrace.
+    /// Anybody, with seccomp notification.
+    Guarded,
+    /// The same, and ptrace.
     Traced,
     /// The same for processes in a user namespace of their own, over which this one has all capabilities, as their owner from
     /// outside or as its root from inside. `CAP_SYS_PTRACE` is what Yama's `ptrace_scope` of 2 asks for.
@@ -147,7 +149,7 @@ fn converse(kind: Supervised<'_>, child: &Child, socket: &OwnedFd, path: u64) ->
     wait_for(socket).map_err(at(Missing::Notification))?;
     let listener = sys::receive_descriptor(socket.as_fd()).map_err(at(Missing::Notification))?;
     let listener = Listener::new(listener.ok_or_else(silent).map_err(at(Missing::Notification))?);
-    if kind != Supervised::InChroot {
+    if matches!(kind, Supervised::Traced | Supervised::TracedInNamespace { .. }) {
         ptrace::seize(child.pid).map_err(|errno| (Missing::Tracing, errno.into()))?;
     }
     rustix::io::write(socket, &[0]).map_err(|errno| (Missing::Notification, errno.into()))?;
@@ -184,7 +186,7 @@ mod tests {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let (uid_map, gid_map) = (format!("0 {uid} 1"), format!("0 {gid} 1"));
         let inside = Supervised::TracedInNamespace { uid_map: uid_map.as_bytes(), gid_map: gid_map.as_bytes() };
-        for kind in [Supervised::InChroot, Supervised::Traced, inside] {
+        for kind in [Supervised::InChroot, Supervised::Guarded, Supervised::Traced, inside] {
             match try_supervision(kind) {
                 Ok(()) => {}
                 Err((Missing::Namespace, error)) => println!("skipped: no user namespaces here: {error}"),

@@ -54,6 +54,9 @@ const NOT_IN_A_CHROOT: [(&str, &str); 12] = [
     ("insecure", "nothing can be mounted"),
 ];
 
+/// Cases about a pid namespace, which is not taken where the kernel refuses its /proc.
+const NOT_WITHOUT_PROC: [&str; 2] = ["signals", "process_one"];
+
 /// What a case has.
 pub struct Context {
     /// As `enter` gave it.
@@ -109,6 +112,9 @@ pub fn main(name: &str, arguments: &[String]) {
                 && let Some((_, reason)) = NOT_IN_A_CHROOT.iter().find(|(name, _)| *name == case.name)
             {
                 std::panic::panic_any(Skip(format!("not in the tier chroot: {reason}")));
+            }
+            if expected.tier == Tier::Namespaces && masked_proc && NOT_WITHOUT_PROC.contains(&case.name) {
+                std::panic::panic_any(Skip("the command is not process 1".into()));
             }
             if expected.tier == Tier::Traced
                 && let Some((_, reason)) = NOT_TRACED.iter().find(|(name, _)| *name == case.name)

@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::super::callers::AsUser;
 use super::super::numbers::late;
 use super::super::sys::bpf::{Action, Rule, When};
 use super::super::sys::notify::{Notification, Reply};
-use super::files::AsUser;
 use super::serve::{Answer, CONTINUE, Server};
 use super::tree::Place;
 
@@ -124,7 +124,7 @@ impl Server<'_> {
             _ => Err(Errno::NOSYS),
         };
         let value = change.and_then(|change| {
-            let identity = super::members::Identity::of(call.thread).ok_or(Errno::SRCH)?;
+            let identity = super::super::callers::Identity::of(call.thread).ok_or(Errno::SRCH)?;
             let looks = matches!(change, Change::GetXattr(..) | Change::ListXattrs(..));
             let file = self.files.changeable(&path, identity, call.thread, looks)?;
             if !self.listener.is_waiting(call.id) {
@@ -139,7 +139,7 @@ impl Server<'_> {
         &self,
         thread: i32,
         file: &OwnedFd,
-        identity: super::members::Identity,
+        identity: super::super::callers::Identity,
         change: Change,
     ) -> Result<i64, Errno> {
         use std::os::fd::AsRawFd as _;
@@ -242,7 +242,7 @@ impl super::files::Files {
     pub fn changeable(
         &self,
         path: &std::path::Path,
-        identity: super::members::Identity,
+        identity: super::super::callers::Identity,
         thread: i32,
         looks: bool,
     ) -> Result<OwnedFd, Errno> {

@@ -9,11 +9,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, MemfdFlags, Mode, OFlags, SeekFrom, Uid};
+use rustix::fs::{Access, AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::super::callers::{AsUser, Identity};
+use super::super::members::Members;
 use super::super::sys::{self, raw};
-use super::members::{Identity, Members};
 use super::names::Refused;
 use super::secrets::Secret;
 use super::serve::PROGRAMS;
@@ -73,40 +74,6 @@ pub enum Executed {
     At(PathBuf),
     /// One in memory.
     Nameless(OwnedFd),
-}
-
-/// The user of a call, for as long as this lives: the thread opens files with its rights. The saved id stays 0, by which the
-/// thread comes back.
-pub struct AsUser(Option<Vec<Gid>>);
-
-impl AsUser {
-    /// Becomes `identity`; nothing happens for root in root's group.
-    ///
-    /// # Errors
-    /// `EPERM` without CAP_SETUID.
-    pub fn new(identity: Identity) -> Result<Self, Errno> {
-        if (identity.uid, identity.gid) == (0, 0) {
-            return Ok(Self(None));
-        }
-        let changed = Self(Some(rustix::process::getgroups()?));
-        rustix::thread::set_thread_groups(&identity.groups())?;
-        let gid = Gid::from_raw(identity.gid);
-        rustix::thread::set_thread_res_gid(gid, gid, Gid::ROOT)?;
-        let uid = Uid::from_raw(identity.uid);
-        rustix::thread::set_thread_res_uid(uid, uid, Uid::ROOT)?;
-        Ok(changed)
-    }
-}
-
-impl Drop for AsUser {
-    fn drop(&mut self) {
-        if let Some(groups) = self.0.take() {
-            rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
-                .expect("because the saved id is root's");
-            rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).expect("because root may");
-            rustix::thread::set_thread_groups(&groups).expect("because root may");
-        }
-    }
 }
 
 impl Files {

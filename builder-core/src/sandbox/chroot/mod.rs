@@ -31,7 +31,6 @@ mod changes;
 mod files;
 mod inject;
 pub mod journal;
-mod members;
 mod names;
 mod peer;
 mod places;
@@ -41,28 +40,28 @@ mod shells;
 mod tree;
 mod ways;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::thread::CapabilitySet;
 
-use super::command::{CAPABILITIES, Ends, Steps, mounts_in_order, pipes};
-use super::execute::CANCEL_INTERVAL;
-use super::nodes::Nodes;
+use super::command::{CAPABILITIES, Steps, mounts_in_order, pipes};
+use super::guard::{Guard, Signals};
+use super::kept::Prepared;
+use super::members::Members;
+use super::nodes::{Mounts, Nodes};
 use super::sys::landlock::{self, Ruleset};
-use super::sys::notify::Listener;
-use super::sys::{self, Kept, Op, Program};
-use super::{Environment, ExitStatus, RunSpec, SandboxError, dev, network, serving, setup, stubs};
+use super::sys::notify::Notification;
+use super::sys::{self, Op};
+use super::{Environment, ExitStatus, RunSpec, SandboxError, dev, network, setup, stubs};
 use crate::cancel::Cancel;
 use crate::event::Stream;
 use crate::rootfs::{Rootfs, Volume};
 use files::Files;
-use members::Members;
+
 use peer::Memories;
 use places::Places;
 use serve::Server;
@@ -70,9 +69,6 @@ use tree::Tree;
 
 /// What of Docker's default capabilities stays: all but the one to leave a root with.
 const KEPT_CAPABILITIES: CapabilitySet = CAPABILITIES.difference(CapabilitySet::SYS_CHROOT);
-
-/// How long a child may take to install its filter, on a machine that is busy.
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// See [`super::run`].
 pub fn run(
@@ -167,26 +163,15 @@ fn perform(
     output: &(dyn Fn(Stream, &[u8]) + Sync),
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
-    let (program, ends, socket) = program(rootfs.root_fd(), spec)?;
-    let nodes = setup("open /proc", Nodes::new(rootfs, None))?;
-    let mut kept = setup("start a process", Kept::start(&program, locks))?;
-    let what = program.names();
-    // Our copies of the pipes' other ends: as long as they are open, none of them ends.
-    drop(program);
-    let members = Members { keeper: kept.keeper.pid };
+    let nodes = setup("open /proc", Nodes::new(rootfs, Mounts::Ours))?;
+    let signals = if landlock::version() >= landlock::WITH_SCOPES { Signals::Scoped } else { Signals::Free };
+    let kept = program(rootfs.root_fd(), spec, signals)?.start(0, locks, cancel)?;
+    let members = Members::below(kept.keeper());
     let files = Files::new(tree, members, spec.hostname.clone());
-    let (stop, going) = setup("make a pipe", sys::pipe()).inspect_err(|_| kept.end())?;
-    let (ended, alive) = setup("make a pipe", sys::pipe()).inspect_err(|_| kept.end())?;
-
-    let listener = listener(&socket, &kept, cancel);
-    if listener.is_err() {
-        kept.end();
-    }
-    // Without one it has ended already: what it has reported says why.
-    let listening = listener.as_ref().ok().and_then(Option::as_ref);
     let complain = |line: &str| output(Stream::Stderr, line.as_bytes());
-    let server = listening.map(|listener| Server {
+    let server = kept.listener().map(|listener| Server {
         files: &files,
+        guard: Guard { members, signals, may_nest: false },
         listener,
         nodes: &nodes,
         devices_confined,
@@ -196,67 +181,11 @@ fn perform(
         complain: &complain,
         rooted: AtomicBool::new(false),
     });
-    let status = std::thread::scope(|scope| {
-        ends.stream(scope, &ended, output);
-        if let Some(server) = &server {
-            serving::spawn(scope, server.listener, &stop, true, move |call| server.serve(&call));
-            // It waits for this before it executes anything.
-            _ = rustix::io::write(&socket, &[0]);
-        }
-        let status = wait(&mut kept, cancel);
-        drop(going);
-        drop(alive);
-        status
-    });
-    if cancel.is_cancelled() {
-        return Err(SandboxError::Cancelled);
-    }
-    setup("supervise the command", listener.map(drop))?;
-    let status = setup("wait for the command", status)?;
-    ends.reported(what, spec)?;
-    Ok(status)
+    kept.perform(spec, server.as_ref().map(|server| move |call: Notification| server.serve(&call)), output, cancel)
 }
 
-/// The listener of the command's filter; `None` if the command ended instead.
-fn listener(socket: &OwnedFd, kept: &Kept, cancel: &Cancel) -> std::io::Result<Option<Listener>> {
-    let started = std::time::Instant::now();
-    let interval = Timespec { tv_sec: 0, tv_nsec: CANCEL_INTERVAL.subsec_nanos().into() };
-    loop {
-        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(&kept.keeper.pidfd, PollFlags::IN)];
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&interval)))?;
-        if !fds[0].revents().is_empty() {
-            return Ok(sys::receive_descriptor(socket.as_fd())?.map(Listener::new));
-        }
-        if !fds[1].revents().is_empty() || cancel.is_cancelled() {
-            return Ok(None);
-        }
-        if started.elapsed() > START_LIMIT {
-            return Err(rustix::io::Errno::TIMEDOUT.into());
-        }
-    }
-}
-
-/// Waits until nothing is left of the command; ends it if the build is cancelled.
-fn wait(kept: &mut Kept, cancel: &Cancel) -> std::io::Result<ExitStatus> {
-    let interval = Timespec { tv_sec: 0, tv_nsec: CANCEL_INTERVAL.subsec_nanos().into() };
-    loop {
-        let mut fds = [PollFd::new(&kept.keeper.pidfd, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, Some(&interval)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            Ok(_) => return kept.wait(),
-            Err(errno) => {
-                kept.end();
-                return Err(errno.into());
-            }
-        }
-        if cancel.is_cancelled() {
-            kept.end();
-        }
-    }
-}
-
-/// What the child does; this process's ends of its pipes, and the one over which the filter's listener comes.
-fn program(root: BorrowedFd<'_>, spec: &RunSpec) -> Result<(Program, Ends, OwnedFd), SandboxError> {
+/// What the child does.
+fn program(root: BorrowedFd<'_>, spec: &RunSpec, signals: Signals) -> Result<Prepared, SandboxError> {
     let mut steps = Steps::default();
     let (ends, inner) = pipes()?;
     let (socket, ours) = setup("make a pair of sockets", sys::socket_pair())?;
@@ -280,6 +209,6 @@ fn program(root: BorrowedFd<'_>, spec: &RunSpec) -> Result<(Program, Ends, Owned
     steps.filter();
     steps.become_user(spec, true, permitted & KEPT_CAPABILITIES);
     steps.enter(&spec.cwd, true)?;
-    steps.push("be supervised", Op::Listen { filter: serve::filter(), socket });
-    Ok((steps.program(spec, report)?, ends, ours))
+    steps.push("be supervised", Op::Listen { filter: serve::filter(signals), socket });
+    Ok(Prepared { program: steps.program(spec, report)?, ends, socket: ours })
 }

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::super::callers::AsUser;
+use super::super::callers::{Identity, umask};
 use super::super::numbers::RENAMEAT;
 use super::super::sys::bpf::{Action, Rule, When};
 use super::super::sys::notify::{Notification, Reply};
-use super::files::AsUser;
-use super::members::{Identity, umask};
 use super::serve::{Answer, CONTINUE, Server};
 use super::tree::Place;
 

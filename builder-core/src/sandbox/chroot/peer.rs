@@ -19,13 +19,13 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use super::super::callers::AsUser;
+use super::super::callers::Identity;
 use super::super::numbers::CHANGE_USER;
 use super::super::sys::bpf::{Action, Rule};
 use super::super::sys::memory;
 use super::super::sys::notify::{Notification, Reply};
-use super::files::AsUser;
 use super::inject::Held;
-use super::members::Identity;
 use super::serve::{Answer, CONTINUE, Server};
 
 /// Longest path in bytes, without its NUL.

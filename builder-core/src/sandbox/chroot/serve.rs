@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::super::callers::{AsUser, Identity};
+use super::super::guard::{self, Guard, Signals};
 use super::super::nodes::{DEVICE, Nodes};
 use super::super::sys::bpf::{self, Action, Rule, When};
 use super::super::sys::notify::{Listener, Notification, Reply};
 use super::super::sys::{self, memory, raw};
-use super::files::{AsUser, Executed, Files};
-use super::members::Identity;
+use super::files::{Executed, Files};
 use super::peer::Memories;
 use super::tree::Place;
 
@@ -29,14 +30,11 @@ pub const PROGRAMS: &str = "/proc/e";
 /// So many programs have such a name at a time.
 const SHORT_NAMES: u32 = 0x1000;
 
-/// `PTRACE_TRACEME`: the caller asks for its parent.
-const TRACE_ME: u64 = 0;
-
 /// Devices that a command may make: what every container has.
 const HARMLESS: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (0, 0)];
 
 /// Which calls are marked.
-pub fn filter() -> Vec<libc::sock_filter> {
+pub fn filter(signals: Signals) -> Vec<libc::sock_filter> {
     let notify = |number| Rule::always(number, Action::Notify);
     let some = |number, when| Rule::when(number, when, Action::Notify);
     // What is made anew cannot be a file of /proc.
@@ -56,22 +54,6 @@ pub fn filter() -> Vec<libc::sock_filter> {
         notify(libc::SYS_uname),
         notify(libc::SYS_chroot),
         some(libc::SYS_execveat, When::Lacks(4, empty)),
-        notify(libc::SYS_kill),
-        notify(libc::SYS_tkill),
-        notify(libc::SYS_tgkill),
-        notify(libc::SYS_rt_sigqueueinfo),
-        notify(libc::SYS_rt_tgsigqueueinfo),
-        notify(libc::SYS_pidfd_open),
-        notify(libc::SYS_ptrace),
-        notify(libc::SYS_process_vm_readv),
-        notify(libc::SYS_process_vm_writev),
-        some(libc::SYS_prlimit64, When::NotZero(0)),
-        some(libc::SYS_sched_setaffinity, When::NotZero(0)),
-        some(libc::SYS_sched_setscheduler, When::NotZero(0)),
-        some(libc::SYS_sched_setparam, When::NotZero(0)),
-        some(libc::SYS_sched_setattr, When::NotZero(0)),
-        notify(libc::SYS_setpriority),
-        notify(libc::SYS_ioprio_set),
         // That others may look into a process is what a process is made to say, see `peer`.
         some(libc::SYS_prctl, When::IsAndIsNot((0, libc::PR_SET_DUMPABLE as u32), (1, 1))),
     ];
@@ -84,6 +66,7 @@ pub fn filter() -> Vec<libc::sock_filter> {
         notify(libc::SYS_access),
         notify(libc::SYS_readlink),
     ]);
+    rules.extend(guard::rules(signals));
     rules.extend(super::changes::rules());
     rules.extend(super::names::rules());
     rules.extend(super::peer::rules());
@@ -113,6 +96,8 @@ pub const CONTINUE: Answer = Answer::Reply(Reply::Continue);
 pub struct Server<'a> {
     /// What is shown.
     pub files: &'a Files,
+    /// Keeps it from other processes.
+    pub guard: Guard,
     /// Where calls come from.
     pub listener: &'a Listener,
     /// Makes what stands for device nodes.
@@ -178,8 +163,6 @@ impl Server<'_> {
             // Arguments of calls could not be read any more; nobody outside may look in anyway.
             libc::SYS_prctl if b > 1 => Answer::Reply(Reply::Error(Errno::INVAL)),
             libc::SYS_prctl => Answer::Reply(Reply::Value(0)),
-            libc::SYS_ioprio_set => self.priority(call, a, b, 1),
-            libc::SYS_setpriority => self.priority(call, a, b, 0),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_open => self.open(call, libc::AT_FDCWD, a, b, c),
             #[cfg(target_arch = "x86_64")]
@@ -199,14 +182,12 @@ impl Server<'_> {
             libc::SYS_mknod if b as u32 & DEVICE != 0 && !self.is_harmless(c) => {
                 Answer::Reply(self.nodes.answer(self.listener, call))
             }
-            libc::SYS_kill => self.kill(call, a as i32, b as i32),
-            libc::SYS_ptrace => self.ptrace(a, b as i32),
-            // The first argument of the others is a process or thread; of tgkill(2) the second one must belong to the first.
             _ => self
                 .change_names(call)
                 .or_else(|| self.change(call))
                 .or_else(|| self.change_user(call))
-                .unwrap_or_else(|| self.of_ours(a as i32, call.thread)),
+                .or_else(|| self.guard.answer(self.listener, call).map(Answer::Reply))
+                .unwrap_or(Answer::Reply(Reply::Error(Errno::PERM))),
         }
     }
 
@@ -381,60 +362,6 @@ impl Server<'_> {
             }
         }
     }
-
-    fn of_ours(&self, id: i32, caller: i32) -> Answer {
-        let ours = id == 0 || id == caller || self.files.members.contains(id);
-        if ours { CONTINUE } else { Answer::Reply(Reply::Error(Errno::SRCH)) }
-    }
-
-    fn kill(&self, call: &Notification, id: i32, signal: i32) -> Answer {
-        match id {
-            // The own group: sessions of a RUN hold nobody else.
-            0 => CONTINUE,
-            // Everybody but the caller, one by one.
-            -1 => {
-                let own = Identity::of(call.thread).map(|identity| identity.process);
-                let others: Vec<i32> = self.files.members.list().into_iter().filter(|id| Some(*id) != own).collect();
-                for id in &others {
-                    signal_to(*id, signal);
-                }
-                let nobody = Answer::Reply(Reply::Error(Errno::SRCH));
-                if others.is_empty() { nobody } else { Answer::Reply(Reply::Value(0)) }
-            }
-            ..-1 => {
-                let ours = self.files.members.have_group(id.checked_neg().unwrap_or(0));
-                if ours { CONTINUE } else { Answer::Reply(Reply::Error(Errno::SRCH)) }
-            }
-            _ => self.of_ours(id, call.thread),
-        }
-    }
-
-    fn ptrace(&self, request: u64, id: i32) -> Answer {
-        if request == TRACE_ME || self.files.members.contains(id) {
-            return CONTINUE;
-        }
-        Answer::Reply(Reply::Error(Errno::PERM))
-    }
-
-    /// setpriority(2) and ioprio_set(2): `process` is the kind that names one process, the next one a group, the last a user.
-    fn priority(&self, call: &Notification, kind: u64, id: u64, process: u64) -> Answer {
-        let id = id as i32;
-        match kind.wrapping_sub(process) {
-            0 => self.of_ours(id, call.thread),
-            1 if id == 0 || self.files.members.have_group(id) => CONTINUE,
-            _ => Answer::Reply(Reply::Error(Errno::PERM)),
-        }
-    }
-}
-
-fn signal_to(id: i32, signal: i32) {
-    let (Some(pid), Some(signal)) =
-        (rustix::process::Pid::from_raw(id), rustix::process::Signal::from_named_raw(signal))
-    else {
-        return;
-    };
-    // It may be gone.
-    _ = rustix::process::kill_process(pid, signal);
 }
 
 /// Calls of 32-bit programs: what could reach other processes or devices is refused unless it is the caller's own; paths are
@@ -442,26 +369,18 @@ fn signal_to(id: i32, signal: i32) {
 fn foreign(server: &Server<'_>, call: &Notification) -> Answer {
     // It may be one that goes somewhere else.
     server.files.tree.forget_bases(call.thread);
-    let numbers = if cfg!(target_arch = "x86_64") { &I386 } else { &ARM };
-    let [a, b, c, d, ..] = call.arguments;
-    let position = numbers.iter().position(|number| i64::from(call.number) == i64::from(*number));
-    match position {
-        Some(0) => server.kill(call, a as i32, b as i32),
-        Some(1) => server.ptrace(a, b as i32),
-        Some(2) => Answer::Reply(Reply::Error(Errno::PERM)),
-        Some(3) if b as u32 & DEVICE != 0 && !server.is_harmless(c) => Answer::Reply(Reply::Error(Errno::PERM)),
-        Some(4) if c as u32 & DEVICE != 0 && !server.is_harmless(d) => Answer::Reply(Reply::Error(Errno::PERM)),
-        Some(5) => server.priority(call, a, b, 0),
-        Some(6) => server.priority(call, a, b, 1),
-        Some(7..) => server.of_ours(a as i32, call.thread),
-        _ => CONTINUE,
+    let [_, b, c, d, ..] = call.arguments;
+    match call.number {
+        FOREIGN_CHROOT => Answer::Reply(Reply::Error(Errno::PERM)),
+        FOREIGN_MKNOD if b as u32 & DEVICE != 0 && !server.is_harmless(c) => Answer::Reply(Reply::Error(Errno::PERM)),
+        FOREIGN_MKNODAT if c as u32 & DEVICE != 0 && !server.is_harmless(d) => Answer::Reply(Reply::Error(Errno::PERM)),
+        _ => server.guard.answer(server.listener, call).map_or(CONTINUE, Answer::Reply),
     }
 }
 
-/// Numbers of 32-bit calls: kill, ptrace, chroot, mknod, mknodat, setpriority, ioprio_set, and those whose first argument is a
-/// process: tkill, tgkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfd_open, process_vm_readv, process_vm_writev,
-/// prlimit64, sched_setparam, sched_setscheduler, sched_setaffinity, sched_setattr.
-const I386: [i32; 19] = [37, 26, 61, 14, 297, 97, 289, 238, 270, 178, 335, 434, 347, 348, 340, 154, 156, 241, 351];
-
-/// The same for arm.
-const ARM: [i32; 19] = [37, 26, 61, 14, 324, 97, 314, 238, 268, 178, 363, 434, 376, 377, 369, 154, 156, 241, 380];
+/// Number of chroot for 32-bit programs.
+const FOREIGN_CHROOT: i32 = 61;
+/// Number of mknod for 32-bit programs.
+const FOREIGN_MKNOD: i32 = 14;
+/// Number of mknodat for 32-bit programs, of i386 or arm.
+const FOREIGN_MKNODAT: i32 = if cfg!(target_arch = "x86_64") { 297 } else { 324 };

@@ -9,10 +9,10 @@
 //! Other signals, and handlers of other programs, may still make a call say `EINTR`: to lift that, every signal would have to stop
 //! its process.
 
+use super::super::callers::AsUser;
+use super::super::callers::Identity;
 use super::super::sys::bpf::{Action, Rule, When};
 use super::super::sys::notify::Notification;
-use super::files::AsUser;
-use super::members::Identity;
 use super::serve::{Answer, CONTINUE, Server};
 
 /// Last names of the programs that are meant. They ask again for what they read (`read`), or wait in sigsuspend(2).

@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::super::callers::AsUser;
+use super::super::callers::Identity;
 use super::super::{stubs, sys};
 use super::bases::Bases;
-use super::files::AsUser;
-use super::members::Identity;
 use super::secrets::Secret;
 use super::ways::{Way, Ways};
 

@@ -97,15 +97,34 @@ const LEAF: usize = 4;
 /// The filter that does what `rules` say, allows other calls, and takes `foreign` for those of another architecture (32-bit
 /// programs). Of two rules for one number the first counts.
 pub fn filter(rules: &[Rule], foreign: Action) -> Vec<sock_filter> {
-    let mut sorted = rules.to_vec();
-    sorted.sort_by_key(|rule| rule.number);
-    sorted.dedup_by_key(|rule| rule.number);
-    let mut program = vec![load(ARCHITECTURE), jump(libc::BPF_JEQ, NATIVE, 1, 0), answer(foreign), load(NUMBER)];
+    whole(rules, vec![answer(foreign)])
+}
+
+/// The same, with rules for the calls of another architecture, by its numbers.
+pub fn filter_both(rules: &[Rule], foreign: &[Rule]) -> Vec<sock_filter> {
+    let mut body = vec![load(NUMBER)];
+    body.extend(search(&sorted(foreign)));
+    whole(rules, body)
+}
+
+fn whole(rules: &[Rule], foreign: Vec<sock_filter>) -> Vec<sock_filter> {
+    let skip = u32::try_from(foreign.len()).expect("4096 at most");
+    let skip = instruction(libc::BPF_JMP | libc::BPF_JA, skip, 0, 0);
+    let mut program = vec![load(ARCHITECTURE), jump(libc::BPF_JEQ, NATIVE, 0, 1), skip];
+    program.extend(foreign);
+    program.push(load(NUMBER));
     if cfg!(target_arch = "x86_64") {
         program.extend([jump(libc::BPF_JGE, X32, 0, 1), answer(Action::Errno(libc::ENOSYS as u16))]);
     }
-    program.extend(search(&sorted));
+    program.extend(search(&sorted(rules)));
     program
+}
+
+fn sorted(rules: &[Rule]) -> Vec<Rule> {
+    let mut sorted = rules.to_vec();
+    sorted.sort_by_key(|rule| rule.number);
+    sorted.dedup_by_key(|rule| rule.number);
+    sorted
 }
 
 /// Ends in an answer on every path.
@@ -231,6 +250,23 @@ mod tests {
             assert_eq!(run(&program, NATIVE, number, [0; 6]), expected.value(), "{number}");
         }
         assert_eq!(run(&program, 0x4000_0003, 1, [0; 6]), Action::Notify.value());
+    }
+
+    #[test]
+    fn other_machines_have_their_own_numbers() {
+        let native: Vec<Rule> = (0..100).map(|n| Rule::always(n, Action::Errno(1))).collect();
+        let foreign: Vec<Rule> = (0..100).map(|n| Rule::when(n * 2, When::NotZero(0), Action::Notify)).collect();
+        let program = filter_both(&native, &foreign);
+        for (arch, number, argument, expected) in [
+            (NATIVE, 8, 0, Action::Errno(1)),
+            (NATIVE, 100, 1, Action::Allow),
+            (0x4000_0003, 8, 0, Action::Allow),
+            (0x4000_0003, 8, 1, Action::Notify),
+            (0x4000_0003, 9, 1, Action::Allow),
+            (0x4000_0003, 198, 1, Action::Notify),
+        ] {
+            assert_eq!(run(&program, arch, number, [argument, 0, 0, 0, 0, 0]), expected.value(), "{arch:#x} {number}");
+        }
     }
 
     #[test]

@@ -72,6 +72,7 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
             rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?;
             hand_over(install_listener(filter)?, socket.as_fd())
         }
+        Op::ListenUnseen { filter, socket } => hand_over(install_listener(filter)?, socket.as_fd()),
         Op::ListenIfPossible { filter, socket } => match install_listener(filter) {
             Ok(listener) => hand_over(listener, socket.as_fd()),
             // No such kernel, or this process is under somebody's listener already. The socket goes with the exec.
@@ -307,7 +308,12 @@ fn attach_clone(
     attach(mount.as_fd(), target)
 }
 
-fn fresh(kind: &CStr, options: &[(&CStr, std::ffi::CString)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
+/// A new instance of a file system, not attached.
+pub(super) fn fresh(
+    kind: &CStr,
+    options: &[(&CStr, std::ffi::CString)],
+    flags: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     // What mount(8) shows, and scripts look for (`grep '^proc '`); "none" where a kernel does not take it.
     _ = rustix::mount::fsconfig_set_string(context.as_fd(), c"source", kind);

@@ -3,13 +3,14 @@
 //!
 //! It is a copy of the builder, made by `clone`, so the module's rule holds for all of it: nothing is allocated or locked.
 
+use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal};
 
 use super::program::gaps;
 use super::{Child, Program, SignalsBlocked, child, clone, pipe};
@@ -20,8 +21,10 @@ use crate::sandbox::ExitStatus;
 pub struct Kept {
     /// The keeper. When it has ended, nothing is left of the command.
     pub keeper: Child,
+    /// The number of the command.
+    pub command: i32,
     /// Closed, it makes the keeper end everything.
-    lifeline: Option<OwnedFd>,
+    lifeline: RefCell<Option<OwnedFd>>,
     messages: OwnedFd,
 }
 
@@ -32,12 +35,13 @@ const KILLED: u32 = 2;
 const FAILED: u32 = 3;
 
 impl Kept {
-    /// Starts `program`, whose descriptors must be in order ([`Program::close_others`]), below a new keeper, which keeps
-    /// `held` open until the end: locks, that are others' once nothing is left of the command.
+    /// Starts `program`, whose descriptors must be in order ([`Program::close_others`]), in the namespaces `flags`
+    /// (`CLONE_NEW…`, but no pid namespace) below a new keeper, which keeps `held` open until the end: locks, that are
+    /// others' once nothing is left of the command.
     ///
     /// # Errors
-    /// `EMFILE`, `EAGAIN` and the like.
-    pub fn start(program: &Program, held: &[OwnedFd]) -> io::Result<Self> {
+    /// `EMFILE`, `EAGAIN` and the like; as [`super::start`] for the namespaces.
+    pub fn start(program: &Program, flags: i32, held: &[OwnedFd]) -> io::Result<Self> {
         let (messages, message) = pipe()?;
         let (end, lifeline) = pipe()?;
         let (closed, open) = pipe()?;
@@ -45,7 +49,7 @@ impl Kept {
         // What the keeper closes before, and what after it has started the command.
         let mut both = program.descriptors();
         both.extend(&own);
-        let task = Task { program, before: gaps(both), after: gaps(own), message: &message, end: &end };
+        let task = Task { program, flags, before: gaps(both), after: gaps(own), message: &message, end: &end };
         let gate = super::START.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mask = SignalsBlocked::new();
         // SAFETY: the child runs `keep`, which neither allocates nor locks and never returns.
@@ -59,16 +63,22 @@ impl Kept {
         _ = rustix::io::retry_on_intr(|| rustix::io::read(&closed, &mut [0; 1]));
         drop(gate);
         drop((message, end));
-        let kept = Self { keeper, lifeline: Some(lifeline), messages };
-        match kept.message() {
-            Some((STARTED, _)) => Ok(kept),
-            Some((_, errno)) => Err(io::Error::from_raw_os_error(errno.cast_signed())),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        let mut kept = Self { keeper, command: 0, lifeline: RefCell::new(Some(lifeline)), messages };
+        let error = match kept.message() {
+            Some((STARTED, command)) => {
+                kept.command = command.cast_signed();
+                return Ok(kept);
+            }
+            Some((_, errno)) => io::Error::from_raw_os_error(errno.cast_signed()),
+            None => io::ErrorKind::UnexpectedEof.into(),
+        };
+        // It ends by itself.
+        _ = kept.keeper.wait();
+        Err(error)
     }
 
     /// Makes the keeper end the command and everything that came of it.
-    pub fn end(&mut self) {
+    pub fn end(&self) {
         drop(self.lifeline.take());
     }
 
@@ -98,6 +108,7 @@ impl Kept {
 /// What the keeper reads.
 struct Task<'a> {
     program: &'a Program,
+    flags: i32,
     before: Vec<(u32, u32)>,
     after: Vec<(u32, u32)>,
     message: &'a OwnedFd,
@@ -138,7 +149,7 @@ fn keep_or_fail(task: &Task<'_>) -> Result<(), Errno> {
         return Err(super::last_errno());
     }
     // SAFETY: the child runs `child::run`, which neither allocates nor locks and never returns.
-    let command = match unsafe { clone(0) } {
+    let command = match unsafe { clone(task.flags) } {
         Ok(Some(command)) => command,
         // SAFETY: this is the child of the clone above.
         Ok(None) => unsafe { child::run(task.program) },
@@ -156,12 +167,14 @@ fn keep_or_fail(task: &Task<'_>) -> Result<(), Errno> {
     }
     // 0, 1 and 2 are the builder's own.
     child::close_descriptors(&[(0, 2)])?;
+    let ended = ended_children()?;
     loop {
-        let mut fds = [PollFd::new(&command.pidfd, PollFlags::IN), PollFd::new(task.end, PollFlags::IN)];
-        let interval = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-        match rustix::event::poll(&mut fds, Some(&interval)) {
-            // Orphans that have ended wait to be asked.
-            Ok(0) => reap_orphans(command.pid),
+        let mut fds = [
+            PollFd::new(&command.pidfd, PollFlags::IN),
+            PollFd::new(task.end, PollFlags::IN),
+            PollFd::new(&ended, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, None) {
             Err(Errno::INTR) => {}
             Ok(_) if !fds[0].revents().is_empty() => {
                 match command.wait() {
@@ -171,7 +184,12 @@ fn keep_or_fail(task: &Task<'_>) -> Result<(), Errno> {
                 }
                 break;
             }
-            Ok(_) => break,
+            Ok(_) if !fds[1].revents().is_empty() => break,
+            Ok(_) => {
+                // One signal stands for all who ended before it was read.
+                _ = rustix::io::read(&ended, &mut [0_u8; SIGNAL_BYTES]);
+                reap_orphans(command.pid);
+            }
             Err(errno) => return Err(errno),
         }
     }
@@ -179,13 +197,39 @@ fn keep_or_fail(task: &Task<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits for children that have ended, but not for the command, whose end is told by its descriptor.
+/// `struct signalfd_siginfo`
+const SIGNAL_BYTES: usize = 128;
+
+/// A descriptor that can be read when a child has ended: signalfd(2). All signals are blocked here, see [`SignalsBlocked`].
+fn ended_children() -> Result<OwnedFd, Errno> {
+    // SAFETY: the set is plain memory, filled by the calls.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    // SAFETY: the kernel has just made this descriptor, which nobody else owns.
+    if fd < 0 { Err(super::last_errno()) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
+}
+
+/// Waits for orphans that have ended, so that their numbers mean nobody any more; not for the command, whose end is told by its
+/// descriptor.
 fn reap_orphans(command: i32) {
-    each_child(|pid| {
-        if pid.as_raw_nonzero().get() != command {
-            _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+    loop {
+        // SAFETY: an all-zero siginfo_t is a valid value of that plain C struct, and valid for writing.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+        // SAFETY: as above.
+        let found = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options | libc::WNOWAIT) };
+        // SAFETY: waitid fills the fields of SIGCHLD, or leaves zeros.
+        let pid = unsafe { info.si_pid() };
+        if found != 0 || pid == 0 || pid == command {
+            return;
         }
-    });
+        // SAFETY: as above.
+        unsafe { libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut info, options) };
+    }
 }
 
 /// Kills all children until there are none: those of a killed one become this process's own.

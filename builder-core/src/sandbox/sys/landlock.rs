@@ -19,7 +19,9 @@ pub const ALL: u64 = (1 << 13) - 1;
 pub const EVERYTHING: u64 = u64::MAX;
 /// Rights that later versions know: refer (2), truncate (3), ioctl on devices (5).
 const LATER: [(i32, u64); 3] = [(2, 1 << 13), (3, 1 << 14), (5, 1 << 15)];
-/// Abstract sockets and signals of processes outside, since version 6.
+/// The version from which on abstract sockets and signals of processes outside can be kept away, Linux 6.12.
+pub const WITH_SCOPES: i32 = 6;
+/// Those two.
 const SCOPES: u64 = 1 << 0 | 1 << 1;
 
 /// Rules that a process can be put under.
@@ -59,7 +61,7 @@ impl Ruleset {
     pub fn new() -> io::Result<Self> {
         let version = version();
         let known = LATER.iter().filter(|(since, _)| version >= *since).fold(ALL, |all, (_, right)| all | right);
-        Self::with(version, known, if version >= 6 { SCOPES } else { 0 })
+        Self::with(version, known, if version >= WITH_SCOPES { SCOPES } else { 0 })
     }
 
     /// Rules about processes outside alone; `None` before version 6.
@@ -68,7 +70,7 @@ impl Ruleset {
     /// `EMFILE`
     pub fn about_processes() -> io::Result<Option<Self>> {
         let version = version();
-        if version < 6 { Ok(None) } else { Self::with(version, 0, SCOPES).map(Some) }
+        if version < WITH_SCOPES { Ok(None) } else { Self::with(version, 0, SCOPES).map(Some) }
     }
 
     fn with(version: i32, known: u64, scoped: u64) -> io::Result<Self> {

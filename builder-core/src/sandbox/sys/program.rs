@@ -46,6 +46,7 @@ impl Program {
                 | Op::EnterChroot { tree: fd }
                 | Op::Restrict { ruleset: fd }
                 | Op::Listen { socket: fd, .. }
+                | Op::ListenUnseen { socket: fd, .. }
                 | Op::ListenIfPossible { socket: fd, .. }
                 | Op::AttachStaging { mount: fd }
                 | Op::Attach { mount: fd, .. }
@@ -118,7 +119,14 @@ pub enum Op {
         /// One end of a pair; the other one gets the descriptor: [`super::receive_descriptor`].
         socket: OwnedFd,
     },
-    /// The same, but only if it can be done, and nobody may look into the process before it executes something.
+    /// The same, but nobody may look into the process before it executes something.
+    ListenUnseen {
+        /// The filter.
+        filter: Vec<libc::sock_filter>,
+        /// As for [`Op::Listen`].
+        socket: OwnedFd,
+    },
+    /// As [`Op::ListenUnseen`], but only if it can be done.
     ListenIfPossible {
         /// The filter.
         filter: Vec<libc::sock_filter>,

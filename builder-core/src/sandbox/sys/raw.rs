@@ -88,6 +88,25 @@ pub fn chmod(file: BorrowedFd<'_>, mode: u32) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(super::last_errno()) }
 }
 
+/// Size of `siginfo_t`, which is the same on all machines.
+pub const SIGNAL_INFORMATION_BYTES: usize = 128;
+
+/// Sends a signal to the process behind a descriptor, with what its handler is to be told: pidfd_send_signal(2).
+///
+/// # Errors
+/// `ESRCH` if it is gone, `EPERM`, `EINVAL`.
+pub fn send_signal(
+    process: &impl AsRawFd,
+    signal: i32,
+    information: Option<&[u8; SIGNAL_INFORMATION_BYTES]>,
+    flags: u32,
+) -> Result<(), Errno> {
+    let information = information.map_or(std::ptr::null(), |bytes| bytes.as_ptr());
+    // SAFETY: the bytes are as many as the kernel reads, or there are none; the rest are numbers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, information, flags) };
+    if result == 0 { Ok(()) } else { Err(super::last_errno()) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

@@ -53,11 +53,12 @@ const READY: u8 = 100;
 /// In a message: everything worked.
 const DONE: u8 = 101;
 
-/// Does in a child process what a RUN needs: namespaces, ids, a mount with the new system calls.
+/// Does in a child process what a RUN needs: namespaces, ids, a mount with the new system calls. What it gives is whether the
+/// kernel mounts a /proc for a new pid namespace too, without which a RUN goes, or why not.
 ///
 /// # Errors
 /// What was refused first, and why; `Maps` also if [`Ids::Given`] fails.
-pub fn try_namespaces(ids: &Ids<'_>) -> Result<(), (Refused, io::Error)> {
+pub fn try_namespaces(ids: &Ids<'_>) -> Result<Result<(), Errno>, (Refused, io::Error)> {
     let early = |error| (Refused::Unshare, error);
     let (messages, message) = pipe().map_err(early)?;
     let (answer, answers) = pipe().map_err(early)?;
@@ -67,7 +68,7 @@ pub fn try_namespaces(ids: &Ids<'_>) -> Result<(), (Refused, io::Error)> {
         Some(child) => child,
         None => {
             let [step, errno] = match attempt(ids, &message, &answer) {
-                Ok(()) => [DONE, 0],
+                Ok(refused) => [DONE, refused],
                 // Those that occur here are below 134, so they fit.
                 Err((refused, errno)) => [refused as u8, errno.raw_os_error() as u8],
             };
@@ -84,7 +85,12 @@ pub fn try_namespaces(ids: &Ids<'_>) -> Result<(), (Refused, io::Error)> {
     result
 }
 
-fn converse(ids: &Ids<'_>, child: &Child, messages: &OwnedFd, answers: &OwnedFd) -> Result<(), (Refused, io::Error)> {
+fn converse(
+    ids: &Ids<'_>,
+    child: &Child,
+    messages: &OwnedFd,
+    answers: &OwnedFd,
+) -> Result<Result<(), Errno>, (Refused, io::Error)> {
     let mut message = read_message(messages);
     if message == Some([READY, 0]) {
         if let Ids::Given(write) = ids {
@@ -95,7 +101,8 @@ fn converse(ids: &Ids<'_>, child: &Child, messages: &OwnedFd, answers: &OwnedFd)
         message = read_message(messages);
     }
     match message {
-        Some([DONE, _]) => Ok(()),
+        Some([DONE, 0]) => Ok(Ok(())),
+        Some([DONE, errno]) => Ok(Err(Errno::from_raw_os_error(errno.into()))),
         Some([step, errno]) => {
             let refused = ALL.into_iter().find(|&refused| refused as u8 == step).unwrap_or(Refused::Unshare);
             Err((refused, io::Error::from_raw_os_error(errno.into())))
@@ -110,8 +117,8 @@ fn read_message(messages: &OwnedFd) -> Option<[u8; 2]> {
     (length == Ok(2)).then_some(message)
 }
 
-/// Runs in the child: no allocation.
-fn attempt(ids: &Ids<'_>, message: &OwnedFd, answer: &OwnedFd) -> Result<(), (Refused, Errno)> {
+/// Runs in the child: no allocation. Gives what [`mount_proc`] said.
+fn attempt(ids: &Ids<'_>, message: &OwnedFd, answer: &OwnedFd) -> Result<u8, (Refused, Errno)> {
     let at = |refused| move |errno| (refused, errno);
     // Its own copy of the other end of `answer` would let it wait for ever for a parent that was killed.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
@@ -131,6 +138,7 @@ fn attempt(ids: &Ids<'_>, message: &OwnedFd, answer: &OwnedFd) -> Result<(), (Re
     unshare(UnshareFlags::NEWPID | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS).map_err(at(Refused::Namespaces))?;
     rustix::mount::mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(at(Refused::Private))?;
+    let proc = mount_proc().map_err(at(Refused::Namespaces))?;
     let mount = || {
         let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_create(context.as_fd())?;
@@ -140,7 +148,28 @@ fn attempt(ids: &Ids<'_>, message: &OwnedFd, answer: &OwnedFd) -> Result<(), (Re
     let attributes = MountAttributes::private(MountAttrFlags::MOUNT_ATTR_RDONLY.bits());
     mount_setattr(mount.as_fd(), &attributes, false).map_err(at(Refused::Attributes))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(mount.as_fd(), c"", CWD, c"/", flags).map_err(at(Refused::Mount))
+    rustix::mount::move_mount(mount.as_fd(), c"", CWD, c"/", flags).map_err(at(Refused::Mount))?;
+    Ok(proc)
+}
+
+/// Mounts the /proc of the pid namespace that the next child is process 1 of. It gives 0 or an error's number.
+fn mount_proc() -> Result<u8, Errno> {
+    let flags =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_NODEV;
+    // SAFETY: the child only makes system calls and ends with _exit.
+    let child = match unsafe { clone(0) }.map_err(super::errno)? {
+        Some(child) => child,
+        None => {
+            let code = super::child::fresh(c"proc", &[], flags).map_or_else(Errno::raw_os_error, |_| 0);
+            // SAFETY: ends the process without running anything of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+    };
+    match child.wait().map_err(super::errno)? {
+        // Those that occur here are below 134, so they fit.
+        ExitStatus::Code(code) => Ok(code as u8),
+        ExitStatus::Signal(_) => Ok(Errno::IO.raw_os_error() as u8),
+    }
 }
 
 /// Waits for one byte.

@@ -205,7 +205,7 @@ fn execute(
     if cancel.is_cancelled() {
         return Err(SandboxError::Cancelled);
     }
-    ends.reported(what, spec)?;
+    ends.reported(&what, spec)?;
     match result {
         Ended::Status(Some(status)) => Ok(status),
         Ended::Status(None) => {

@@ -4,7 +4,9 @@ use super::*;
 use crate::inside::{Context, command, shell};
 use builder_core::hint::Hint;
 use builder_core::rootfs::{FileKind, Rootfs};
-use builder_core::sandbox::{ExitStatus, IdMapping, RunSpec, RunUser, SandboxError, SandboxMount, Tier, users};
+use builder_core::sandbox::{
+    ExitStatus, IdMapping, Processes, RunSpec, RunUser, SandboxError, SandboxMount, Tier, users,
+};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -20,23 +22,19 @@ pub(super) fn other_devices_do_not_open(context: &Context) {
 
 pub(super) fn proc_is_ours(context: &Context) {
     let tree = context.tree();
-    // Where a container's runtime has hidden a part of /proc, the kernel lets nobody inside see it in another way.
-    assert_eq!(fresh_proc(context), !context.masked_proc);
-    if fresh_proc(context) {
+    // Where a container's runtime has hidden a part of /proc, the kernel lets nobody inside see it in another way: what is shown
+    // is the outer one then, and the command has the number that it has there.
+    let expected = if context.masked_proc { Processes::Guarded } else { Processes::Own };
+    assert_eq!(context.environment.processes, expected);
+    if expected == Processes::Own {
         let script = "tr '\\0' ' ' < /proc/1/cmdline; echo; ls -d /proc/[0-9]*";
         let lines = context.sh(&tree, script);
         assert_eq!(lines[0], format!("/bin/sh -c {script} "));
         // The shell itself and `ls`.
         assert!(lines.len() <= 3, "other processes: {lines:?}");
     } else {
-        context.sh(&tree, "test -e /proc/self/status && test -e /proc/meminfo");
+        context.sh(&tree, "test -e /proc/self/status && test -e /proc/meminfo && test -e /proc/$PPID/stat");
     }
-}
-
-/// Whether the kernel lets us mount a /proc of our own: process 1 is then the only number of process 1.
-fn fresh_proc(context: &Context) -> bool {
-    let tree = context.tree();
-    context.succeed(&tree, &command(&["/bin/readlink", "/proc/self"])) == ["1"]
 }
 
 pub(super) fn read_only_parts(context: &Context) {

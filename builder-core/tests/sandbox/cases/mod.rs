@@ -42,6 +42,7 @@ cases![
     processes::process_one,
     processes::orphans_do_not_hang,
     processes::daemons_are_ended,
+    processes::daemons_by_number,
     processes::environment_is_the_given_one,
     processes::arguments_are_verbatim,
     processes::umask,

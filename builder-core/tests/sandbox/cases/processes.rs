@@ -118,6 +118,24 @@ pub(super) fn daemons_are_ended(context: &Context) {
     assert!(!tree.path.join("tmp/tick").exists(), "it goes on");
 }
 
+/// Numbers in files, in /proc and in calls are the same: how services are started, looked at and stopped.
+pub(super) fn daemons_by_number(context: &Context) {
+    let tree = context.tree();
+    let script = "read -r name < /proc/$$/comm && test $name = sh || exit 1; \
+                  busybox start-stop-daemon -S -b -m -p /tmp/d.pid -x /bin/sleep -- 4321 || exit 2; \
+                  until test -s /tmp/d.pid; do sleep 0.02; done; read -r n < /tmp/d.pid; \
+                  until test \"$(tr '\\0' ' ' < /proc/$n/cmdline)\" = '/bin/sleep 4321 '; do kill -0 $n || exit 3; sleep 0.02; done; \
+                  busybox ps -o pid,args | grep -qE \"^ *$n .*sleep 4321\" || exit 4; \
+                  test $(busybox readlink /proc/$n/exe) = /bin/busybox || exit 5; test -d /proc/$n/cwd/etc || exit 6; \
+                  busybox start-stop-daemon -K -t -q -p /tmp/d.pid || exit 7; \
+                  busybox start-stop-daemon -K -q -p /tmp/d.pid || exit 8; \
+                  while kill -0 $n 2>/dev/null; do sleep 0.02; done; \
+                  busybox start-stop-daemon -K -t -q -p /tmp/d.pid && exit 9; \
+                  sleep 5432 & kill -STOP $! && until grep -q '^State:.[tT]' /proc/$!/status; do sleep 0.02; done; \
+                  kill -9 $!; wait $!; echo $?";
+    assert_eq!(context.sh(&tree, script), ["137"]);
+}
+
 pub(super) fn environment_is_the_given_one(context: &Context) {
     let tree = context.tree();
     let mut lines = context.succeed(&tree, &command(&["/bin/env"]));
