@@ -62,6 +62,12 @@ impl Limits {
         self.room() / 5
     }
 
+    /// Memory that one decompressor may take, in bytes, where others wait for it.
+    pub fn window_bytes(&self) -> u64 {
+        // What everybody can unpack, we can: a window of zstd has up to 128 MiB.
+        self.memory_bytes.map_or(u64::MAX, |_| self.room())
+    }
+
     /// What is left beside what every builder needs, in bytes.
     fn room(&self) -> u64 {
         self.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES).saturating_sub(FIXED_BYTES)

@@ -62,6 +62,7 @@ pub(super) fn build_prepared(
     let (mut trees, _) = maintain::open_trees(&request.work_dir, request.tree_mode, &request.environment)?;
     let limits = &request.limits;
     trees.set_streams(limits.connections);
+    trees.set_window_bytes(limits.tree_bytes(), limits.window_bytes());
     trees.set_known_bounds(Bounds::of_memory(limits.tree_bytes(), limits.step_bytes()));
     trees.account(prepared.reach.disk.clone());
     if prepared.plans.iter().any(|planned| has_commands(&planned.plan)) {

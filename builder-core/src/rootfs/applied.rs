@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::fetch::{Stop, open, unpack_blob};
+use super::inflate::Allowance;
 use super::unpack::Whiteouts;
 use super::workdir::{TreesDir, io_error};
 use super::{LayerRef, LayerSource, Rootfs, TreeError};
@@ -22,13 +23,13 @@ pub(super) fn apply_in_order(
     dir: &TreesDir,
     rootfs: &Rootfs,
     source: &dyn LayerSource,
-    limit: Option<u64>,
+    allowed: &Allowance,
     stop: &Stop<'_>,
 ) -> Result<(), TreeError> {
     let Some((first, later)) = layers.split_first() else { return Ok(()) };
     let indexes = dir.indexes().hashing();
     let unpack = |blob: Box<dyn Read + Send>, layer: &LayerRef| {
-        unpack_blob(blob, layer, rootfs, Whiteouts::Apply, &indexes, limit, stop).map(|_| ())
+        unpack_blob(blob, layer, rootfs, Whiteouts::Apply, &indexes, allowed, stop).map(|_| ())
     };
     let ahead = Ahead::default();
     std::thread::scope(|scope| {

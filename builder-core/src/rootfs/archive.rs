@@ -177,8 +177,8 @@ impl<R: BufRead> TarReader<R> {
             None => header.number(124, 12, "size").and_then(length).map_err(fail)?,
         };
         let kind = match header.kind() {
-            // Before ustar a directory was a file whose name ends in a slash.
-            b'0' | 0 if name.ends_with(b"/") => TarKind::Directory,
+            // Before ustar a directory was a file whose name ends in a slash. Who writes a `0` knows better.
+            0 if name.ends_with(b"/") => TarKind::Directory,
             b'0' | b'7' | b'S' | 0 => TarKind::File,
             b'1' => TarKind::HardLink,
             b'2' => TarKind::Symlink,
@@ -219,6 +219,9 @@ impl<R: BufRead> TarReader<R> {
             xattrs: pax.xattrs,
             sparse: None,
         };
+        if header.kind() == 0 {
+            self.expect_data(size);
+        }
         if kind == TarKind::File {
             self.expect_data(size);
             entry.size = size;

@@ -100,6 +100,17 @@ fn names_of_every_format() {
 }
 
 #[test]
+fn a_slash_makes_a_directory_of_an_old_file_only() {
+    for (kind, expected) in [(b'0', TarKind::File), (0, TarKind::Directory)] {
+        let mut archive = Vec::new();
+        test_layers::Entry { kind, ..file("d/", "text") }.write(&mut archive);
+        file("next", "").write(&mut archive);
+        let found = read(&archive).unwrap();
+        assert_eq!((found[0].0.kind, found[1].0.name.to_str()), (expected, Some("next")));
+    }
+}
+
+#[test]
 fn pax_records() {
     let entry = file("f", "")
         .pax("uid", b"123456789")

@@ -5,8 +5,9 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::archive::{TarError, TarReader};
+use super::frames::WindowTooLarge;
 use super::index::{Indexes, Recorder};
-use super::inflate::{Inflated, TooLarge, channel};
+use super::inflate::{Allowance, Inflated, TooLarge, channel};
 use super::unpack::{Pending, UnpackError, Whiteouts, unpack};
 use super::{LayerRef, LayerSource, Rootfs, TreeError};
 use crate::cancel::Cancel;
@@ -78,11 +79,11 @@ pub(super) fn unpack_blob(
     rootfs: &Rootfs,
     whiteouts: Whiteouts,
     indexes: &Indexes,
-    limit: Option<u64>,
+    allowed: &Allowance,
     stop: &Stop<'_>,
 ) -> Result<Pending, TreeError> {
     let mut index = recorder(indexes, layer);
-    let pending = read_blob(blob, layer, limit, stop, |tar| unpack(tar, rootfs, whiteouts, index.as_mut(), stop))?;
+    let pending = read_blob(blob, layer, allowed, stop, |tar| unpack(tar, rootfs, whiteouts, index.as_mut(), stop))?;
     if let Some(index) = index {
         index.keep();
     }
@@ -94,12 +95,12 @@ pub(super) fn index_blob(
     blob: Box<dyn Read + Send>,
     layer: &LayerRef,
     indexes: &Indexes,
-    limit: Option<u64>,
+    allowed: &Allowance,
     stop: &Stop<'_>,
 ) -> Result<(), TreeError> {
     let io = |source| TreeError::Io { action: "write the index of a layer in", path: indexes.directory(), source };
     let mut index = indexes.record(layer.diff_id).map_err(io)?;
-    read_blob(blob, layer, limit, stop, |tar| {
+    read_blob(blob, layer, allowed, stop, |tar| {
         let mut reader = TarReader::new(tar);
         while let Some(entry) = reader.next_entry().map_err(UnpackError::Tar)? {
             if stop.is_stopped() {
@@ -127,7 +128,7 @@ fn recorder(indexes: &Indexes, layer: &LayerRef) -> Option<Recorder> {
 pub(super) fn read_blob<T>(
     blob: Box<dyn Read + Send>,
     layer: &LayerRef,
-    limit: Option<u64>,
+    allowed: &Allowance,
     stop: &Stop<'_>,
     read: impl FnOnce(Inflated) -> Result<(Inflated, T), UnpackError>,
 ) -> Result<T, TreeError> {
@@ -135,7 +136,7 @@ pub(super) fn read_blob<T>(
     let (tar, found) = std::thread::scope(|scope| {
         let inflating = std::thread::Builder::new().name("inflate".to_owned());
         inflating
-            .spawn_scoped(scope, || inflater.run(Watched(blob), limit, stop))
+            .spawn_scoped(scope, || inflater.run(Watched(blob), allowed, stop))
             .map_err(|source| TreeError::Fetch { layer: layer.diff_id, source: source.into() })?;
         read(inflated).map_err(|error| describe(error, layer, stop))
     })?;
@@ -172,6 +173,9 @@ fn read_error(error: io::Error, layer: &LayerRef, stop: &Stop<'_>) -> TreeError 
     let layer = layer.diff_id;
     if let Some(TooLarge { limit }) = error.get_ref().and_then(|cause| cause.downcast_ref()) {
         return TreeError::TooLarge { layer, limit: *limit };
+    }
+    if let Some(WindowTooLarge { needed, limit }) = error.get_ref().and_then(|cause| cause.downcast_ref()) {
+        return TreeError::WindowTooLarge { layer, needed: *needed, limit: *limit };
     }
     match error.downcast::<SourceFailed>() {
         // Errors of a source often carry its own typed error; that is the cause callers can act on.

@@ -6,6 +6,7 @@ use std::io::{self, BufRead, Read};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::fetch::Stop;
+use super::frames::{Frames, Windows};
 use crate::oci::{DiffId, Hasher};
 
 /// One block between the threads, in bytes.
@@ -14,15 +15,24 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// Blocks that may be on their way: enough to ride out a slow directory, 2 MiB for each layer in work.
 const BLOCKS_AHEAD: usize = 8;
 
-/// Largest zstd window, as a power of two: what the reference decoder takes without being told otherwise.
-const ZSTD_WINDOW_LOG: u32 = 27;
+/// What a layer may take.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Allowance {
+    /// Bytes of its tar.
+    pub tar_bytes: Option<u64>,
+    /// Memory of decoders.
+    pub windows: Windows,
+}
 
 /// Undoes gzip (any number of members) or zstd (any number of frames); anything else passes as it is. The media type is
 /// not asked: it is wrong often enough.
 ///
 /// # Errors
 /// If the first bytes cannot be read.
-pub(super) fn decompress<'a>(mut blob: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+pub(super) fn decompress<'a>(
+    mut blob: impl Read + Send + 'a,
+    windows: &Windows,
+) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut magic = [0_u8; 4];
     let mut length = 0;
     while length < magic.len() {
@@ -40,11 +50,7 @@ pub(super) fn decompress<'a>(mut blob: impl Read + Send + 'a) -> io::Result<Box<
             Box::new(flate2::bufread::MultiGzDecoder::new(io::BufReader::with_capacity(BLOCK_BYTES, whole)))
         }
         // RFC 8878, 3.1.1 and 3.1.2: a frame, or a skippable one before it
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-            let mut decoder = zstd::Decoder::new(whole)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(decoder)
-        }
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Box::new(Frames::new(whole, windows)),
         _ => Box::new(whole),
     })
 }
@@ -87,16 +93,16 @@ pub(super) struct TooLarge {
 }
 
 impl Inflater {
-    /// Inflates `blob`, at most `limit` bytes of it.
-    pub(super) fn run(self, blob: impl Read + Send, limit: Option<u64>, stop: &Stop<'_>) {
-        if let Err(error) = self.try_run(blob, limit, stop) {
+    /// Inflates `blob` as far as it is allowed.
+    pub(super) fn run(self, blob: impl Read + Send, allowed: &Allowance, stop: &Stop<'_>) {
+        if let Err(error) = self.try_run(blob, allowed, stop) {
             // If nobody listens any more, the reason is known there.
             _ = self.full.send(Err(error));
         }
     }
 
-    fn try_run(&self, blob: impl Read + Send, limit: Option<u64>, stop: &Stop<'_>) -> io::Result<()> {
-        let mut tar = decompress(blob)?;
+    fn try_run(&self, blob: impl Read + Send, allowed: &Allowance, stop: &Stop<'_>) -> io::Result<()> {
+        let mut tar = decompress(blob, &allowed.windows)?;
         let mut total = 0_u64;
         loop {
             if stop.is_stopped() {
@@ -115,7 +121,7 @@ impl Inflater {
             }
             block.truncate(length);
             total += length as u64;
-            if let Some(limit) = limit.filter(|limit| total > *limit) {
+            if let Some(limit) = allowed.tar_bytes.filter(|limit| total > *limit) {
                 return Err(io::Error::other(TooLarge { limit }));
             }
             if length == 0 {

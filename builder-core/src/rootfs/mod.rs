@@ -11,6 +11,7 @@ mod duplicate;
 mod entries;
 mod fetch;
 mod fixup;
+mod frames;
 mod frozen;
 mod hide;
 mod holds;

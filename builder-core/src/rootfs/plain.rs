@@ -20,6 +20,7 @@ use super::duplicate::Duplicate;
 use super::fetch::Stop;
 use super::frozen::Naming;
 use super::index::Indexes;
+use super::inflate::Allowance;
 use super::links::Separated;
 use super::owners::{Key, Owners};
 use super::pretend::Pretence;
@@ -88,7 +89,7 @@ pub(super) struct Making<'a> {
     /// Chain ids of `layers`.
     pub chains: &'a [ChainId],
     pub source: &'a dyn LayerSource,
-    pub limit: Option<u64>,
+    pub allowed: &'a Allowance,
     pub stop: &'a Stop<'a>,
 }
 
@@ -168,7 +169,7 @@ impl Making<'_> {
             dirty: true,
         };
         let (dir, rootfs) = (&self.plains.dir, made.rootfs()?);
-        apply_in_order(&self.layers[there..], dir, &rootfs, self.source, self.limit, self.stop)?;
+        apply_in_order(&self.layers[there..], dir, &rootfs, self.source, self.allowed, self.stop)?;
         made.dirty = false;
         Ok(made)
     }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use super::archive::{TarEntry, TarError, TarKind, TarReader};
 use super::attributes::capability;
 use super::fetch::{Stop, describe, open};
+use super::frames::Windows;
 use super::index::{IndexEntry, Indexes};
 use super::inflate::decompress;
 use super::resolve::clean;
@@ -196,7 +197,7 @@ impl Search<'_> {
 
     /// Reads a layer. `true` if it must be read again, because it led to another name.
     fn layer(&mut self, blob: Box<dyn Read + Send>, stop: &Stop<'_>) -> Result<bool, UnpackError> {
-        let inflated = decompress(blob).map_err(read_error)?;
+        let inflated = decompress(blob, &Windows::default()).map_err(read_error)?;
         let mut tar = TarReader::new(BufReader::with_capacity(BUFFER_BYTES, inflated));
         // The last entry of a name counts.
         let mut here: BTreeMap<PathBuf, Entry> = BTreeMap::new();

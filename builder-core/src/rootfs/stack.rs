@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::fetch::{Stop, describe, open, unpack_blob};
 use super::fixup::{copy_tree, fix_up};
+use super::inflate::Allowance;
 use super::merge::{Merge, TOGETHER};
 use super::overlay::{Attached, MAX_LOWER, Marks, Stack};
 use super::pretend::Pretence;
@@ -115,7 +116,7 @@ impl Stacks {
         chains: &[ChainId],
         source: &dyn LayerSource,
         streams: usize,
-        limit: Option<u64>,
+        allowed: &Allowance,
         stop: &Stop<'_>,
     ) -> Result<(), TreeError> {
         let missing: Vec<usize> = (0..layers.len()).filter(|at| !self.dir.layer(chains[*at]).exists()).collect();
@@ -130,7 +131,7 @@ impl Stacks {
                 let (next, missing) = (&next, &missing);
                 scope.spawn(move || {
                     while let Some(at) = missing.get(next.fetch_add(1, Ordering::SeqCst)) {
-                        let result = self.unpack_alone(&layers[*at], chains[*at], source, limit, stop);
+                        let result = self.unpack_alone(&layers[*at], chains[*at], source, allowed, stop);
                         if result.is_err() {
                             stop.fail();
                         }
@@ -153,7 +154,7 @@ impl Stacks {
         layer: &LayerRef,
         chain: ChainId,
         source: &dyn LayerSource,
-        limit: Option<u64>,
+        allowed: &Allowance,
         stop: &Stop<'_>,
     ) -> Result<Option<Unpacked<'_>>, TreeError> {
         let place = self.dir.layer(chain);
@@ -165,7 +166,8 @@ impl Stacks {
         make_directory(&path)?;
         let rootfs = self.open(&path)?;
         let blob = open(source, layer)?;
-        let pending = unpack_blob(blob, layer, &rootfs, Whiteouts::Keep(self.marks), &self.dir.indexes(), limit, stop)?;
+        let pending =
+            unpack_blob(blob, layer, &rootfs, Whiteouts::Keep(self.marks), &self.dir.indexes(), allowed, stop)?;
         Ok(Some(Unpacked { temp, pending, _claim: claim }))
     }
 

@@ -62,6 +62,16 @@ pub enum TreeError {
         /// Bytes that its tar may have.
         limit: u64,
     },
+    /// To decompress the layer takes more memory than there may be.
+    #[error("layer {layer} takes {needed} bytes of memory to decompress, of which {limit} may be used")]
+    WindowTooLarge {
+        /// Which.
+        layer: DiffId,
+        /// Bytes that its decoder has to remember.
+        needed: u64,
+        /// Bytes that there are for it.
+        limit: u64,
+    },
     /// A file of the layer belongs to an id that does not exist here.
     #[error("layer {layer}, entry `{entry}`: owner {uid}:{gid} does not exist in this user namespace")]
     UnmappedId {
@@ -103,6 +113,12 @@ pub enum TreeError {
 impl Hint for TreeError {
     fn hint(&self) -> Option<String> {
         match self {
+            Self::WindowTooLarge { .. } => {
+                Some("raise --max-memory, or compress the layer again: `zstd --long` up to 27 is what others read, too".to_owned())
+            }
+            Self::UnmappedId { uid, gid, .. } if [*uid, *gid].contains(&u32::MAX) => {
+                Some("4294967295 is nobody's id: chown(2) takes it for none".to_owned())
+            }
             Self::UnmappedId { uid, gid, .. } => Some(format!(
                 "give the user enough subordinate ids in /etc/subuid and /etc/subgid, so that {uid}:{gid} can be mapped"
             )),

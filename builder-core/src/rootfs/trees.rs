@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use super::fetch::Stop;
 use super::index::Bounds;
+use super::inflate::Allowance;
 use super::overlay::{is_opaque, probe};
 use super::plain::{Making, PlainTree, Plains};
 use super::pretend::{Marks, Pretence, StandIn};
@@ -70,7 +71,7 @@ pub struct Trees {
     pretence: Pretence,
     overlay_refused: Option<String>,
     streams: NonZeroUsize,
-    layer_limit: Option<u64>,
+    allowed: Allowance,
     known_bounds: Bounds,
 }
 
@@ -173,7 +174,7 @@ impl Trees {
             pretence,
             overlay_refused,
             streams: DEFAULT_STREAMS,
-            layer_limit: None,
+            allowed: Allowance::default(),
             known_bounds: Bounds::default(),
         })
     }
@@ -185,7 +186,7 @@ impl Trees {
 
     /// Bytes that the tar of one layer may have; without limit if this is not called.
     pub fn set_layer_limit(&mut self, bytes: Option<u64>) {
-        self.layer_limit = bytes;
+        self.allowed.tar_bytes = bytes;
     }
 
     /// How much of trees without a directory may be in memory.
@@ -241,7 +242,7 @@ impl Trees {
         let state = match &self.kind {
             Kind::Overlay(stacks) => {
                 let stacks = Arc::clone(stacks);
-                stacks.prepare(layers, &chains, source, self.streams.get(), self.layer_limit, &stop)?;
+                stacks.prepare(layers, &chains, source, self.streams.get(), &self.allowed, &stop)?;
                 State::Overlay(OverlayTree { stacks, chains, unnamed: Vec::new() })
             }
             Kind::Directory(plains) => {
@@ -277,7 +278,7 @@ impl Trees {
         source: &'a dyn LayerSource,
         stop: &'a Stop<'a>,
     ) -> Making<'a> {
-        Making { plains, pretence: &self.pretence, layers, chains, source, limit: self.layer_limit, stop }
+        Making { plains, pretence: &self.pretence, layers, chains, source, allowed: &self.allowed, stop }
     }
 }
 

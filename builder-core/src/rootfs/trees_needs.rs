@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use super::super::frames::Windows;
 use super::super::index::Indexes;
+use super::super::inflate::Allowance;
 use super::super::plain::Sharing;
 use super::super::recall::Unchanged;
 use super::super::volume;
@@ -87,9 +89,15 @@ impl Trees {
         self.streams.get()
     }
 
-    /// Bytes that the tar of one layer may have.
-    pub(in crate::rootfs) fn layer_limit(&self) -> Option<u64> {
-        self.layer_limit
+    /// Memory for what decoders of zstd have to remember: of all of them together, and of one alone, in bytes. One that waits for the
+    /// others may take more than all together.
+    pub fn set_window_bytes(&mut self, together: u64, alone: u64) {
+        self.allowed.windows = Windows::new(together, alone);
+    }
+
+    /// What a layer may take.
+    pub(in crate::rootfs) fn allowed(&self) -> &Allowance {
+        &self.allowed
     }
 }
 

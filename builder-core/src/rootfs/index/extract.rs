@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read};
 
 use crate::rootfs::archive::{TarError, TarReader};
 use crate::rootfs::fetch::{Stop, open, read_blob};
+use crate::rootfs::inflate::Allowance;
 use crate::rootfs::unpack::UnpackError;
 use crate::rootfs::{Recall, TarEntry, TreeError};
 
@@ -29,7 +30,7 @@ impl Recall<'_> {
         for (number, wanted) in by_layer {
             let Some(layer) = self.layers.get(number) else { continue };
             let blob = open(self.source, layer)?;
-            read_blob(blob, layer, None, &stop, |tar| {
+            read_blob(blob, layer, &Allowance::default(), &stop, |tar| {
                 let read = |error| UnpackError::Tar(TarError::Read(error));
                 let mut reader = TarReader::new(tar);
                 let mut at = 0;

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use super::{IndexTree, Indexes, ReplayError};
 use crate::cancel::Cancel;
 use crate::rootfs::fetch::{Stop, index_blob, open};
+use crate::rootfs::inflate::Allowance;
 use crate::rootfs::{LayerRef, LayerSource, TreeError, TreeMode, Trees};
 
 impl Trees {
@@ -72,7 +73,7 @@ impl Trees {
         let indexes = self.indexes();
         let stop = Stop::new(cancel);
         let missing: Vec<&LayerRef> = layers.iter().filter(|layer| !indexes.contains(layer.diff_id)).collect();
-        index_all(&missing, &indexes, source, self.streams(), self.layer_limit(), &stop)?;
+        index_all(&missing, &indexes, source, self.streams(), self.allowed(), &stop)?;
         for layer in layers {
             let applied = match indexes.open(layer.diff_id) {
                 Ok(Some(mut index)) => tree.apply(&mut index, most),
@@ -97,7 +98,7 @@ fn index_all(
     indexes: &Indexes,
     source: &dyn LayerSource,
     streams: usize,
-    limit: Option<u64>,
+    allowed: &Allowance,
     stop: &Stop<'_>,
 ) -> Result<(), TreeError> {
     let next = AtomicUsize::new(0);
@@ -108,7 +109,7 @@ fn index_all(
                 while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed))
                     && !stop.is_stopped()
                 {
-                    let indexed = open(source, layer).and_then(|blob| index_blob(blob, layer, indexes, limit, stop));
+                    let indexed = open(source, layer).and_then(|blob| index_blob(blob, layer, indexes, allowed, stop));
                     if let Err(error) = indexed {
                         let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
                         // Others only say that they were cancelled because of it.
