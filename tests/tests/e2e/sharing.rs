@@ -268,21 +268,23 @@ fn packed_meanwhile(place: &Place) -> Outcome {
             }
         };
         let arguments = [&REPRODUCIBLE[..], way, &["--progress", "json", &base]].concat();
-        let mut command = match user {
-            Some(user) => project.command_as(user, &arguments),
-            None => project.command(&arguments),
+        let run = |limit: Duration| {
+            let mut command = match user {
+                Some(user) => project.command_as(user, &arguments),
+                None => project.command(&arguments),
+            };
+            process::run(&mut command, limit).map_err(|error| error.to_string())
         };
-        let ended = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
+        // Killed at any moment, it leaves nothing that the next one would take for something else.
+        for milliseconds in (300..1600).step_by(600) {
+            run(Duration::from_millis(milliseconds))?;
+        }
+        let ended = run(LIMIT)?;
         same("digest", expect(ended, 0, &[])?.result(), wanted.clone()).map_err(|error| format!("{way:?}: {error}"))?;
         // Nothing is left of it, and all steps are done.
         let left = fs::read_dir(project.path("work/trees/tmp")).map_err(|error| error.to_string())?.count();
         same("unfinished trees", left, 0)?;
-        let mut command = match user {
-            Some(user) => project.command_as(user, &arguments),
-            None => project.command(&arguments),
-        };
-        let again = process::run(&mut command, LIMIT).map_err(|error| error.to_string())?;
-        let again = expect(again, 0, &[])?;
+        let again = expect(run(LIMIT)?, 0, &[])?;
         if again.text().contains("\"cached\":false") {
             return Err(format!("{way:?}: a step was done again\n{}", again.text()));
         }
