@@ -43,6 +43,9 @@ const MOST_FILES: u64 = 200_000;
 /// Bytes of one layer that are copied at most, to be packed meanwhile: a fifth of a second's work.
 const MOST_COPIED: u64 = 256 << 20;
 
+/// The same where files are in memory, which may be limited to less than the volume says is free.
+const MOST_COPIED_IN_MEMORY: u64 = 64 << 20;
+
 /// The same as a share of what is free on the volume, and of what may still be taken of it: one part in so many.
 const COPIED_SHARE: u64 = 16;
 
@@ -148,11 +151,12 @@ impl PlainTree {
     }
 
     fn can_copy(&self, bytes: u64) -> bool {
-        let disk = self.dir().disk();
-        let free = || rustix::fs::statvfs(self.dir().root()).map_or(0, |volume| volume.f_bavail * volume.f_frsize);
+        let directory = self.dir();
+        let free = || rustix::fs::statvfs(directory.root()).map_or(0, |volume| volume.f_bavail * volume.f_frsize);
+        let most = if is_memory(directory.root()) { MOST_COPIED_IN_MEMORY } else { MOST_COPIED };
         bytes == 0
-            || bytes <= MOST_COPIED
-                && bytes <= disk.left().unwrap_or(u64::MAX) / COPIED_SHARE
+            || bytes <= most
+                && bytes <= directory.disk().left().unwrap_or(u64::MAX) / COPIED_SHARE
                 && bytes <= free() / COPIED_SHARE
     }
 
@@ -185,6 +189,12 @@ impl PlainTree {
         })?;
         Ok(frozen)
     }
+}
+
+/// Whether files on this volume are in memory: the numbers of tmpfs and ramfs (statfs(2)).
+#[allow(clippy::unnecessary_cast, reason = "the width of the number differs between architectures")]
+fn is_memory(directory: &Path) -> bool {
+    rustix::fs::statfs(directory).is_ok_and(|volume| matches!(volume.f_type as u32, 0x0102_1994 | 0x8584_58f6))
 }
 
 /// How entries are kept.

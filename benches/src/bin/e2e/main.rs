@@ -19,6 +19,8 @@
 //!   `buildkit=buildctl-daemonless --root {state} …`. For a builder with a daemon `name.daemon=` is what runs beside each build
 //!   and ends with SIGTERM, `name.ready=` fails until that can be used, and `name.programs=` are the names of programs whose
 //!   memory counts; neither start nor end is timed. `scripts/peer-buildkit` makes these lines for a BuildKit from Debian.
+//! - `BENCH_TIERS`: tiers of the sandbox (`chroot,traced`) in which slipway is measured as well, which is what it does in pods that refuse it
+//!   namespaces and mounts.
 //! - `BENCH_ONLY`: names of builders, with commas between; others are left out.
 //! - `BENCH_RUNS`: timed runs of each (default 3). `BENCH_ROWS`: only rows whose name contains one of these texts (with `|` between).
 //! - `BENCH_SCALE`: multiplies file counts and bytes (default 1.0).

@@ -76,9 +76,12 @@ fn program(template: &str) -> Result<String> {
     file_name(Path::new(word))
 }
 
-/// slipway, buildah where it is installed, and those of `BENCH_PEERS`.
+/// slipway, buildah where it is installed, those of `BENCH_PEERS`, and slipway in the tiers of `BENCH_TIERS`.
 pub fn peers() -> Result<Vec<Peer>> {
-    let mut peers = vec![slipway()?];
+    let mut peers = vec![slipway("slipway", "")?];
+    for tier in env("BENCH_TIERS").unwrap_or_default().split(',').filter(|tier| !tier.is_empty()) {
+        peers.push(slipway(tier, &format!("--sandbox {tier}"))?);
+    }
     if Command::new("buildah").arg("--version").output().is_ok_and(|output| output.status.success()) {
         peers.push(buildah());
     }
@@ -111,12 +114,13 @@ pub fn peers() -> Result<Vec<Peer>> {
     Ok(peers)
 }
 
-fn slipway() -> Result<Peer> {
+/// The same in a row of its own, with `more` arguments.
+fn slipway(name: &str, more: &str) -> Result<Peer> {
     let path = env("SLIPWAY_BIN").unwrap_or_else(|| "target/release/slipway".to_owned());
     let path = fs::canonicalize(&path).map_err(|error| format!("{path}: {error}; set SLIPWAY_BIN"))?;
     let build = |options: &str| {
         format!(
-            "exec {} build --progress plain --work-dir {{state}} -f {{dockerfile}} {options} {{context}}",
+            "exec {} build --progress plain {more} --work-dir {{state}} -f {{dockerfile}} {options} {{context}}",
             path.display()
         )
     };
@@ -126,7 +130,7 @@ fn slipway() -> Result<Peer> {
         (Way::CacheTo, build("-t {tag} --push --cache-to type=registry,ref={cache},mode=max")),
         (Way::CacheFrom, build("-t {tag} --push --cache-from type=registry,ref={cache}")),
     ]);
-    Ok(Peer::new("slipway", &file_name(&path)?, templates))
+    Ok(Peer::new(name, &file_name(&path)?, templates))
 }
 
 /// One line does both, as slipway's does; layers are kept so that the warm rows mean the same.
