@@ -37,8 +37,8 @@ use crate::cancel::Cancel;
 use crate::disk::Disk;
 use crate::oci::ChainId;
 
-/// Files of one layer that are held at most: what is known of each is in memory, about 100 bytes.
-const MOST_FILES: u64 = 200_000;
+/// Files of a tree that are held at most, over all its steps: what is known of each stays in memory, about 100 bytes.
+const MOST_FILES: u64 = 100_000;
 
 /// Bytes of one layer that are copied at most, to be packed meanwhile: a fifth of a second's work.
 const MOST_COPIED: u64 = 256 << 20;
@@ -145,7 +145,10 @@ impl PlainTree {
     pub(super) fn can_freeze(&self, holding: Holding, commands: bool) -> bool {
         match self.sharing() {
             Sharing::Blocks => true,
-            Sharing::Names => holding.files <= MOST_FILES && self.can_copy(holding.linked_bytes),
+            Sharing::Names => {
+                let known = self.owners().map_or(0, Owners::known_holds) as u64;
+                known + holding.files <= MOST_FILES && self.can_copy(holding.linked_bytes)
+            }
             Sharing::Nothing => commands && self.can_copy(holding.bytes),
         }
     }

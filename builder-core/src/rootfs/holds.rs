@@ -69,6 +69,11 @@ impl Holds {
         self.read()?.get(&key).copied()
     }
 
+    /// How many files are known.
+    fn count(&self) -> usize {
+        self.read().map_or(0, |files| files.len())
+    }
+
     /// Whether a file is held now.
     pub(super) fn has(&self, key: Key) -> bool {
         self.find(key).is_some_and(|hold| hold.names > 0)
@@ -99,6 +104,11 @@ impl Holds {
 pub(super) struct Given(Vec<(Key, Time)>);
 
 impl Owners {
+    /// How many files are held, or were.
+    pub(super) fn known_holds(&self) -> usize {
+        self.borrowed().map_or(0, |borrowed| borrowed.holds.count())
+    }
+
     /// Makes a further name of a file with one name, by which it is held. `false` if the file system makes none.
     ///
     /// # Errors
