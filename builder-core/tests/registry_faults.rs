@@ -81,6 +81,30 @@ fn temporary_answers_are_tried_again() {
 }
 
 #[test]
+fn odd_answers_are_understood() {
+    let header = |name: &str, value: &str| Effect::Header { name: name.to_owned(), value: value.to_owned() };
+    let encoded = header("Content-Encoding", "gzip");
+    for effect in
+        [Effect::Gzip, Effect::Chunked, encoded, header("Docker-Content-Digest", ""), header("Content-Type", "")]
+    {
+        check_heals(Fault::always("GET", "/manifests/1", effect));
+    }
+    for effect in [Effect::Chunked, header("Content-Type", "text/html"), header("Accept-Ranges", "none")] {
+        check_heals(Fault::always("GET", "/blobs/", effect));
+    }
+    let registry = FakeRegistry::start();
+    let name = format!("{}/a/b:1", registry.host()).parse().expect("a reference");
+    let image = Image::new(PLATFORM, vec![image::layer(&[("f", b"")])], json!({}));
+    let digest = registry.put_image("a/b", "1", &image);
+    for code in [405, 501] {
+        registry.clear_faults();
+        registry.fault(Fault::always("HEAD", "", Effect::status(code)));
+        let found = Bench::new().sources.registry().manifest_digest(&name, &Cancel::default());
+        assert_eq!(found.expect("GET serves").expect("it is there").to_string(), digest, "{code}");
+    }
+}
+
+#[test]
 fn answers_that_stay_bad_become_errors() {
     let refused = |code: u16, tries: u32| move |error: &RegistryError| matches!(error, RegistryError::Refused { status, attempts, .. } if (*status, *attempts) == (code, tries));
     check_fails(Fault::always("GET", "/manifests/1", Effect::status(503)), refused(503, 4));

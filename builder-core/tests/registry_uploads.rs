@@ -78,6 +78,30 @@ fn blobs_are_uploaded_once_in_any_size() {
 }
 
 #[test]
+fn registries_answer_in_ways_of_their_own() {
+    let header = |name: &str, value: &str| Effect::Header { name: name.to_owned(), value: value.to_owned() };
+    let cases = [
+        ("PATCH", header("Range", "")),
+        ("PATCH", header("Range", "junk")),
+        ("PATCH", header("Range", "0-0")),
+        ("PATCH", header("Location", "")),
+        ("POST", header("Range", "")),
+        ("POST", header("Docker-Upload-UUID", "")),
+        ("PUT", header("Location", "")),
+        ("HEAD", Effect::status(405)),
+        ("HEAD", Effect::status(501)),
+    ];
+    for (method, effect) in cases {
+        for piece in [1_000, 100_000] {
+            let registry = FakeRegistry::start();
+            registry.fault(Fault::always(method, "/blobs/", effect.clone()));
+            let pushed = push(&in_pieces_of(piece), &registry, &noise(2_500));
+            assert_eq!(pushed.expect("pushed"), Pushed::Uploaded, "{method} {effect:?}");
+        }
+    }
+}
+
+#[test]
 fn uploads_that_are_cut_go_on_where_they_were() {
     for after in [0, 1, 2, 65_536, 2_999_999] {
         let registry = FakeRegistry::start();

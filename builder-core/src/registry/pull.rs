@@ -1,5 +1,7 @@
 //! Manifests: fetched with a size limit, checked against their digest, sorted by what they are.
 
+use std::io::Read;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -9,6 +11,9 @@ use super::{BlobStream, Place, Registry, RegistryError};
 use crate::cancel::Cancel;
 use crate::http::{HttpError, Method, Request, Response};
 use crate::oci::{BlobDigest, Descriptor, MediaType, Reference, Sha256};
+
+/// Answers of registries, and of proxies before them, that do not know HEAD (RFC 9110, 15.5.6 and 15.6.2).
+pub(super) const NO_HEAD: [u16; 2] = [405, 501];
 
 /// What we can read, most wanted first.
 const MANIFEST_TYPES: &[MediaType] =
@@ -103,7 +108,8 @@ impl Registry {
         let response = self.manifest_request(&call, Method::Head, &reference.manifest_name(), cancel)?;
         match response.status() {
             404 => Ok(None),
-            _ if !response.is_success() => Err(self.refused(&call, response)),
+            status if !response.is_success() && !NO_HEAD.contains(&status) => Err(self.refused(&call, response)),
+            // Without HEAD there is no header either.
             _ => match response.header("Docker-Content-Digest").and_then(|text| text.parse().ok()) {
                 Some(digest) => Ok(Some(digest)),
                 None => self.manifest_at(reference, reference, cancel).map(|manifest| Some(manifest.digest)),
@@ -166,12 +172,15 @@ impl Registry {
         let mut attempt = 1;
         loop {
             let url = response.url().clone();
+            let encoding = response.header("Content-Encoding").unwrap_or_default().to_ascii_lowercase();
+            let too_large = || {
+                let name = name.to_owned();
+                RegistryError::TooLarge { place: call.place(), what, name, limit }
+            };
             let error = match response.into_bytes(limit) {
+                Ok(bytes) if encoding == "gzip" => return decoded(bytes, limit).ok_or_else(too_large),
                 Ok(bytes) => return Ok(bytes),
-                Err(HttpError::TooLarge { .. }) => {
-                    let name = name.to_owned();
-                    return Err(RegistryError::TooLarge { place: call.place(), what, name, limit });
-                }
+                Err(HttpError::TooLarge { .. }) => return Err(too_large()),
                 Err(error) => error,
             };
             attempt += 1;
@@ -187,6 +196,17 @@ impl Registry {
             }
         }
     }
+}
+
+/// A document that came with `Content-Encoding: gzip`, though nobody asks for one; some stores are told to say so of all they have.
+/// `None` if it has more than `limit` bytes. What is not gzip stays as it is: its digest says whether that is right.
+fn decoded(bytes: Vec<u8>, limit: u64) -> Option<Vec<u8>> {
+    let mut document = Vec::new();
+    let mut decoder = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(limit.saturating_add(1));
+    if decoder.read_to_end(&mut document).is_err() {
+        return Some(bytes);
+    }
+    (document.len() as u64 <= limit).then_some(document)
 }
 
 /// What a document is: by its own `mediaType`, else by `Content-Type`, else by its fields. A document that could be read

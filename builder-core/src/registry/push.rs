@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use super::auth::Scopes;
 use super::host::Call;
+use super::pull::NO_HEAD;
 use super::sessions::Sessions;
 use super::upload::{Begun, Source, Upload};
 use super::{Registry, RegistryError};
@@ -170,6 +171,10 @@ impl Registry {
         })?;
         match response.status() {
             404 => Ok(false),
+            status if NO_HEAD.contains(&status) => {
+                tracing::debug!(host = call.host.registry, status, "what is there cannot be asked");
+                Ok(false)
+            }
             _ if response.is_success() => Ok(true),
             _ => Err(self.refused(call, response)),
         }
