@@ -309,6 +309,11 @@ impl Hint for SandboxError {
                     program.to_string_lossy()
                 )),
                 io::ErrorKind::PermissionDenied => Some("it is not executable by the user of this RUN".to_owned()),
+                io::ErrorKind::ArgumentListTooLong => Some(
+                    "the kernel takes 128 KiB as one argument or variable, and about 2 MiB as all of them (execve(2)): a heredoc that \
+                     begins with `#!/bin/sh` is a file, and so is a script that is copied or mounted"
+                        .to_owned(),
+                ),
                 _ if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
                     Some("it is a script without `#!`, or made for another architecture".to_owned())
                 }

@@ -22,6 +22,12 @@ fn run_code(place: &Place) -> Outcome {
         let project = place.project(&format!("FROM BASE\nRUN echo said; exit {code}\n"))?;
         expect(project.build(&[])?, code, &["said", "RUN echo said", ">>>"])?;
     }
+    // More than the kernel takes as one argument, which only a file may have.
+    let long = format!(": {}\n", "x".repeat(990)).repeat(200);
+    let project = place.project(&format!("FROM BASE\nRUN <<E\n{long}E\n"))?;
+    expect(project.build(&[])?, 126, &["Argument list too long", "begins with `#!/bin/sh`"])?;
+    project.write("Dockerfile", format!("FROM {}\nRUN <<E\n#!/bin/sh\n{long}E\n", place.base()))?;
+    project.built(&[])?;
     Ok(None)
 }
 
