@@ -140,6 +140,11 @@ impl Touched {
         }
     }
 
+    /// Whether somebody tells what happens, or did.
+    pub(super) fn is_told(&self) -> bool {
+        !matches!(*self.lock(), State::Untold)
+    }
+
     /// What is at `path` (physical, of the tree) changed, is new or is gone.
     pub fn entry(&self, path: &[u8]) {
         self.tell(path, Paths::entry);

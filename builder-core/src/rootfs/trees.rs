@@ -484,7 +484,8 @@ impl TreeStep<'_> {
             debug_assert_eq!(tree.damaged(&found)?, None, "files of a base stay as they are");
             tree.follow(&mut found)?;
             if let Some(owners) = tree.owners() {
-                if *command {
+                // Who tells what a command touches sees what it makes, and records its group.
+                if *command && !touched.is_told() {
                     owners.inherit_groups(before, &mut found)?;
                 }
                 owners.drop_capabilities(before, &found)?;

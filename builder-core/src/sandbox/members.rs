@@ -102,6 +102,15 @@ pub fn parent(id: i32) -> Option<i32> {
     stat_field(id, 1)
 }
 
+/// The number below /dev/pts of the terminal that controls a process, if it is one of these.
+pub fn terminal(id: i32) -> Option<u32> {
+    /// Device numbers of terminals below /dev/pts, 256 of each: Documentation/admin-guide/devices.txt of the kernel.
+    const MAJORS: std::ops::RangeInclusive<u32> = 136..=143;
+    let device = stat_field(id, 4)?.cast_unsigned();
+    let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
+    MAJORS.contains(&major).then(|| (major - MAJORS.start()) * 256 + minor)
+}
+
 /// A number of /proc/ID/stat, counted from the state on (proc(5)).
 fn stat_field(id: i32, field: usize) -> Option<i32> {
     let text = fs::read(format!("/proc/{id}/stat")).ok()?;

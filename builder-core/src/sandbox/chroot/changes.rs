@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -38,6 +39,8 @@ pub fn rules() -> Vec<Rule> {
         notify(libc::SYS_setxattr),
         notify(libc::SYS_getxattr),
         notify(libc::SYS_listxattr),
+        notify(libc::SYS_lgetxattr),
+        notify(libc::SYS_llistxattr),
         notify(libc::SYS_removexattr),
     ];
     #[cfg(target_arch = "x86_64")]
@@ -48,6 +51,11 @@ pub fn rules() -> Vec<Rule> {
         some(libc::SYS_futimesat, When::NotZero(1)),
     ]);
     rules.into_iter().collect()
+}
+
+/// Whether a path is that of a terminal, which no node of the tree is.
+fn is_terminal(path: &Path) -> bool {
+    path.parent() == Some(Path::new("/dev/pts"))
 }
 
 /// What a call does with its file.
@@ -82,6 +90,8 @@ impl Server<'_> {
             | libc::SYS_setxattr
             | libc::SYS_getxattr
             | libc::SYS_listxattr
+            | libc::SYS_lgetxattr
+            | libc::SYS_llistxattr
             | libc::SYS_removexattr => (here, a),
             #[cfg(target_arch = "x86_64")]
             libc::SYS_chmod | libc::SYS_chown | libc::SYS_utimes => (here, a),
@@ -90,15 +100,23 @@ impl Server<'_> {
             _ => return None,
         };
         let Some(text) = self.text(call.thread, path) else { return Some(CONTINUE) };
-        let path = match self.files.tree.place(call.thread, at, &text, true) {
-            // Nodes of /dev are the tree's, also those that cannot be opened.
-            Place::Served(path) if !path.starts_with("/dev") => path,
+        let stays = matches!(number, libc::SYS_lgetxattr | libc::SYS_llistxattr);
+        let path = match self.files.tree.place(call.thread, at, &text, !stays) {
+            // Nodes of /dev are the tree's, also those that cannot be opened; terminals are not.
+            Place::Served(path) if !path.starts_with("/dev") || is_terminal(&path) => path,
             _ => {
                 let looks = matches!(number, libc::SYS_getxattr | libc::SYS_listxattr);
-                let refused = if looks { None } else { self.files.tree.refuses(call.thread, at, &text, false) };
+                let refused =
+                    if looks || stays { None } else { self.files.tree.refuses(call.thread, at, &text, false) };
                 return Some(refused.map_or(CONTINUE, |errno| Answer::Reply(Reply::Error(errno))));
             }
         };
+        // Neither links nor files of the kernel's have any.
+        match number {
+            libc::SYS_lgetxattr => return Some(Answer::Reply(Reply::Error(Errno::OPNOTSUPP))),
+            libc::SYS_llistxattr => return Some(Answer::Reply(Reply::Value(0))),
+            _ => {}
+        }
         let change = match number {
             libc::SYS_fchmodat | late::FCHMODAT2 => Ok(Change::Mode(c as u32)),
             libc::SYS_fchownat => Ok(Change::Owner(c as u32, d as u32)),
@@ -254,7 +272,11 @@ impl super::files::Files {
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
         // What has no name anywhere, such as pipes, sockets and files in memory.
         let nameless = !outer.has_root() || outer.starts_with("/memfd:");
-        if self.tree.inner(&outer).is_some() || nameless && !matches!(kind, FileType::CharacterDevice) {
+        if self.tree.inner(&outer).is_some()
+            || looks
+            || is_terminal(path)
+            || nameless && !matches!(kind, FileType::CharacterDevice)
+        {
             Ok(file)
         } else {
             Err(Errno::PERM)

@@ -2,14 +2,13 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::callers::{AsUser, Identity};
@@ -227,7 +226,8 @@ impl Files {
                 if flags.intersects(OFlags::WRONLY | OFlags::RDWR) {
                     return Err(Errno::ROFS);
                 }
-                in_memory(&text)
+                let kept = flags.intersection(OFlags::DIRECTORY | OFlags::NONBLOCK);
+                self.tree.open(&self.tree.text(&text)?, kept | OFlags::CLOEXEC, 0)
             }
             Target::Secret(_) if flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC) => Err(Errno::ROFS),
             Target::Secret(_) if flags.contains(OFlags::DIRECTORY) => Err(Errno::NOTDIR),
@@ -343,7 +343,8 @@ impl Files {
         match target {
             Target::Inner(inner) => self.tree.open(&inner, flags, 0),
             Target::Secret(secret) => secret.open(OFlags::PATH),
-            Target::Outer(outer) | Target::Text(_, outer) => rustix::fs::open(&outer, flags, Mode::empty()),
+            Target::Text(text, _) => self.tree.open(&self.tree.text(&text)?, flags, 0),
+            Target::Outer(outer) => rustix::fs::open(&outer, flags, Mode::empty()),
         }
     }
 
@@ -510,13 +511,3 @@ const MOUNTINFO: &str = "1 0 0:1 / / rw - rootfs rootfs rw\n\
                          2 1 0:2 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw\n\
                          3 1 0:3 / /dev rw,nosuid - tmpfs tmpfs rw,mode=755\n\
                          4 1 0:4 / /sys ro,nosuid,nodev,noexec,relatime - sysfs sysfs ro\n";
-
-/// A file with these bytes that can only be read.
-fn in_memory(text: &[u8]) -> Result<OwnedFd, Errno> {
-    let file = rustix::fs::memfd_create("text", MemfdFlags::CLOEXEC)?;
-    let mut file = fs::File::from(file);
-    file.write_all(text).map_err(sys::errno)?;
-    rustix::fs::seek(&file, SeekFrom::Start(0))?;
-    use std::os::fd::AsRawFd as _;
-    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-}

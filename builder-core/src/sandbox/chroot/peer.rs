@@ -101,7 +101,20 @@ impl Server<'_> {
     /// The text at `address`; `None` if the memory cannot be read. Such a process is shown the tree alone.
     pub fn text(&self, thread: i32, address: u64) -> Option<Vec<u8>> {
         let read = || memory::read_string(thread, address, PATH_BYTES);
-        self.reach(thread, read, |memory| string_at(memory, address)).ok()
+        match self.reach(thread, read, |memory| string_at(memory, address)) {
+            Err(Errno::PERM) => self.terminal_of_parent(thread, address),
+            text => text.ok(),
+        }
+    }
+
+    /// The name of a terminal at `address` in the memory of the process that forked this one, as apt(8) has it: it changes to
+    /// another user and back, opens a terminal, and a child that nobody may look into opens its other end. A child that has
+    /// executed nothing mostly has what its parent has; of other names that is not good enough.
+    fn terminal_of_parent(&self, thread: i32, address: u64) -> Option<Vec<u8>> {
+        let parent = super::super::members::parent(thread)?;
+        let text = self.memories.with(parent, |memory| string_at(memory, address)).ok()?;
+        let number = text.strip_prefix(b"/dev/pts/")?;
+        (!number.is_empty() && number.iter().all(u8::is_ascii_digit)).then_some(text)
     }
 
     /// Reads exactly the length of `buffer`.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -55,6 +56,8 @@ pub struct Tree {
     bases: Bases,
     /// Which directory each listing shows.
     listings: Mutex<Vec<PathBuf>>,
+    /// What is in each file of ours.
+    texts: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Tree {
@@ -71,8 +74,9 @@ impl Tree {
     ) -> std::io::Result<Self> {
         let outside = super::places::path_of(root.as_fd())?;
         let mounts = SERVED.iter().map(PathBuf::from).collect();
-        let (ways, bases, listings) = (Ways::default(), Bases::default(), Mutex::default());
-        Ok(Self { root, outside, mounts, devices, read_only, secrets, ways, bases, listings })
+        let (ways, bases) = (Ways::default(), Bases::default());
+        let (listings, texts) = (Mutex::default(), Mutex::default());
+        Ok(Self { root, outside, mounts, devices, read_only, secrets, ways, bases, listings, texts })
     }
 
     /// The file in memory that has this path.
@@ -295,6 +299,25 @@ impl Tree {
         drop(listings);
         let outer = self.outer(&path);
         fs::create_dir_all(&outer).map_err(sys::errno)?;
+        Ok(path)
+    }
+
+    /// A file of the tree with this text, the same one whenever it is asked for: what stat(2) says of a path and fstat(2) of what was
+    /// opened there is compared by cp(1).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn text(&self, text: &[u8]) -> Result<PathBuf, Errno> {
+        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = texts.iter().position(|known| known == text);
+        let path = Path::new(LISTINGS).join(format!("text-{}", known.unwrap_or(texts.len())));
+        if known.is_none() {
+            let outer = self.outer(&path);
+            fs::create_dir_all(self.outer(Path::new(LISTINGS))).map_err(sys::errno)?;
+            fs::write(&outer, text).map_err(sys::errno)?;
+            fs::set_permissions(&outer, fs::Permissions::from_mode(0o444)).map_err(sys::errno)?;
+            texts.push(text.to_owned());
+        }
         Ok(path)
     }
 

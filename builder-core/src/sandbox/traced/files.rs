@@ -1,17 +1,21 @@
 //! Calls that open files and look at them.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
+use super::super::members;
 use super::calls::{Answer, Answered, DONE};
 use super::ids::{Credentials, capability};
+use super::instead::Names;
 use super::permission::may;
 use super::pipes::Pipe;
 use super::tasks::lock;
 use super::view::{Base, Kind, MAX_PATH, Mount, Place, bytes, key, own_path, read_link, reopen, statx};
-use super::world::{Caller, HERE, Reached, SET_IDS, kept_mode};
+use super::world::{Caller, HERE, HIDDEN, Reached, SET_IDS, kept_mode};
 use super::{layout, procfs};
 
 /// `TMPFS_MAGIC`, linux/magic.h.
@@ -64,6 +68,7 @@ impl Caller<'_> {
         let real = self.task.descriptors.stat(descriptor)?;
         let real = match self.world.stands.find(&real) {
             Some(file) => statx(&*file)?,
+            None if let Some(real) = self.world.instead.find(&real) => real,
             None if self.world.is_borrowed(&real) => self.world.open_descriptor(&self.task, descriptor)?.1,
             None => real,
         };
@@ -166,6 +171,9 @@ impl Caller<'_> {
                         // Files in memory stand for files of the supervisor's making.
                         if let Some(mount) = world.view.mounts().iter().find(|mount| mount.host == host) {
                             return Ok(Some(outer(mount.target.clone())));
+                        }
+                        if let Some(path) = world.instead.inside(&host) {
+                            return Ok(Some(self.seen_from_root(&path)));
                         }
                         Ok(Some(world.view.inside(&host).map_or(host, |path| outer(self.seen_from_root(&path)))))
                     }
@@ -271,6 +279,11 @@ impl Caller<'_> {
                 let open = reopen(file.as_fd(), flags | OFlags::NONBLOCK, Mode::empty())?;
                 return Ok(non_blocking(open, asked, false));
             }
+            if !(writing || making || nameless)
+                && let Some(listing) = self.listing(place)?
+            {
+                return Ok(Answer::Give(listing, false));
+            }
             if place.slash && making {
                 return Err(Errno::ISDIR);
             }
@@ -306,11 +319,15 @@ impl Caller<'_> {
             if place.mount.kind == Kind::Proc
                 && let Some(text) = procfs::text(self.world, &place.path)
             {
-                return Ok(Answer::Give(in_memory(&text)?, false));
+                let real = place.stat(&self.world.view, follow)?;
+                return Ok(Answer::Give(self.world.instead.text(&text, real)?, false));
             }
             if place.path == b"/dev/tty" {
                 // This process's terminal is not the caller's.
-                return Err(Errno::NXIO);
+                let number = members::terminal(self.task.process).ok_or(Errno::NXIO)?;
+                let flags = flags.difference(OFlags::CREATE | OFlags::EXCL) | OFlags::NOCTTY | OFlags::NONBLOCK;
+                let terminal = rustix::fs::open(format!("/dev/pts/{number}"), flags | OFlags::CLOEXEC, Mode::empty())?;
+                return Ok(non_blocking(terminal, asked, false));
             }
             self.check_open(place, flags, writing, &me)?;
             let flags = flags.difference(OFlags::CREATE | OFlags::EXCL);
@@ -345,6 +362,36 @@ impl Caller<'_> {
             Answer::Meet(pipe, flags) => Answer::Meet(pipe, if cloexec { flags | OFlags::CLOEXEC } else { flags }),
             other => other,
         })
+    }
+
+    /// A directory of ours in the place of one of the kernel's that shows what is not the RUN's.
+    fn listing(&self, place: &Place<'_>) -> Result<Option<OwnedFd>, Errno> {
+        let hides = match place.mount.kind {
+            Kind::Proc => place.path == b"/proc",
+            Kind::Sys => HIDDEN.contains(&place.path.as_slice()),
+            _ => false,
+        };
+        if !hides {
+            return Ok(None);
+        }
+        let directory = place.open(OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        let real = statx(&directory)?;
+        let mut names = Names::new();
+        if place.mount.kind == Kind::Proc {
+            for entry in rustix::fs::Dir::read_from(&directory)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") || !procfs::is_listed(self.world, name) {
+                    continue;
+                }
+                let text = match entry.file_type() {
+                    FileType::Symlink => rustix::fs::readlinkat(&directory, name, Vec::new())?.into_bytes(),
+                    _ => Vec::new(),
+                };
+                names.insert(OsStr::from_bytes(name).to_owned(), (entry.file_type(), text));
+            }
+        }
+        self.world.instead.listing(&place.path, real, &names).map(Some)
     }
 
     /// A file loses setuid and setgid when it is written to by somebody without CAP_FSETID, which the kernel sees to if the

@@ -40,6 +40,7 @@ mod filter;
 mod held;
 mod identity;
 mod ids;
+mod instead;
 mod interrupted;
 mod layout;
 mod loader;
@@ -288,6 +289,7 @@ fn trace(
         giving: RwLock::default(),
         programs: Mutex::default(),
         stands: stands::Stands::default(),
+        instead: instead::Instead::new(temporary.path()),
         met: met::Met::default(),
         behind: behind::Behind::default(),
         modes_by_path: AtomicBool::new(false),

@@ -130,6 +130,14 @@ pub fn check(world: &World, path: &[u8]) -> Result<(), Errno> {
     }
 }
 
+/// Whether a name of /proc itself may be seen.
+pub fn is_listed(world: &World, name: &[u8]) -> bool {
+    match number(name) {
+        Some(process) => world.tasks.get(process).is_some_and(|task| task.process == process),
+        None => !HIDDEN.contains(&name),
+    }
+}
+
 /// Whether a path below /proc is that of a setting of the kernel, which container runtimes mount read-only. Who calls may be
 /// real root.
 pub fn is_setting(world: &World, path: &[u8]) -> bool {

@@ -16,6 +16,7 @@ use super::behind::Behind;
 use super::descriptors::link_text;
 use super::held::Directory;
 use super::ids::{Credentials, capability};
+use super::instead::Instead;
 use super::located::LONG;
 use super::met::Met;
 use super::procfs;
@@ -52,6 +53,8 @@ pub struct World {
     pub programs: Mutex<HashMap<InodeKey, Weak<Program>>>,
     /// Files that descriptors of the RUN stand for.
     pub stands: Stands,
+    /// What was given instead of files of /proc and /sys.
+    pub instead: Instead,
     /// Where files were met lately.
     pub met: Met,
     /// What descriptors stood for lately.
@@ -75,8 +78,12 @@ pub struct Reached<'a> {
     pub path: Option<Vec<u8>>,
 }
 
-/// Parts of /sys that container runtimes hide too.
-const HIDDEN: [&[u8]; 2] = [b"/sys/firmware", b"/sys/devices/virtual/powercap"];
+/// Directories of /sys that container runtimes show empty.
+pub const HIDDEN: [&[u8]; 2] = [b"/sys/firmware", b"/sys/devices/virtual/powercap"];
+
+fn is_below(path: &[u8], directory: &[u8]) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.first() == Some(&b'/'))
+}
 
 /// What ids without a number in a user namespace are shown as: user_namespaces(7).
 const OVERFLOW: u32 = 65534;
@@ -94,7 +101,7 @@ impl World {
             let host = rustix::fs::readlinkat(CWD, own_path(surroundings.directory.as_fd()), Vec::new());
             surroundings.cwd = match (host, rustix::fs::fstat(&*surroundings.directory)) {
                 (_, Ok(stat)) if stat.st_nlink == 0 => return Base::Gone,
-                (Ok(host), _) => self.view.inside(host.as_bytes()),
+                (Ok(host), _) => self.instead.inside(host.as_bytes()).or_else(|| self.view.inside(host.as_bytes())),
                 (Err(_), _) => None,
             };
             surroundings.generation = generation;
@@ -117,6 +124,9 @@ impl World {
             return Ok(self.cwd(task));
         }
         let real = task.descriptors.stat(descriptor)?;
+        if let Some(path) = self.instead.path(&real) {
+            return Ok(Base::Path(path));
+        }
         let is_directory = u32::from(real.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
         let generation = self.view.generation();
         if is_directory && let Some(path) = self.behind.path(&real, generation) {
@@ -332,7 +342,7 @@ impl Caller<'_> {
         self.world.view.at(request, self.world, |place| {
             match place.mount.kind {
                 Kind::Proc => procfs::check(self.world, &place.path)?,
-                Kind::Sys if HIDDEN.iter().any(|hidden| place.path.starts_with(hidden)) => return Err(Errno::NOENT),
+                Kind::Sys if HIDDEN.iter().any(|hidden| is_below(&place.path, hidden)) => return Err(Errno::NOENT),
                 _ => {}
             }
             if !all {
@@ -410,6 +420,7 @@ impl Caller<'_> {
 
     /// The file behind a descriptor of ours: the mount that it is in is found out.
     pub fn behind(&self, fd: Arc<OwnedFd>, real: Statx) -> Reached<'_> {
+        let real = self.world.instead.find(&real).unwrap_or(real);
         let id = mount_id(&real);
         // The same file may be in two mounts with one base.
         if let Some((mount, _)) = self.world.met.find(&real).filter(|_| !self.world.is_borrowed(&real)) {
@@ -567,6 +578,9 @@ impl World {
         }
         let fd = Arc::new(task.descriptors.open(descriptor, OFlags::empty())?);
         let stat = statx(&*fd)?;
+        if let Some(real) = self.instead.find(&stat) {
+            return Ok((fd, real));
+        }
         match self.stands.find(&stat) {
             Some(file) => {
                 let stat = statx(&*file)?;

@@ -45,6 +45,26 @@ pub(super) fn read_only_parts(context: &Context) {
     assert_eq!(context.sh(&tree, script), ["sys", "procsys", "cgroup", "kcore", "firmware"]);
 }
 
+/// find(1), du(1) and ls(1) complain of names that lead to nothing.
+pub(super) fn what_is_listed_is_there(context: &Context) {
+    let tree = context.tree();
+    // Processes may end meanwhile.
+    let script = "for name in $(ls -A /proc); do case $name in [0-9]*) continue;; esac; \
+                  test -e /proc/$name || test -L /proc/$name || echo $name; done; \
+                  for name in $(ls -A /sys); do test -e /sys/$name || echo $name; done; \
+                  ls -A /sys/firmware; ls -d /proc/self/status; cd /proc/self/.. && pwd";
+    assert_eq!(context.sh(&tree, script), ["/proc/self/status", "/proc"]);
+}
+
+/// cp(1) compares the two, and skips a file that is another one.
+pub(super) fn files_are_what_is_opened(context: &Context) {
+    let tree = context.tree();
+    let script = "for file in mounts status maps; do \
+                  sh -c \"exec stat -L -c %d:%i /proc/self/fd/3 /proc/self/$file 3</proc/self/$file\" | busybox uniq | wc -l; \
+                  done; exec 3</proc/sys/kernel/hostname; cat /proc/self/fd/3";
+    assert_eq!(context.sh(&tree, script), ["1", "1", "1", "buildkitsandbox"]);
+}
+
 pub(super) fn builder_is_out_of_reach(context: &Context) {
     let tree = context.tree();
     let script = "cat /proc/*/environ /proc/*/task/*/environ 2>/dev/null | tr '\\0' '\\n' | grep BUILDER; \

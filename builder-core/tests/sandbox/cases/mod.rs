@@ -55,6 +55,8 @@ cases![
     confinement::other_devices_do_not_open,
     confinement::proc_is_ours,
     confinement::read_only_parts,
+    confinement::what_is_listed_is_there,
+    confinement::files_are_what_is_opened,
     confinement::builder_is_out_of_reach,
     confinement::old_root_is_gone,
     confinement::capabilities,
