@@ -13,7 +13,8 @@ use std::fs;
 use rustix::io::Errno;
 
 use super::callers::{AsUser, Identity};
-use super::members::Members;
+use super::members::{Members, group_of};
+use super::signals::spares;
 use super::sys::bpf::{self, Action, Rule, When};
 use super::sys::notify::{Listener, Notification, Reply};
 use super::sys::{memory, raw};
@@ -82,18 +83,18 @@ const OWNERS_IN_MEMORY: [u32; 2] = [0x8901, 0x8902];
 /// `PTRACE_TRACEME`: the caller asks for its parent.
 const TRACE_ME: u64 = 0;
 
-/// Whether the kernel itself keeps signals in, by Landlock.
+/// What keeps signals in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signals {
-    /// It does.
-    Scoped,
-    /// It does not.
-    Free,
+pub enum Scope {
+    /// The kernel, by Landlock.
+    Kernel,
+    /// This process alone.
+    Guard,
 }
 
 impl Names {
-    fn when(self, signals: Signals) -> Option<When> {
-        let scoped = signals == Signals::Scoped;
+    fn when(self, scope: Scope) -> Option<When> {
+        let scoped = scope == Scope::Kernel;
         Some(match self {
             Self::Process => When::NotZero(0),
             Self::Descriptor | Self::Owner | Self::OwnerInMemory if scoped => return None,
@@ -105,14 +106,14 @@ impl Names {
 }
 
 /// Marks these calls of this machine's own programs.
-pub fn rules(signals: Signals) -> Vec<Rule> {
-    let mark = |Call(number, _, names): &Call| Some(Rule::when(*number, names.when(signals)?, Action::Notify));
+pub fn rules(scope: Scope) -> Vec<Rule> {
+    let mark = |Call(number, _, names): &Call| Some(Rule::when(*number, names.when(scope)?, Action::Notify));
     CALLS.iter().filter_map(mark).collect()
 }
 
 /// Marks them of 32-bit programs.
-pub fn foreign_rules(signals: Signals) -> Vec<Rule> {
-    let mark = |Call(_, number, names): &Call| Some(Rule::when((*number).into(), names.when(signals)?, Action::Notify));
+pub fn foreign_rules(scope: Scope) -> Vec<Rule> {
+    let mark = |Call(_, number, names): &Call| Some(Rule::when((*number).into(), names.when(scope)?, Action::Notify));
     CALLS.iter().filter_map(mark).collect()
 }
 
@@ -121,8 +122,10 @@ pub fn foreign_rules(signals: Signals) -> Vec<Rule> {
 pub struct Guard {
     /// The processes of the RUN.
     pub members: Members,
-    /// Who keeps signals in.
-    pub signals: Signals,
+    /// Its command, the first of them.
+    pub command: i32,
+    /// What keeps signals in.
+    pub scope: Scope,
     /// Whether its processes may make pid namespaces, whose numbers lead nowhere else.
     pub may_nest: bool,
 }
@@ -152,13 +155,13 @@ impl Guard {
             Names::Traced => Reply::Error(Errno::PERM),
             Names::Kind(first) => match (a as u32 as u64).wrapping_sub(*first) {
                 0 => self.one(b as i32, call.thread),
-                1 if b as i32 == 0 || self.members.have_group(b as i32) => Reply::Continue,
+                1 if b as i32 == 0 || !self.members.of_group(b as i32).is_empty() => Reply::Continue,
                 _ => Reply::Error(Errno::PERM),
             },
             Names::Descriptor => self.signal_by_descriptor(listener, call),
-            _ if self.signals == Signals::Scoped => Reply::Continue,
+            _ if self.scope == Scope::Kernel => Reply::Continue,
             Names::Owner if b as i32 == libc::F_SETOWN && c as i32 >= 0 => self.one(c as i32, call.thread),
-            Names::Owner if b as i32 == libc::F_SETOWN => self.group(c as i32),
+            Names::Owner if b as i32 == libc::F_SETOWN => self.group((c as i32).saturating_neg()),
             Names::Owner | Names::OwnerInMemory => Reply::Error(Errno::PERM),
         })
     }
@@ -168,32 +171,48 @@ impl Guard {
         if ours { Reply::Continue } else { Reply::Error(Errno::SRCH) }
     }
 
-    /// `id` is a group's, negative.
-    fn group(&self, id: i32) -> Reply {
-        let ours = id.checked_neg().is_some_and(|group| self.members.have_group(group));
-        if ours { Reply::Continue } else { Reply::Error(Errno::SRCH) }
+    /// Whether one of ours is in a group.
+    fn group(&self, group: i32) -> Reply {
+        if self.members.of_group(group).is_empty() { Reply::Error(Errno::SRCH) } else { Reply::Continue }
     }
 
     fn kill(&self, call: &Notification, id: i32, signal: i32) -> Reply {
+        let all = |ids: Vec<i32>| self.send(call, &ids, signal).map_or_else(Reply::Error, |()| Reply::Value(0));
         match id {
-            // The own group: sessions of a RUN hold nobody else.
-            0 => Reply::Continue,
-            -1 if self.signals == Signals::Scoped => Reply::Continue,
-            -1 => self.everybody(call, signal).map_or_else(Reply::Error, |()| Reply::Value(0)),
-            ..-1 => self.group(id),
+            // Everybody but the caller, and process 1.
+            -1 => {
+                let own = Identity::of(call.thread).map_or(call.thread, |identity| identity.process);
+                let mut others = self.members.list();
+                others.retain(|&id| id != own && id != self.command);
+                all(others)
+            }
+            // A group, the own one with 0: sessions of a RUN hold nobody else. The kernel does it unless the command is in it.
+            ..=0 => {
+                let group = if id == 0 { group_of(call.thread) } else { id.checked_neg() };
+                let Some(group) = group else { return Reply::Error(Errno::SRCH) };
+                match group_of(self.command) == Some(group) && spares(self.command, signal) {
+                    true => all(self.members.of_group(group)),
+                    false if id == 0 => Reply::Continue,
+                    false => self.group(group),
+                }
+            }
+            _ if id == self.command && spares(id, signal) => all(vec![id]),
             _ => self.one(id, call.thread),
         }
     }
 
-    /// Everybody but the caller, one by one, as far as the caller may.
-    fn everybody(&self, call: &Notification, signal: i32) -> Result<(), Errno> {
+    /// To each of them for whom the caller may; to the command, which is spared, only as a question.
+    fn send(&self, call: &Notification, ids: &[i32], signal: i32) -> Result<(), Errno> {
         let identity = Identity::of(call.thread).ok_or(Errno::SRCH)?;
-        let others = self.members.list().into_iter().filter(|&id| id != identity.process);
-        let others: Vec<_> = others.filter_map(|id| self.members.descriptor(id)).collect();
+        let members = ids.iter().filter_map(|&id| {
+            let signal = if id == self.command { 0 } else { signal };
+            Some((self.members.descriptor(id)?, signal))
+        });
+        let members: Vec<_> = members.collect();
         let _user = AsUser::new(identity)?;
         let mut result = Err(Errno::SRCH);
-        for other in &others {
-            match raw::send_signal(other, signal, None, 0) {
+        for (member, signal) in &members {
+            match raw::send_signal(member, *signal, None, 0) {
                 Ok(()) => result = Ok(()),
                 Err(Errno::INVAL) => return Err(Errno::INVAL),
                 Err(errno) if result.is_err() => result = Err(errno),

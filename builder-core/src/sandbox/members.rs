@@ -80,14 +80,14 @@ impl Members {
         ids.filter(|&id| self.contains(id)).collect()
     }
 
-    /// Whether one of them is in this process group.
-    pub fn have_group(self, group: i32) -> bool {
+    /// Those of them that are in a process group.
+    pub fn of_group(self, group: i32) -> Vec<i32> {
         // Mostly there is none of that number at all, which the kernel knows at once.
         let exists = Pid::from_raw(group).map(rustix::process::test_kill_process_group);
         if !matches!(exists, Some(Ok(()) | Err(rustix::io::Errno::PERM))) {
-            return false;
+            return Vec::new();
         }
-        self.list().into_iter().any(|id| stat_field(id, 2) == Some(group))
+        self.list().into_iter().filter(|&id| group_of(id) == Some(group)).collect()
     }
 }
 
@@ -109,6 +109,11 @@ pub fn terminal(id: i32) -> Option<u32> {
     let device = stat_field(id, 4)?.cast_unsigned();
     let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
     MAJORS.contains(&major).then(|| (major - MAJORS.start()) * 256 + minor)
+}
+
+/// The group of a process; of a thread, that of its process.
+pub fn group_of(id: i32) -> Option<i32> {
+    stat_field(id, 2)
 }
 
 /// A number of /proc/ID/stat, counted from the state on (proc(5)).

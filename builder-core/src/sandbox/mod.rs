@@ -63,6 +63,7 @@ mod output;
 mod processes;
 mod remedies;
 mod serving;
+mod signals;
 mod stubs;
 mod supervision;
 mod sys;

@@ -10,7 +10,7 @@ use rustix::mount::MountAttrFlags;
 
 use super::command::{CAPABILITIES, Ends, Steps, cstring, mounts_in_order, pipes};
 use super::execute::{Prepared, execute};
-use super::guard::{self, Guard, Signals};
+use super::guard::{self, Guard, Scope};
 use super::members::Members;
 use super::nodes::{self, Mounts, Nodes};
 use super::stubs::{self, Stubs};
@@ -84,7 +84,7 @@ fn execute_guarded(
     let nodes = setup("open /proc", Nodes::new(rootfs, Mounts::Own))?;
     let started = prepared.start(flags | libc::CLONE_NEWCGROUP, &[], cancel)?;
     let members = Members::below(started.keeper()).in_namespace_of(started.command());
-    let guard = Guard { members, signals: signals(spec), may_nest: spec.insecure };
+    let guard = Guard { members, command: started.command(), scope: scope(spec), may_nest: spec.insecure };
     let answer = started.listener().map(|listener| {
         let (guard, nodes) = (&guard, &nodes);
         move |call: Notification| {
@@ -97,9 +97,9 @@ fn execute_guarded(
 }
 
 /// Whether the kernel keeps a command's signals in.
-fn signals(spec: &RunSpec) -> Signals {
+fn scope(spec: &RunSpec) -> Scope {
     let scoped = !spec.insecure && landlock::version() >= landlock::WITH_SCOPES;
-    if scoped { Signals::Scoped } else { Signals::Free }
+    if scoped { Scope::Kernel } else { Scope::Guard }
 }
 
 /// Everything in it must exist, or the kernel would say `EINVAL` in the middle.
@@ -230,6 +230,7 @@ impl Builder<'_> {
         if self.environment.processes == Processes::Guarded {
             let mount = setup("bind /proc", outer("/proc", harmless))?;
             self.push("mount /proc", Op::Attach { mount, target: c"/proc".into() });
+            self.push("make other processes read-only", Op::ReadOnlyProcesses);
         } else {
             let fallback = outer("/proc", harmless).ok();
             self.fresh(c"proc", Vec::new(), harmless, c"/proc", fallback, false);
@@ -403,12 +404,12 @@ impl Builder<'_> {
     fn finish_guarded(mut self) -> Result<(kept::Prepared, i32), SandboxError> {
         let (ends, report) = self.standard()?;
         let (socket, ours) = setup("make a pair of sockets", sys::socket_pair())?;
-        let signals = signals(self.spec);
-        let mut rules = guard::rules(signals);
+        let scope = scope(self.spec);
+        let mut rules = guard::rules(scope);
         if self.environment.ids != IdMapping::Root {
             rules.extend(nodes::rules());
         }
-        let filter = bpf::filter_both(&rules, &guard::foreign_rules(signals));
+        let filter = bpf::filter_both(&rules, &guard::foreign_rules(scope));
         // As above.
         self.push("be guarded", Op::ListenUnseen { filter, socket });
         let flags = self.namespaces();

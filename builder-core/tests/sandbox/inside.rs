@@ -24,8 +24,7 @@ const APPLETS: &str = "awk cat chgrp chmod chown chroot cp cut dd df echo env fa
 
 /// Cases about what a supervisor without privileges cannot give, or that look at the disk for what it only records.
 /// `user-traced` of the conformance corpus looks at the images.
-const NOT_TRACED: [(&str, &str); 10] = [
-    ("signals", "the command is not process 1"),
+const NOT_TRACED: [(&str, &str); 9] = [
     ("process_one", "the command is not process 1"),
     ("proc_is_ours", "process numbers are the outer ones"),
     ("scratch_keeps_standard_directories", "owners are recorded, not real"),
@@ -39,8 +38,7 @@ const NOT_TRACED: [(&str, &str); 10] = [
 
 /// Cases about what only namespaces and mounts give; docs/sandbox.md tells users. `escapes` and the builds of the conformance
 /// corpus in a container are this tier's own tests.
-const NOT_IN_A_CHROOT: [(&str, &str); 12] = [
-    ("signals", "the command is not process 1"),
+const NOT_IN_A_CHROOT: [(&str, &str); 11] = [
     ("process_one", "the command is not process 1"),
     ("other_devices_do_not_open", "copies of harmless devices do open"),
     ("proc_is_ours", "process ids are the container's"),
@@ -53,9 +51,6 @@ const NOT_IN_A_CHROOT: [(&str, &str); 12] = [
     ("tmpfs_mounts", "the size is not bounded"),
     ("insecure", "nothing can be mounted"),
 ];
-
-/// Cases about a pid namespace, which is not taken where the kernel refuses its /proc.
-const NOT_WITHOUT_PROC: [&str; 2] = ["signals", "process_one"];
 
 /// What a case has.
 pub struct Context {
@@ -113,7 +108,7 @@ pub fn main(name: &str, arguments: &[String]) {
             {
                 std::panic::panic_any(Skip(format!("not in the tier chroot: {reason}")));
             }
-            if expected.tier == Tier::Namespaces && masked_proc && NOT_WITHOUT_PROC.contains(&case.name) {
+            if expected.tier == Tier::Namespaces && masked_proc && case.name == "process_one" {
                 std::panic::panic_any(Skip("the command is not process 1".into()));
             }
             if expected.tier == Tier::Traced

@@ -49,7 +49,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::thread::CapabilitySet;
 
 use super::command::{CAPABILITIES, Steps, mounts_in_order, pipes};
-use super::guard::{Guard, Signals};
+use super::guard::{Guard, Scope};
 use super::kept::Prepared;
 use super::members::Members;
 use super::nodes::{Mounts, Nodes};
@@ -164,14 +164,14 @@ fn perform(
     cancel: &Cancel,
 ) -> Result<ExitStatus, SandboxError> {
     let nodes = setup("open /proc", Nodes::new(rootfs, Mounts::Ours))?;
-    let signals = if landlock::version() >= landlock::WITH_SCOPES { Signals::Scoped } else { Signals::Free };
-    let kept = program(rootfs.root_fd(), spec, signals)?.start(0, locks, cancel)?;
+    let scope = if landlock::version() >= landlock::WITH_SCOPES { Scope::Kernel } else { Scope::Guard };
+    let kept = program(rootfs.root_fd(), spec, scope)?.start(0, locks, cancel)?;
     let members = Members::below(kept.keeper());
     let files = Files::new(tree, members, spec.hostname.clone());
     let complain = |line: &str| output(Stream::Stderr, line.as_bytes());
     let server = kept.listener().map(|listener| Server {
         files: &files,
-        guard: Guard { members, signals, may_nest: false },
+        guard: Guard { members, command: kept.command(), scope, may_nest: false },
         listener,
         nodes: &nodes,
         devices_confined,
@@ -185,7 +185,7 @@ fn perform(
 }
 
 /// What the child does.
-fn program(root: BorrowedFd<'_>, spec: &RunSpec, signals: Signals) -> Result<Prepared, SandboxError> {
+fn program(root: BorrowedFd<'_>, spec: &RunSpec, scope: Scope) -> Result<Prepared, SandboxError> {
     let mut steps = Steps::default();
     let (ends, inner) = pipes()?;
     let (socket, ours) = setup("make a pair of sockets", sys::socket_pair())?;
@@ -209,6 +209,6 @@ fn program(root: BorrowedFd<'_>, spec: &RunSpec, signals: Signals) -> Result<Pre
     steps.filter();
     steps.become_user(spec, true, permitted & KEPT_CAPABILITIES);
     steps.enter(&spec.cwd, true)?;
-    steps.push("be supervised", Op::Listen { filter: serve::filter(signals), socket });
+    steps.push("be supervised", Op::Listen { filter: serve::filter(scope), socket });
     Ok(Prepared { program: steps.program(spec, report)?, ends, socket: ours })
 }

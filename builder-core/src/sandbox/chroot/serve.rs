@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::super::callers::{AsUser, Identity};
-use super::super::guard::{self, Guard, Signals};
+use super::super::guard::{self, Guard, Scope};
 use super::super::nodes::{DEVICE, Nodes};
 use super::super::sys::bpf::{self, Action, Rule, When};
 use super::super::sys::notify::{Listener, Notification, Reply};
@@ -34,7 +34,7 @@ const SHORT_NAMES: u32 = 0x1000;
 const HARMLESS: [(u32, u32); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (0, 0)];
 
 /// Which calls are marked.
-pub fn filter(signals: Signals) -> Vec<libc::sock_filter> {
+pub fn filter(scope: Scope) -> Vec<libc::sock_filter> {
     let notify = |number| Rule::always(number, Action::Notify);
     let some = |number, when| Rule::when(number, when, Action::Notify);
     // What is made anew cannot be a file of /proc.
@@ -66,7 +66,7 @@ pub fn filter(signals: Signals) -> Vec<libc::sock_filter> {
         notify(libc::SYS_access),
         notify(libc::SYS_readlink),
     ]);
-    rules.extend(guard::rules(signals));
+    rules.extend(guard::rules(scope));
     rules.extend(super::changes::rules());
     rules.extend(super::names::rules());
     rules.extend(super::peer::rules());

@@ -126,6 +126,16 @@ fn perform(op: &Op, state: &mut State, program: &Program) -> Result<(), Errno> {
             let clone = attach_clone(CWD, path, OpenTreeFlags::AT_RECURSIVE, MountAttrFlags::MOUNT_ATTR_RDONLY, path);
             ignore(Errno::NOENT, clone)
         }
+        Op::ReadOnlyProcesses => {
+            let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            let own = rustix::process::getpid();
+            super::each_process(|pid, path| {
+                if pid != own {
+                    // It may have ended.
+                    _ = attach_clone(CWD, path, OpenTreeFlags::empty(), read_only, path);
+                }
+            })
+        }
         Op::LeaveOldRoot => {
             // One after the other: "." is the topmost mount of a stack, and what stayed on the stack of "/" would be where
             // `..` leads from /etc.

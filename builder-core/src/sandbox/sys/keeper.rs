@@ -5,15 +5,15 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 
 use super::program::gaps;
-use super::{Child, Program, SignalsBlocked, child, clone, pipe};
+use super::{Child, PROCESS_PATH_BYTES, Program, SignalsBlocked, child, clone, pipe};
 use crate::sandbox::ExitStatus;
 
 /// A command that is kept.
@@ -249,37 +249,21 @@ fn end_all() {
 
 /// Every process whose parent this one is: proc(5).
 fn each_child(mut act: impl FnMut(Pid)) {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(proc) = rustix::fs::open(c"/proc", flags, Mode::empty()) else { return };
-    let own = rustix::process::getpid();
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
-    let mut directory = RawDir::new(proc.as_fd(), &mut buffer);
-    while let Some(Ok(entry)) = directory.next() {
-        let name = entry.file_name().to_bytes();
-        let Some(pid) = number(name).and_then(Pid::from_raw) else { continue };
-        // "PID/stat": ten digits at most.
-        let mut path = [0_u8; 16];
-        path[..name.len()].copy_from_slice(name);
-        path[name.len()..name.len() + 5].copy_from_slice(b"/stat");
-        let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else { continue };
-        let Ok(file) = rustix::fs::openat(&proc, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
-            continue;
-        };
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    // Without /proc there is nothing to be done.
+    _ = super::each_process(|pid, path| {
+        let mut place = [0_u8; PROCESS_PATH_BYTES + 5];
+        let directory = path.to_bytes();
+        place[..directory.len()].copy_from_slice(directory);
+        place[directory.len()..directory.len() + 5].copy_from_slice(b"/stat");
+        let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&place) else { return };
+        let Ok(file) = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else { return };
         let mut text = [0; 512];
-        let Ok(length) = rustix::io::read(&file, &mut text[..]) else { continue };
-        if parent(&text[..length]) == Some(own.as_raw_nonzero().get()) {
+        let Ok(length) = rustix::io::read(&file, &mut text[..]) else { return };
+        if parent(&text[..length]) == Some(own) {
             act(pid);
         }
-    }
-}
-
-fn number(text: &[u8]) -> Option<i32> {
-    if text.is_empty() || text.len() > 10 {
-        return None;
-    }
-    text.iter().try_fold(0_i32, |sum, digit| {
-        digit.is_ascii_digit().then(|| sum.checked_mul(10)?.checked_add(i32::from(digit - b'0'))).flatten()
-    })
+    });
 }
 
 /// The parent in a line of /proc/PID/stat. The name before it may hold anything.
@@ -287,7 +271,7 @@ fn parent(stat: &[u8]) -> Option<i32> {
     let after = stat.iter().rposition(|&byte| byte == b')')?;
     // ") S PARENT …"
     let mut fields = stat[after + 1..].split(|&byte| byte == b' ').filter(|field| !field.is_empty());
-    number(fields.nth(1)?)
+    super::number(fields.nth(1)?)
 }
 
 #[cfg(test)]
@@ -298,7 +282,5 @@ mod tests {
     fn parents_are_read() {
         assert_eq!(parent(b"12 (a) b) S 7 12 12 0 -1 x"), Some(7));
         assert_eq!(parent(b"12 (sh"), None);
-        assert_eq!(number(b"2147483648"), None);
-        assert_eq!(number(b"self"), None);
     }
 }

@@ -224,6 +224,39 @@ pub fn mount_setattr(
     if result == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
+/// Bytes of `/proc/` and the longest number of a process, with a NUL.
+const PROCESS_PATH_BYTES: usize = 17;
+
+/// Every process that /proc shows, with its path there. Neither allocates nor locks.
+fn each_process(mut act: impl FnMut(rustix::process::Pid, &std::ffi::CStr)) -> Result<(), Errno> {
+    use rustix::fs::{Mode, OFlags, RawDir};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = rustix::fs::open(c"/proc", flags, Mode::empty())?;
+    let mut buffer = [mem::MaybeUninit::uninit(); 8192];
+    let mut directory = RawDir::new(proc.as_fd(), &mut buffer);
+    while let Some(entry) = directory.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        let Some(pid) = number(name).and_then(rustix::process::Pid::from_raw) else { continue };
+        let mut path = *b"/proc/\0\0\0\0\0\0\0\0\0\0\0";
+        path[6..6 + name.len()].copy_from_slice(name);
+        if let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) {
+            act(pid, path);
+        }
+    }
+    Ok(())
+}
+
+/// Ten digits at most.
+fn number(text: &[u8]) -> Option<i32> {
+    if text.is_empty() || text.len() > 10 {
+        return None;
+    }
+    text.iter().try_fold(0_i32, |sum, digit| {
+        digit.is_ascii_digit().then(|| sum.checked_mul(10)?.checked_add(i32::from(digit - b'0'))).flatten()
+    })
+}
+
 fn last_errno() -> rustix::io::Errno {
     // SAFETY: gives the address of this thread's errno.
     rustix::io::Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
@@ -303,6 +336,17 @@ mod tests {
             },
             ExitStatus::Signal(libc::SIGKILL),
         );
+    }
+
+    #[test]
+    fn processes_are_found() {
+        assert_eq!(number(b"2147483647"), Some(i32::MAX));
+        assert_eq!([&b"2147483648"[..], b"self", b"", b"12345678901"].map(number), [None; 4]);
+        let own = rustix::process::getpid();
+        let mut found = Vec::new();
+        each_process(|pid, path| found.push((pid, path.to_owned()))).expect("/proc");
+        let path = std::ffi::CString::new(format!("/proc/{}", own.as_raw_nonzero())).expect("no NUL");
+        assert!(found.contains(&(own, path)));
     }
 
     /// Writes a program and executes it at once, in several threads: no other thread's child may hold it open.

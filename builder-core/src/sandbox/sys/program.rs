@@ -205,6 +205,9 @@ pub enum Op {
         /// Name of an empty directory in the staging tmpfs.
         empty: &'static CStr,
     },
+    /// Makes what /proc shows of other processes read-only, as far as the kernel allows: some of it (`oom_score_adj`,
+    /// `coredump_filter`) may be written by whoever has the user id of the process.
+    ReadOnlyProcesses,
     /// Makes a file or directory and the mounts below it read-only, if it exists.
     ReadOnly {
         /// Which.

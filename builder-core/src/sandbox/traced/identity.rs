@@ -2,6 +2,7 @@
 
 use rustix::io::Errno;
 
+use super::super::signals::spares;
 use super::calls::{Answer, Answered, DONE};
 use super::ids::{Credentials, capability};
 use super::tasks::lock;
@@ -60,7 +61,7 @@ impl Caller<'_> {
             // F_SETOWN: whom signals go to.
             libc::SYS_fcntl if self.int(1) == libc::F_SETOWN => match self.int(2) {
                 0 => Ok(Answer::Continue),
-                group if group < 0 => self.kill(group),
+                group if group < 0 => self.members_of(group.checked_neg()).map(|_| Answer::Continue),
                 process => self.about(process, false),
             },
             _ => Err(Errno::PERM),
@@ -210,34 +211,51 @@ impl Caller<'_> {
     }
 
     fn kill(&self, target: i32) -> Answered {
+        let (command, signal) = (self.world.tasks.command, self.int(1));
         match target {
-            0 => Ok(Answer::Continue),
+            // Everybody but the caller, and process 1.
             -1 => {
-                let signal = rustix::process::Signal::from_named_raw(self.int(1));
-                let mut sent = false;
-                for process in self.world.tasks.processes() {
-                    if process != self.task.process
-                        && self.about(process, true).is_ok()
-                        && let Some(pid) = rustix::process::Pid::from_raw(process)
-                    {
-                        sent |= match signal {
-                            Some(signal) => rustix::process::kill_process(pid, signal).is_ok(),
-                            None => rustix::process::test_kill_process(pid).is_ok(),
-                        };
-                    }
+                let mut others = self.world.tasks.processes();
+                others.retain(|&process| process != self.task.process && process != command);
+                self.send(&others)
+            }
+            // A group, the own one with 0. The RUN has a session of its own, so a group with one of its processes has no others.
+            ..=0 => {
+                let members =
+                    self.members_of(if target == 0 { group_of(self.task.process) } else { target.checked_neg() })?;
+                match members.contains(&command) && spares(command, signal) {
+                    true => self.send(&members),
+                    false => Ok(Answer::Continue),
                 }
-                if sent { DONE } else { Err(Errno::SRCH) }
             }
-            group if group < 0 => {
-                let group = group.checked_neg().and_then(rustix::process::Pid::from_raw).ok_or(Errno::SRCH)?;
-                // The RUN has a session of its own, so a group with one of its processes has no others.
-                let ours = self.world.tasks.processes().into_iter().any(|process| {
-                    let pid = rustix::process::Pid::from_raw(process);
-                    pid.is_some_and(|pid| rustix::process::getpgid(Some(pid)) == Ok(group))
-                });
-                if ours { Ok(Answer::Continue) } else { Err(Errno::SRCH) }
-            }
+            _ if target == command && spares(command, signal) => self.send(&[target]),
             process => self.about(process, true),
         }
     }
+
+    /// The processes of a group, of which there is at least one.
+    fn members_of(&self, group: Option<i32>) -> Result<Vec<i32>, Errno> {
+        let mut members = self.world.tasks.processes();
+        members.retain(|&process| group.is_some() && group_of(process) == group);
+        if members.is_empty() { Err(Errno::SRCH) } else { Ok(members) }
+    }
+
+    /// A signal to each of them for whom the caller may; the command is spared.
+    fn send(&self, processes: &[i32]) -> Answered {
+        let signal = rustix::process::Signal::from_named_raw(self.int(1));
+        let mut sent = Err(Errno::SRCH);
+        for &process in processes {
+            let Some(pid) = rustix::process::Pid::from_raw(process) else { continue };
+            let done = self.about(process, true).and_then(|_| match signal {
+                Some(signal) if process != self.world.tasks.command => rustix::process::kill_process(pid, signal),
+                _ => rustix::process::test_kill_process(pid),
+            });
+            sent = if done.is_ok() || sent.is_ok() { DONE } else { Err(done.err().unwrap_or(Errno::SRCH)) };
+        }
+        sent
+    }
+}
+
+fn group_of(process: i32) -> Option<i32> {
+    rustix::process::getpgid(rustix::process::Pid::from_raw(process)).ok().map(|group| group.as_raw_nonzero().get())
 }

@@ -62,8 +62,8 @@ mod machine {
 mod machine {
     use std::mem::offset_of;
 
+    use super::super::super::signals::Signals;
     use super::super::super::sys::memory;
-    use super::super::pipes::Signals;
     use super::{Errno, Registers, ptrace};
 
     /// The instruction that makes a call.

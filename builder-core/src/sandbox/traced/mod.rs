@@ -276,9 +276,20 @@ fn trace(
     };
     let surroundings =
         Surroundings { cwd: Some(cwd), directory: Arc::new(directory), generation: 0, root: Vec::new(), umask: 0o022 };
+    let first = Task {
+        thread: child.pid,
+        process: child.pid,
+        surroundings: Arc::new(Mutex::new(surroundings)),
+        credentials: Mutex::new(Credentials::new(user.uid, user.gid, &user.groups, capabilities)),
+        image: Mutex::new(Image { program: Arc::new(program), scratch: Arc::default() }),
+        handed: Mutex::default(),
+        given_up: AtomicBool::default(),
+        missed: Mutex::default(),
+        descriptors: descriptors::Descriptors::new(child.pid, Arc::default()),
+    };
     let world = World {
         view,
-        tasks: Tasks::default(),
+        tasks: Tasks::new(first),
         listener,
         hostname: spec.hostname.clone(),
         own: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
@@ -295,17 +306,6 @@ fn trace(
         modes_by_path: AtomicBool::new(false),
         ourselves,
     };
-    world.tasks.insert(Task {
-        thread: child.pid,
-        process: child.pid,
-        surroundings: Arc::new(Mutex::new(surroundings)),
-        credentials: Mutex::new(Credentials::new(user.uid, user.gid, &user.groups, capabilities)),
-        image: Mutex::new(Image { program: Arc::new(program), scratch: Arc::default() }),
-        handed: Mutex::default(),
-        given_up: AtomicBool::default(),
-        missed: Mutex::default(),
-        descriptors: descriptors::Descriptors::new(child.pid, Arc::default()),
-    });
     let status = serve::serve(&world, complain, || {
         // Now everything is ready for its first call.
         if rustix::io::write(socket, &[0]).is_err() {

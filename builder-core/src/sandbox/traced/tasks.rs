@@ -159,34 +159,44 @@ impl Task {
 }
 
 /// All threads of a RUN.
-#[derive(Debug, Default)]
-pub struct Tasks(Mutex<HashMap<i32, Arc<Task>>>);
+#[derive(Debug)]
+pub struct Tasks {
+    known: Mutex<HashMap<i32, Arc<Task>>>,
+    /// The first process, which is the command.
+    pub command: i32,
+}
 
 impl Tasks {
+    /// With this thread, the first one.
+    pub fn new(first: Task) -> Self {
+        let command = first.process;
+        Self { known: Mutex::new(HashMap::from([(first.thread, Arc::new(first))])), command }
+    }
+
     /// One thread.
     pub fn get(&self, thread: i32) -> Option<Arc<Task>> {
-        lock(&self.0).get(&thread).cloned()
+        lock(&self.known).get(&thread).cloned()
     }
 
     /// Adds a thread.
     pub fn insert(&self, task: Task) {
-        lock(&self.0).insert(task.thread, Arc::new(task));
+        lock(&self.known).insert(task.thread, Arc::new(task));
     }
 
     /// Takes a thread away.
     pub fn remove(&self, thread: i32) -> Option<Arc<Task>> {
-        lock(&self.0).remove(&thread)
+        lock(&self.known).remove(&thread)
     }
 
     /// A thread of a process.
     pub fn of_process(&self, process: i32) -> Option<Arc<Task>> {
-        let tasks = lock(&self.0);
+        let tasks = lock(&self.known);
         tasks.get(&process).or_else(|| tasks.values().find(|task| task.process == process)).cloned()
     }
 
     /// Ids of all processes.
     pub fn processes(&self) -> Vec<i32> {
-        let mut ids: Vec<i32> = lock(&self.0).values().map(|task| task.process).collect();
+        let mut ids: Vec<i32> = lock(&self.known).values().map(|task| task.process).collect();
         ids.sort_unstable();
         ids.dedup();
         ids

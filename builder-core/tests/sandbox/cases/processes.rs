@@ -37,8 +37,12 @@ pub(super) fn exit_codes(context: &Context) {
 }
 
 pub(super) fn signals(context: &Context) {
-    // Process 1 gets no signal from inside its namespace, unless it is a fault.
-    ends(context, "kill -9 $$; kill -TERM $$; exit 5", ExitStatus::Code(5));
+    // Process 1 gets no signal from inside its namespace, unless it is a fault; and who stands in for it gets none by kill(2).
+    ends(context, "kill -9 $$; kill -TERM $$; kill -HUP 0; kill -TERM -$$; kill -USR1 -1; exit 5", ExitStatus::Code(5));
+    ends(context, "trap 'exit 7' TERM; kill -9 0; kill 0; exit 5", ExitStatus::Code(7));
+    // The others of its group get it.
+    ends(context, "sleep 1000 & kill -TERM 0; wait $!; exit $?", ExitStatus::Code(143));
+    ends(context, "sleep 1000 & kill -TERM -1; wait $!; exit $?", ExitStatus::Code(143));
     let tree = context.tree();
     let outcome = context.try_run(&tree.rootfs, &command(&["/bin/sh", "-c", "trap 'exit 6' USR1; kill -USR1 $$"]));
     assert_eq!(outcome.expect("runs").status, ExitStatus::Code(6));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use builder_core::rootfs::{FileKind, Listing, Rootfs, Touched};
-use builder_core::sandbox::{ExitStatus, IdMapping, Tier};
+use builder_core::sandbox::{ExitStatus, IdMapping, Processes, Tier};
 
 use crate::inside::{Context, Outcome, Skip, Tree, command, shell};
 
@@ -21,7 +21,10 @@ fn stress(context: &Context, kind: &str, times: u64) {
 }
 
 fn ended(context: &Context, kind: &str, times: u64) -> Outcome {
-    if context.environment.tier == Some(Tier::Namespaces) && context.environment.ids != IdMapping::Root {
+    let environment = &context.environment;
+    // Where calls that name processes are answered, these make many of them.
+    let answered = environment.processes == Processes::Guarded && ["processes", "killed"].contains(&kind);
+    if environment.tier == Some(Tier::Namespaces) && environment.ids != IdMapping::Root && !answered {
         std::panic::panic_any(Skip("the kernel alone does it here as for root".into()));
     }
     let program = context.directory.with_file_name("stress");
