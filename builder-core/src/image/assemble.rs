@@ -111,7 +111,7 @@ pub fn assemble(assembly: &Assembly<'_>) -> Result<Image, AssembleError> {
             }
         }
     }
-    history.fit(&made)?;
+    history.fit(&made, epoch.as_deref())?;
     history.date();
 
     let mut config = assembly.config.clone();
@@ -336,6 +336,25 @@ pub(super) mod tests {
         });
         let text = error.map_err(|error| error.to_string());
         assert_eq!(text, Err("no layer was made for step 3 of stage 0 (`RUN x # buildkit`)".to_owned()));
+    }
+
+    #[test]
+    fn layers_of_a_base_without_history_take_no_time_of_their_own() {
+        let base = layer(b"base");
+        let created = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
+        let step = NewLayer { layer: layer(b"new"), created, description: "[2/2] RUN x".to_owned() };
+        let image = assemble(&Assembly {
+            config: &ImageConfig::scratch(&Platform::new("linux", "amd64", "")),
+            history: &[new("RUN x # buildkit", Some(0))],
+            base_layers: &[ImageLayer { diff_id: base.diff_id, blob: base.blob }],
+            new_layers: &[((StageId(0), 0), step)].into(),
+            source_date_epoch: Some(0),
+            media_types: MediaTypes::Oci,
+            annotations: &BTreeMap::new(),
+        });
+        let config: Value = serde_json::from_slice(&image.expect("complete").config).expect("JSON");
+        let times = [&config["created"], &config["history"][0]["created"], &config["history"][1]["created"]];
+        assert_eq!(times, ["1970-01-01T00:00:00Z"; 3]);
     }
 
     #[test]

@@ -39,8 +39,8 @@ impl History {
     }
 
     /// Makes the number of items with a layer the number of `layers`: items in surplus lose their layer from the end, and
-    /// layers in surplus get items.
-    pub(super) fn fit(&mut self, layers: &[Option<&NewLayer>]) -> Result<(), AssembleError> {
+    /// layers in surplus get items, new ones with the time `epoch` if there is one.
+    pub(super) fn fit(&mut self, layers: &[Option<&NewLayer>], epoch: Option<&str>) -> Result<(), AssembleError> {
         let mut counted = 0;
         for item in &mut self.items {
             if is_empty(item) {
@@ -56,7 +56,8 @@ impl History {
             let mut item = Map::new();
             item.insert("comment".to_owned(), EXPORTER_COMMENT.into());
             if let Some(layer) = layer {
-                item.insert("created".to_owned(), timestamp(layer.created)?.into());
+                let created = epoch.map_or_else(|| timestamp(layer.created), |epoch| Ok(epoch.to_owned()))?;
+                item.insert("created".to_owned(), created.into());
                 item.insert("created_by".to_owned(), layer.description.as_str().into());
             }
             self.items.push(item);
@@ -167,10 +168,10 @@ mod tests {
         history.push("a", false, None);
         history.push("b", true, None);
         history.push("c", false, None);
-        history.fit(&[None]).expect("no times");
+        history.fit(&[None], None).expect("no times");
         let empty: Vec<bool> = history.items.iter().map(is_empty).collect();
         assert_eq!(empty, [false, true, true]);
-        history.fit(&[None, None]).expect("no times");
+        history.fit(&[None, None], None).expect("no times");
         assert_eq!(history.items[3].get("comment"), Some(&json!("buildkit.exporter.image.v0")));
         assert_eq!(history.items.len(), 4);
     }
