@@ -97,6 +97,7 @@ const ANSWERED: &[libc::c_long] = &[
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_setpriority,
+    libc::SYS_ioprio_set,
 ];
 
 /// Answered calls of x86-64 alone: what newer machines have `…at` for.
@@ -217,7 +218,6 @@ pub fn first() -> Vec<libc::sock_filter> {
         Rule::when(libc::SYS_sched_setscheduler, When::NotZero(0), Action::Notify),
         Rule::when(libc::SYS_sched_setparam, When::NotZero(0), Action::Notify),
         Rule::when(libc::SYS_sched_setattr, When::NotZero(0), Action::Notify),
-        Rule::when(libc::SYS_ioprio_set, When::NotZero(1), Action::Notify),
         // Signals on behalf of descriptors: F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP; and input of terminals: TIOCSTI.
         Rule::when(libc::SYS_fcntl, When::OneOf(1, vec![8, 15]), Action::Notify),
         Rule::when(libc::SYS_ioctl, When::OneOf(1, vec![0x8901, 0x8902, 0x5412]), Action::Errno(EPERM as u16)),

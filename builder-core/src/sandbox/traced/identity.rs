@@ -52,18 +52,25 @@ impl Caller<'_> {
             | libc::SYS_sched_setscheduler
             | libc::SYS_sched_setparam
             | libc::SYS_sched_setattr => self.about(self.int(0), false),
-            libc::SYS_setpriority | libc::SYS_ioprio_set => match (number, self.int(0)) {
-                (_, _) if self.int(1) == 0 => Ok(Answer::Continue),
-                // PRIO_PROCESS, IOPRIO_WHO_PROCESS
-                (libc::SYS_setpriority, 0) | (libc::SYS_ioprio_set, 1) => self.about(self.int(1), false),
-                _ => Err(Errno::PERM),
-            },
+            libc::SYS_setpriority => self.prioritise(self.int(0)),
+            // The same kinds, counted from 1.
+            libc::SYS_ioprio_set => self.prioritise(self.int(0).wrapping_sub(1)),
             // F_SETOWN: whom signals go to.
             libc::SYS_fcntl if self.int(1) == libc::F_SETOWN => match self.int(2) {
                 0 => Ok(Answer::Continue),
                 group if group < 0 => self.members_of(group.checked_neg()).map(|_| Answer::Continue),
                 process => self.about(process, false),
             },
+            _ => Err(Errno::PERM),
+        }
+    }
+
+    /// A process, a group or a user, 0 for the caller's own.
+    fn prioritise(&self, kind: i32) -> Answered {
+        match (kind, self.int(1)) {
+            (0 | 1, 0) => Ok(Answer::Continue),
+            (0, process) => self.about(process, false),
+            // To the kernel, processes outside have the same user.
             _ => Err(Errno::PERM),
         }
     }
