@@ -3,7 +3,7 @@
 //! written outside of volumes. One of them builds an image of 1.5 GiB.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -197,14 +197,17 @@ fn play((name, container, pushed, says): &Row, place: &Place) -> Result<(), Stri
     let mut play = place.podman();
     play.args(["kube", "play", "--network", "host", "--seccomp-profile-root"]);
     play.arg(profile.parent().unwrap_or(Path::new("/"))).arg(&played);
-    let mut playing = play.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    // Whatever it says is taken off at once: a full pipe would hold it up.
+    let said = File::create(place.path(format!("{name}.said"))).map_err(|error| error.to_string())?;
+    let mut playing = play.stdout(Stdio::null()).stderr(said).spawn().map_err(|error| error.to_string())?;
     if *name == "skaffold" {
         send_context(place, &pod, host)?;
     }
     let status = playing.wait().map_err(|error| error.to_string())?;
     let full = format!("{pod}-{container}");
     if !status.success() {
-        return Err(format!("podman kube play: {status}"));
+        let said = fs::read_to_string(place.path(format!("{name}.said"))).unwrap_or_default();
+        return Err(format!("podman kube play: {status}\n{said}"));
     }
     let code = output(place.podman().args(["wait", &full]), LIMIT)?;
     let logs = process::run(place.podman().args(["logs", &full]), LIMIT).map_err(|error| error.to_string())?;
