@@ -24,7 +24,8 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// What podman must be told on machines whose init has no control groups and low limits, and which capabilities are usual.
 const SETTINGS: &str = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
                         default_capabilities = [CAPABILITIES]\n\
-                        [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n";
+                        [engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n\
+                        lock_type = \"file\"\ntmp_dir = \"TEMPORARY\"\n";
 
 /// What containerd and CRI-O give to containers that say nothing.
 const CAPABILITIES: [&str; 14] = [
@@ -116,6 +117,8 @@ impl Place {
             Self { registry, dir: tempfile::Builder::new().prefix("slipway-callers-").tempdir().map_err(text)? };
         let capabilities: Vec<String> = CAPABILITIES.iter().map(|name| format!("\"{name}\"")).collect();
         let settings = SETTINGS.replace("CAPABILITIES", &capabilities.join(", "));
+        // Locks too: the usual ones are one table for all storages of a machine.
+        let settings = settings.replace("TEMPORARY", &place.path("tmp").display().to_string());
         fs::write(place.path("containers.conf"), settings).map_err(text)?;
         let mut images = Command::new(slipway::project().join("scripts/images"));
         images.arg(place.path("images")).env("SLIPWAY_STATIC", binary).env("IMAGES_PREFIX", "ghcr.io/slipway-build");
