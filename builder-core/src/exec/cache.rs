@@ -119,7 +119,11 @@ impl StepCache {
     }
 
     pub(super) fn remove_places(&self, digest: BlobDigest) -> io::Result<()> {
-        fs::remove_file(self.path("places", digest.0))
+        match fs::remove_file(self.path("places", digest.0)) {
+            // By another build.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     /// Space of a directory that does not change, in bytes.

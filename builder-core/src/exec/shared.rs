@@ -400,9 +400,10 @@ impl BlobAccess<'_> {
                 Err(error) => last = error.into(),
             }
         }
-        // Where earlier builds pushed it.
+        // Where earlier builds pushed it. Another build may have found that it is not there any more since this one asked, and
+        // removed the record; or somebody pruned the work dir.
         let places = self.released.places(blob.digest);
-        let mut gone = !places.is_empty();
+        let mut gone = !places.is_empty() || matches!(last, BlobError::Gone { .. });
         for place in places {
             let origin = Origin::Registry(vec![place]);
             match self.sources.open_blob_of(&origin, blob, Keep::Nothing, &self.cancel) {

@@ -30,6 +30,7 @@ pub const CASES: &[Case] = &[
     Case { name: "layers_leave_before_the_build_ends", items: "X-01", run: early },
     Case { name: "pushed_layers_leave_the_work_dir", items: "X-01", run: released },
     Case { name: "a_layer_that_left_and_is_gone_is_made_again", items: "X-01 X-14", run: gone },
+    Case { name: "a_layer_whose_place_is_forgotten_meanwhile_is_made_again", items: "X-01 X-14", run: forgotten },
     Case { name: "a_refusing_registry_ends_the_build_early", items: "X-01", run: refused },
 ];
 
@@ -363,6 +364,31 @@ fn released(bench: &Bench) -> Outcome {
     });
     let kept = build(TWO_STAGES, "a", true);
     assert_eq!(stored(bench, &kept.ok().images[0].layers[1..]), 3);
+    Outcome::Passed
+}
+
+/// Another build on the volume finds that a registry lost a layer, while this one counts on it.
+fn forgotten(bench: &Bench) -> Outcome {
+    bench.file("f", "content");
+    let registry = FakeRegistry::start();
+    let first = bench.build(TWO_STAGES, |request| {
+        request.outputs = vec![Target::push()];
+        request.tags = vec![format!("{}/a:1", registry.host()).parse().expect("a name")];
+    });
+    let lost = first.ok().images[0].layers[2].blob.digest.to_string();
+    let record = bench.path("work/cache/places").join(format!("{}.json", lost.trim_start_matches("sha256:")));
+    assert!(record.exists(), "{}", record.display());
+    let archive = bench.build_watched(
+        &format!("{TWO_STAGES}RUN echo meanwhile\n"),
+        |request| request.outputs = vec![bench.output("type=oci,dest=out,tar=false")],
+        move |line| {
+            if line == "meanwhile" && record.exists() {
+                fs::remove_file(&record).expect("a record");
+            }
+        },
+    );
+    archive.ok();
+    assert_eq!(archive.step("RUN echo ran > /ran"), "its result was pruned");
     Outcome::Passed
 }
 
