@@ -1,5 +1,6 @@
 //! The space that everything below the work dir takes. What has a name below `trees` never changes, so its size is kept
-//! (`<work>/cache/sizes/`) and only the rest is walked each time.
+//! (`<work>/cache/sizes/`) and only the rest is walked each time. Trees that borrow files of a base count what is not the base's; while
+//! something that is being made has files with several names, which may be a base's too, these are walked together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +17,7 @@ pub(super) struct Space<'a> {
     work_dir: PathBuf,
     cache: &'a StepCache,
     /// Sizes of what does not change.
-    known: Mutex<BTreeMap<PathBuf, u64>>,
+    known: Mutex<BTreeMap<Sha256, u64>>,
 }
 
 impl<'a> Space<'a> {
@@ -28,36 +29,63 @@ impl<'a> Space<'a> {
     pub(super) fn measure(&self) -> u64 {
         let mut seen = Seen::default();
         let mut total = 0;
-        let mut named = Vec::new();
+        let (mut named, mut bases, mut linked) = (Vec::new(), Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.work_dir).into_iter().flatten().flatten() {
             if entry.file_name() != "trees" {
                 total += seen.walk(&entry.path());
                 continue;
             }
             for kind in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-                if matches!(kind.file_name().to_str(), Some("layers" | "flat" | "merged" | "plain")) {
-                    let trees = fs::read_dir(kind.path()).into_iter().flatten().flatten();
-                    named.extend(trees.filter_map(|tree| Some((tree.path(), inode(&tree.metadata().ok()?)))));
-                } else {
-                    total += seen.walk(&kind.path());
-                }
+                let trees = match kind.file_name().to_str() {
+                    Some("layers" | "flat" | "merged" | "plain") => &mut named,
+                    Some("bases") => &mut bases,
+                    Some("linked") => &mut linked,
+                    _ => {
+                        total += seen.walk(&kind.path());
+                        continue;
+                    }
+                };
+                let found = fs::read_dir(kind.path()).into_iter().flatten().flatten();
+                trees.extend(found.filter_map(|tree| Some((tree.path(), inode(&tree.metadata().ok()?)))));
             }
         }
-        named.retain(|(_, inode)| seen.inodes.insert(*inode));
-        total + named.iter().map(|(path, _)| self.size_of(path)).sum::<u64>()
+        if seen.several_names {
+            return total
+                + bases.iter().chain(&linked).map(|(path, _)| seen.walk(path)).sum::<u64>()
+                + self.sizes_of(named, &[], &mut seen);
+        }
+        bases.sort();
+        let paths: Vec<PathBuf> = bases.iter().map(|(path, _)| path.clone()).collect();
+        named.extend(bases);
+        total + self.sizes_of(named, &[], &mut seen) + self.sizes_of(linked, &paths, &mut seen)
     }
 
-    /// Size of a directory that does not change as long as it has its name.
-    fn size_of(&self, path: &Path) -> u64 {
-        if let Some(known) = lock(&self.known).get(path) {
+    /// Sizes of directories that do not change as long as they have their names, but for those that were met elsewhere.
+    fn sizes_of(&self, mut named: Vec<(PathBuf, Inode)>, beside: &[PathBuf], seen: &mut Seen) -> u64 {
+        named.retain(|(_, inode)| seen.inodes.insert(*inode));
+        named.iter().map(|(path, _)| self.size_of(path, beside)).sum()
+    }
+
+    /// Size of one of them, without files that are also in those `beside` it.
+    fn size_of(&self, path: &Path, beside: &[PathBuf]) -> u64 {
+        let mut names: Vec<u8> = Vec::new();
+        for path in std::iter::once(path).chain(beside.iter().map(PathBuf::as_path)) {
+            let name = path.strip_prefix(&self.work_dir).unwrap_or(path);
+            names.extend_from_slice(if names.is_empty() { b"" } else { b"\0" });
+            names.extend_from_slice(name.as_os_str().as_encoded_bytes());
+        }
+        let key = Sha256::of(&names);
+        if let Some(known) = lock(&self.known).get(&key) {
             return *known;
         }
-        let name = path.strip_prefix(&self.work_dir).unwrap_or(path);
-        let key = Sha256::of(name.as_os_str().as_encoded_bytes());
         let size = match self.cache.size(key) {
             Some(known) => known,
             None => {
-                let size = Seen::default().walk(path);
+                let mut seen = Seen::default();
+                for path in beside {
+                    seen.walk(path);
+                }
+                let size = seen.walk(path);
                 // It may have lost its name while it was walked.
                 if !path.exists() {
                     return size;
@@ -68,7 +96,7 @@ impl<'a> Space<'a> {
                 size
             }
         };
-        lock(&self.known).insert(path.to_owned(), size);
+        lock(&self.known).insert(key, size);
         size
     }
 }
@@ -77,6 +105,8 @@ impl<'a> Space<'a> {
 #[derive(Default)]
 struct Seen {
     inodes: BTreeSet<Inode>,
+    /// Whether there was a file with several names.
+    several_names: bool,
 }
 
 /// Device and number of an inode.
@@ -97,9 +127,11 @@ impl Seen {
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
             // stat(2): blocks are of 512 bytes whatever the file system's own are.
             let space = metadata.blocks() * 512;
+            let several_names = !metadata.is_dir() && metadata.nlink() > 1;
+            self.several_names |= several_names;
             let again = match metadata.is_dir() {
                 true => depth <= MOVED_DEPTH,
-                false => metadata.nlink() > 1 || space >= LARGE_BYTES,
+                false => several_names || space >= LARGE_BYTES,
             };
             if again && !self.inodes.insert(inode(&metadata)) {
                 continue;
